@@ -1,0 +1,297 @@
+"""Every name that operator, trainer and users agree on, once, each with its one-line meaning and remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+
+GROUP = "gemmatune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "GemmaFineTune"
+PLURAL = "gemmafinetunes"
+SINGULAR = "gemmafinetune"
+SHORT_NAME = "gft"
+CATEGORIES = ("all", "gemmatune")
+
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_MAX_LENGTH = 45
+
+LABEL_RUN = f"{GROUP}/run"
+LABEL_RUN_UID = f"{GROUP}/run-uid"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_ROLE = f"{GROUP}/role"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "gemmatune"
+ANNOTATION_RETRY = f"{GROUP}/retry"
+ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+
+FIELD_MANAGER_OPERATOR = "gemmatune-operator"
+FIELD_MANAGER_TRAINER = "gemmatune-trainer"
+TRAINER_SERVICE_ACCOUNT = "gemmatune-trainer"
+CONTAINER = "trainer"
+
+ENV_RUN = "GEMMATUNE_RUN"
+"""RunConfig as JSON: all that a trainer is told."""
+ENV_TERMINATION_LOG = "GEMMATUNE_TERMINATION_LOG"
+"""Where the termination message goes; absent in a pod, where it is /dev/termination-log."""
+ENV_SERVICE_ACCOUNT_DIR = "GEMMATUNE_SERVICE_ACCOUNT_DIR"
+"""Directory of token, ca.crt and namespace; absent in a pod, where Kubernetes mounts it at its usual place."""
+ENV_CACHE = "GEMMATUNE_CACHE"
+"""Scratch directory for weights, data and checkpoints; absent in a pod, where it is /cache."""
+ENV_STATUS_FILE = "GEMMATUNE_STATUS_FILE"
+"""Where the trainer leaves its four status fields as JSON when there is no API server (`gft run`)."""
+ENV_GCS_ENDPOINT = "GEMMATUNE_GCS_ENDPOINT"
+"""Explicit endpoint of a Cloud Storage double; never set in production."""
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+DEFAULT_SERVICE_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+DEFAULT_CACHE = "/cache"
+TERMINATION_MESSAGE_BYTES = 3500
+"""Largest termination message a trainer writes; the kubelet cuts at 4096 bytes."""
+
+TRAINER_STATUS_FIELDS = ("progress", "checkpoint", "artifacts", "samples")
+"""The four status fields that the trainer owns by server-side apply."""
+
+
+class Role(StrEnum):
+    """What a Job is for (label `gemmatune.dev/role`)."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    MERGE = "merge"
+
+
+JOB_SUFFIX = MappingProxyType({Role.PREPARE: "p", Role.TRAIN: "t", Role.MERGE: "m"})
+
+
+def job_name(run: str, role: Role, number: int) -> str:
+    """Name of the Job of a run's attempt (`quotes-t2`), preparation (`-p1`) or merge (`-m1`)."""
+    return f"{run}-{JOB_SUFFIX[role]}{number}"
+
+
+class Phase(StrEnum):
+    """The one-word state of a run; a function of its conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    QUEUED = "Queued"
+    PROVISIONING = "Provisioning"
+    TRAINING = "Training"
+    RETRYING = "Retrying"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    MERGING = "Merging"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a run, in the order in which they are shown."""
+
+    ACCEPTED = "Accepted"
+    PREPARED = "Prepared"
+    PROVISIONED = "Provisioned"
+    TRAINING = "Training"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    FINISHED = "Finished"
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a trainer process (the contract between trainer and operator)."""
+
+    DONE = 0
+    CRASHED = 1
+    INVALID_CONFIG = 10
+    ACCESS_DENIED = 11
+    DATA_INVALID = 12
+    DISK_FULL = 13
+    OUTPUT_IN_USE = 14
+    ACCELERATOR_OUT_OF_MEMORY = 20
+    LOSS_DIVERGED = 21
+    INTERRUPTED = 30
+    STALLED = 31
+    STORAGE_UNAVAILABLE = 40
+    HUB_UNAVAILABLE = 41
+
+
+class Reason(StrEnum):
+    """Why a run is as it is: causes of an attempt's end, refusals, and reasons that make a phase."""
+
+    # Causes: how an attempt ended.
+    PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
+    POD_REJECTED = "PodRejected"
+    INTERRUPTED = "Interrupted"
+    ACCELERATOR_OUT_OF_MEMORY = "AcceleratorOutOfMemory"
+    HOST_OUT_OF_MEMORY = "HostOutOfMemory"
+    DISK_FULL = "DiskFull"
+    STALLED = "Stalled"
+    KILLED = "Killed"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    HUB_UNAVAILABLE = "HubUnavailable"
+    CRASHED = "Crashed"
+    JOB_VANISHED = "JobVanished"
+    POD_LOST = "PodLost"
+    RESULT_MISSING = "ResultMissing"
+    INVALID_CONFIG = "InvalidConfig"
+    ACCESS_DENIED = "AccessDenied"
+    DATA_INVALID = "DataInvalid"
+    OUTPUT_IN_USE = "OutputInUse"
+    LOSS_DIVERGED = "LossDiverged"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    # Causes of waiting: the attempt goes on, the condition says why.
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    SECRET_MISSING = "SecretMissing"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CAPACITY_UNAVAILABLE = "CapacityUnavailable"
+    # Refusals and waits outside the table of causes.
+    INVALID_SPEC = "InvalidSpec"
+    NOT_SUPPORTED_YET = "NotSupportedYet"
+    DOES_NOT_FIT = "DoesNotFit"
+    NAME_CONFLICT = "NameConflict"
+    WAITING_FOR_CLEANUP = "WaitingForCleanup"
+    # Reasons of ordinary progress.
+    VALID = "Valid"
+    PREPARING = "Preparing"
+    PREPARED = "Prepared"
+    PROVISIONING = "Provisioning"
+    RUNNING = "Running"
+    RETRYING = "Retrying"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    COMPLETED = "Completed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonText:
+    """What a reason means to a newcomer, and what to do about it (empty: nothing to do)."""
+
+    meaning: str
+    remedy: str = ""
+
+
+REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
+    {
+        Reason.PREEMPTED: ReasonText(
+            "The node was reclaimed or the pod was disrupted.",
+            "Nothing: the next attempt resumes from the newest checkpoint. For fewer interruptions use provisioning.mode onDemand.",
+        ),
+        Reason.NODE_LOST: ReasonText(
+            "The node that ran the pod is gone.", "Nothing: the next attempt resumes from the newest checkpoint."
+        ),
+        Reason.POD_REJECTED: ReasonText(
+            "The node refused the pod before the trainer started.", "Nothing: a new pod is tried on another node."
+        ),
+        Reason.INTERRUPTED: ReasonText(
+            "The trainer was asked to stop and saved a checkpoint.", "Nothing: the next attempt resumes."
+        ),
+        Reason.ACCELERATOR_OUT_OF_MEMORY: ReasonText(
+            "The accelerator's memory did not suffice.",
+            "Lower dataset.maxLength or training.microBatchSize, use qlora, or pick a larger accelerator.",
+        ),
+        Reason.HOST_OUT_OF_MEMORY: ReasonText(
+            "The container used more host memory than its limit.",
+            "Raise pod.resources.limits.memory or pick a machine with more memory.",
+        ),
+        Reason.DISK_FULL: ReasonText(
+            "The pod ran out of ephemeral storage.",
+            "Raise pod.resources.limits['ephemeral-storage'] or use a node pool with larger disks.",
+        ),
+        Reason.STALLED: ReasonText(
+            "No step and no heartbeat for limits.stallTimeout.",
+            "Look at the pod's log for the stacks; raise limits.stallTimeout if a step really takes that long.",
+        ),
+        Reason.KILLED: ReasonText(
+            "The trainer was killed (SIGKILL) without the kubelet naming memory as the reason.",
+            "Nothing at first: the next attempt resumes. If it repeats, raise pod.resources.limits.memory.",
+        ),
+        Reason.STORAGE_UNAVAILABLE: ReasonText(
+            "The bucket did not answer.", "Check the bucket's region, quota and the network of the node pool."
+        ),
+        Reason.HUB_UNAVAILABLE: ReasonText(
+            "The model hub did not answer.", "Check the network of the node pool, or copy the model to a gs:// URI."
+        ),
+        Reason.CRASHED: ReasonText("The trainer ended with an unexpected error.", "Read the pod's log."),
+        Reason.JOB_VANISHED: ReasonText("The attempt's Job was deleted by someone else.", "Nothing: it is retried."),
+        Reason.POD_LOST: ReasonText("The attempt's pod is gone without a final state.", "Nothing: it is retried."),
+        Reason.RESULT_MISSING: ReasonText(
+            "The Job completed, but no verified manifest was named.",
+            "Nothing: the next attempt finds a finished manifest or writes one.",
+        ),
+        Reason.INVALID_CONFIG: ReasonText(
+            "The trainer cannot run this configuration.", "Correct the field that the message names."
+        ),
+        Reason.ACCESS_DENIED: ReasonText(
+            "The model, the data or the bucket refused access.",
+            "Check the secret's token, the model's licence page, and the bucket's IAM for the trainer's ServiceAccount.",
+        ),
+        Reason.DATA_INVALID: ReasonText("The data does not fit the format.", "Correct the row or column named."),
+        Reason.OUTPUT_IN_USE: ReasonText(
+            "Another run owns output.uri.", "Use another output.uri, or set output.overwrite: true."
+        ),
+        Reason.LOSS_DIVERGED: ReasonText(
+            "The loss became non-finite or ran away.",
+            "Create a new resource with a lower training.learningRate and another output.uri.",
+        ),
+        Reason.DEADLINE_EXCEEDED: ReasonText(
+            "The run used up limits.deadline or limits.pendingDeadline.",
+            "Raise the limit and set the annotation gemmatune.dev/retry to a new value: the run resumes.",
+        ),
+        Reason.IMAGE_PULL_FAILED: ReasonText(
+            "The trainer's image cannot be pulled.", "Correct pod.image or add pod.imagePullSecrets."
+        ),
+        Reason.SECRET_MISSING: ReasonText(
+            "A Secret or one of its keys does not exist.", "Create it in the run's namespace; the pod then starts."
+        ),
+        Reason.UNSCHEDULABLE: ReasonText(
+            "No node can take the pod.", "Add a node pool of the accelerator, or pick another accelerator."
+        ),
+        Reason.QUOTA_EXCEEDED: ReasonText(
+            "A ResourceQuota of the namespace forbids the pod.", "Raise the quota or free some of it."
+        ),
+        Reason.CAPACITY_UNAVAILABLE: ReasonText(
+            "The cloud has no such machine right now.", "Wait, pick another zone, or another provisioning.mode."
+        ),
+        Reason.INVALID_SPEC: ReasonText("The spec contradicts itself or a bound.", "Correct the field named."),
+        Reason.NOT_SUPPORTED_YET: ReasonText("The field's behaviour does not exist yet.", "Remove the field."),
+        Reason.DOES_NOT_FIT: ReasonText("The run does not fit the accelerator.", "Take one of the remedies named."),
+        Reason.NAME_CONFLICT: ReasonText(
+            "An object of the same name belongs to someone else.", "Rename the resource or that object."
+        ),
+        Reason.WAITING_FOR_CLEANUP: ReasonText(
+            "An object of an earlier run of this name is still being deleted.", "Wait: it goes on by itself."
+        ),
+        Reason.VALID: ReasonText("The spec is valid and fits."),
+        Reason.PREPARING: ReasonText("Access and data are being checked on a CPU node."),
+        Reason.PREPARED: ReasonText("Access works and the data is tokenised."),
+        Reason.PROVISIONING: ReasonText("The attempt's pod waits for its node."),
+        Reason.RUNNING: ReasonText("The trainer runs."),
+        Reason.RETRYING: ReasonText("The next attempt waits for its turn."),
+        Reason.SUSPENDING: ReasonText("The trainer saves a checkpoint and stops."),
+        Reason.SUSPENDED: ReasonText("Nothing runs.", "Set spec.suspend: false to go on."),
+        Reason.RESUMED: ReasonText("The run goes on after a suspension."),
+        Reason.COMPLETED: ReasonText("The adapter is written and verified."),
+    }
+)
+
+EXIT_REASONS: MappingProxyType[int, Reason] = MappingProxyType(
+    {
+        ExitCode.CRASHED: Reason.CRASHED,
+        ExitCode.INVALID_CONFIG: Reason.INVALID_CONFIG,
+        ExitCode.ACCESS_DENIED: Reason.ACCESS_DENIED,
+        ExitCode.DATA_INVALID: Reason.DATA_INVALID,
+        ExitCode.DISK_FULL: Reason.DISK_FULL,
+        ExitCode.OUTPUT_IN_USE: Reason.OUTPUT_IN_USE,
+        ExitCode.ACCELERATOR_OUT_OF_MEMORY: Reason.ACCELERATOR_OUT_OF_MEMORY,
+        ExitCode.LOSS_DIVERGED: Reason.LOSS_DIVERGED,
+        ExitCode.INTERRUPTED: Reason.INTERRUPTED,
+        ExitCode.STALLED: Reason.STALLED,
+        ExitCode.STORAGE_UNAVAILABLE: Reason.STORAGE_UNAVAILABLE,
+        ExitCode.HUB_UNAVAILABLE: Reason.HUB_UNAVAILABLE,
+    }
+)

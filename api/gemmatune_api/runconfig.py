@@ -1,0 +1,343 @@
+"""What the operator hands to a trainer: RunConfig, its one environment variable, and the hash of what it decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from gemmatune_api.base import ApiModel, seconds
+from gemmatune_api.defaults import total_steps, warmup_steps
+from gemmatune_api.spec import ChatFormat, FineTuneSpec, InstructFormat, TargetModules, TextFormat, TrainingSpec
+from gemmatune_api.status import Overrides, Plan
+
+Value = TypeVar("Value")
+
+RUN_CONFIG_VERSION = 1
+RUN_CONFIG_BYTES = 64 * 1024
+
+
+class RunConfigError(ValueError):
+    """A RunConfig that cannot be handed over or read; the trainer ends with exit code 10."""
+
+
+class RunIdentity(ApiModel):
+    """Whose run it is."""
+
+    name: str
+    """Name of the resource."""
+    namespace: str
+    """Its namespace."""
+    uid: str
+    """Its UID."""
+
+
+class RunModel(ApiModel):
+    """The model to load."""
+
+    uri: str
+    """hf://ORG/NAME, gs://BUCKET/PATH or file:///PATH."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+
+
+class RunDataset(ApiModel):
+    """The data to read, in exactly one of three formats."""
+
+    uri: str
+    """Where the rows are."""
+    config: str | None = None
+    """Configuration of a datasets repository."""
+    split: str
+    """Split."""
+    revision: str | None = None
+    """Branch, tag or commit of a datasets repository."""
+    limit: int | None = None
+    """Rows to use, from the first."""
+    text: TextFormat | None = None
+    """One text a row."""
+    instruct: InstructFormat | None = None
+    """Instruction and answer."""
+    chat: ChatFormat | None = None
+    """Conversations."""
+    max_length: int
+    """Longest row in tokens."""
+    too_long: Literal["truncate", "drop", "fail"]
+    """What happens to longer rows."""
+    packing: bool
+    """Whether rows of one step share sequences."""
+
+
+class RunMethod(ApiModel):
+    """What is trained."""
+
+    kind: Literal["qlora", "lora"]
+    """qlora: on a quantised base."""
+    rank: int
+    """LoRA rank r."""
+    alpha: int
+    """LoRA scaling numerator."""
+    dropout: float
+    """LoRA dropout."""
+    target_modules: TargetModules
+    """all-linear, attention, or module names."""
+    quant_type: Literal["nf4", "fp4"] | None = None
+    """4-bit data type (qlora)."""
+    double_quant: bool | None = None
+    """Double quantisation (qlora)."""
+
+
+class RunTraining(ApiModel):
+    """How it is optimised."""
+
+    max_steps: int | None = None
+    """Optimizer steps; one of maxSteps and epochs is set."""
+    epochs: float | None = None
+    """Passes over the rows."""
+    global_batch_size: int
+    """Rows per optimizer step."""
+    micro_batch_size: int
+    """Rows per forward pass."""
+    gradient_checkpointing: bool
+    """Whether activations are recomputed."""
+    learning_rate: float
+    """Peak learning rate."""
+    schedule: str
+    """Schedule by transformers' names."""
+    warmup_steps: int | None = None
+    """Warm-up steps; None: 3% of the steps."""
+    optimizer: str
+    """Optimizer by transformers' names."""
+    weight_decay: float
+    """Weight decay."""
+    max_grad_norm: float
+    """Clipping norm."""
+    precision: Literal["bf16", "fp32"]
+    """Compute precision."""
+    seed: int
+    """Seed."""
+    log_every_steps: int
+    """Steps between log lines."""
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the run over `rows` rows."""
+        training = TrainingSpec(max_steps=self.max_steps, epochs=self.epochs, global_batch_size=self.global_batch_size)
+        return total_steps(training, rows) or 0
+
+    def warmup(self, steps: int) -> int:
+        """Warm-up steps of a run of `steps` steps."""
+        return self.warmup_steps if self.warmup_steps is not None else warmup_steps(steps)
+
+
+class RunCheckpoint(ApiModel):
+    """When checkpoints are written."""
+
+    every_steps: int | None = None
+    """Steps between checkpoints; one of the two is set."""
+    every_seconds: int | None = None
+    """Seconds between checkpoints."""
+    keep: int
+    """Checkpoints to keep."""
+
+
+class RunOutput(ApiModel):
+    """Where results go."""
+
+    uri: str
+    """Prefix, without a trailing slash."""
+    overwrite: bool
+    """Whether another run's results may be replaced."""
+
+
+class RunSamples(ApiModel):
+    """What is generated before and after."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """Prompts."""
+    max_new_tokens: int
+    """Tokens to generate."""
+
+
+class RunConfig(ApiModel):
+    """All that a trainer is told; secrets come as environment variables, never here."""
+
+    version: int = RUN_CONFIG_VERSION
+    """Version of this format; a trainer refuses a newer one."""
+    run: RunIdentity
+    """Whose run it is."""
+    attempt: int
+    """Number of the attempt, from 1; of the preparation for a prepare Job."""
+    backend: Literal["torch"]
+    """Training framework."""
+    device: Literal["cuda", "cpu"]
+    """Where tensors live."""
+    model: RunModel
+    """The model to load."""
+    dataset: RunDataset
+    """The data to read."""
+    method: RunMethod
+    """What is trained."""
+    training: RunTraining
+    """How it is optimised."""
+    checkpoint: RunCheckpoint
+    """When checkpoints are written."""
+    output: RunOutput
+    """Where results go."""
+    samples: RunSamples
+    """What is generated."""
+
+    def to_env(self) -> str:
+        """The value of GEMMATUNE_RUN: JSON in which the kubelet finds no `$` to expand.
+
+        Raises:
+            RunConfigError: larger than 64 KiB.
+        """
+        text = self.model_dump_json(by_alias=True, exclude_none=True).replace("$", "\\u0024")
+        size = len(text.encode())
+        if size > RUN_CONFIG_BYTES:
+            raise RunConfigError(f"the run's configuration has {size} bytes, at most {RUN_CONFIG_BYTES} are possible")
+        return text
+
+    @classmethod
+    def from_env(cls, text: str) -> RunConfig:
+        """Reads GEMMATUNE_RUN.
+
+        Raises:
+            RunConfigError: no JSON object, a newer version, or fields that this trainer does not know.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RunConfigError(f"GEMMATUNE_RUN is no JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise RunConfigError("GEMMATUNE_RUN is no JSON object")
+        version = data.get("version")
+        if not isinstance(version, int) or version > RUN_CONFIG_VERSION:
+            raise RunConfigError(
+                f"GEMMATUNE_RUN has version {version!r}, this trainer reads up to {RUN_CONFIG_VERSION}: "
+                "use the trainer image of the operator's release"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValueError as error:
+            raise RunConfigError(f"GEMMATUNE_RUN cannot be read: {error}") from error
+
+
+def build(
+    spec: FineTuneSpec, identity: RunIdentity, attempt: int, plan: Plan, overrides: Overrides | None = None
+) -> RunConfig:
+    """RunConfig of an attempt, from the resolved spec (`defaults.resolve`) and the plan."""
+    training, checkpoint = _require(spec.training), _require(spec.checkpoint)
+    overrides = overrides or Overrides()
+    checkpointing = overrides.gradient_checkpointing
+    return RunConfig(
+        run=identity,
+        attempt=attempt,
+        backend="torch",
+        device="cuda" if spec.accelerator.gpu else "cpu",
+        model=RunModel(uri=spec.model.uri, revision=spec.model.revision),
+        dataset=_dataset(spec),
+        method=_method(spec),
+        training=RunTraining(
+            max_steps=training.max_steps,
+            epochs=training.epochs,
+            global_batch_size=_require(training.global_batch_size),
+            micro_batch_size=overrides.micro_batch_size or plan.micro_batch_size,
+            gradient_checkpointing=plan.gradient_checkpointing if checkpointing is None else checkpointing,
+            learning_rate=_require(training.learning_rate),
+            schedule=_require(training.schedule),
+            warmup_steps=training.warmup_steps,
+            optimizer=_require(training.optimizer),
+            weight_decay=_require(training.weight_decay),
+            max_grad_norm=_require(training.max_grad_norm),
+            precision=_require(training.precision),
+            seed=_require(training.seed),
+            log_every_steps=_require(training.log_every_steps),
+        ),
+        checkpoint=RunCheckpoint(
+            every_steps=checkpoint.every_steps,
+            every_seconds=seconds(checkpoint.every) if checkpoint.every else None,
+            keep=_require(checkpoint.keep),
+        ),
+        output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
+        samples=_samples(spec),
+    )
+
+
+def _require(value: Value | None) -> Value:
+    if value is None:
+        raise ValueError("the spec is not resolved: call defaults.resolve first")
+    return value
+
+
+def _dataset(spec: FineTuneSpec) -> RunDataset:
+    dataset = spec.dataset
+    return RunDataset(
+        uri=dataset.uri,
+        config=dataset.config,
+        split=_require(dataset.split),
+        revision=dataset.revision,
+        limit=dataset.limit,
+        text=dataset.text,
+        instruct=dataset.instruct,
+        chat=dataset.chat,
+        max_length=_require(dataset.max_length),
+        too_long=_require(dataset.too_long),
+        packing=_require(dataset.packing),
+    )
+
+
+def _method(spec: FineTuneSpec) -> RunMethod:
+    adapter = spec.adapter
+    qlora = spec.qlora if spec.method == "qlora" else None
+    return RunMethod(
+        kind="qlora" if qlora else "lora",
+        rank=_require(adapter.rank),
+        alpha=_require(adapter.alpha),
+        dropout=_require(adapter.dropout),
+        target_modules=_require(adapter.target_modules),
+        quant_type=qlora.quant_type if qlora else None,
+        double_quant=qlora.double_quant if qlora else None,
+    )
+
+
+def _samples(spec: FineTuneSpec) -> RunSamples:
+    samples = _require(spec.samples)
+    prompts = [prompt for prompt in samples.prompts or [] if isinstance(prompt, str)]
+    return RunSamples(prompts=prompts, max_new_tokens=_require(samples.max_new_tokens))
+
+
+def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:
+    """Hash of what changes the result: two attempts with equal hashes may continue each other (hex, 16 characters).
+
+    Leaves out quantisation of the base, 8-bit or paged optimizer storage, micro-batch, checkpointing, accelerator,
+    samples, limits and logging.
+    """
+    training = config.training
+    decides: dict[str, Any] = {
+        "model": config.model.uri,
+        "revision": model_revision,
+        "data": data_hash,
+        "result": "adapter",
+        "rank": config.method.rank,
+        "alpha": config.method.alpha,
+        "dropout": config.method.dropout,
+        "targetModules": config.method.target_modules,
+        "maxLength": config.dataset.max_length,
+        "packing": config.dataset.packing,
+        "globalBatchSize": training.global_batch_size,
+        "optimizer": "adafactor" if training.optimizer == "adafactor" else "adamw",
+        "learningRate": training.learning_rate,
+        "weightDecay": training.weight_decay,
+        "maxGradNorm": training.max_grad_norm,
+        "schedule": training.schedule,
+        "warmupSteps": training.warmup_steps,
+        "maxSteps": training.max_steps,
+        "epochs": training.epochs,
+        "seed": training.seed,
+        "precision": training.precision,
+    }
+    text = json.dumps(decides, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,346 @@
+"""The status of a GemmaFineTune: what happened, what comes next, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gemmatune_api.base import StatusModel
+
+
+class Condition(StatusModel):
+    """A Kubernetes condition."""
+
+    type: str
+    """Accepted, Prepared, Provisioned, Training, Suspended, Succeeded, Failed or Finished."""
+    status: str
+    """True, False or Unknown."""
+    reason: str = ""
+    """One word of names.py."""
+    message: str = ""
+    """A sentence for people."""
+    last_transition_time: str = ""
+    """Time of the last change of status (RFC 3339)."""
+    observed_generation: int | None = None
+    """Generation of the spec that it speaks of."""
+
+
+class Summary(StatusModel):
+    """Text for the columns of kubectl."""
+
+    model: str = ""
+    """Model, such as gemma-2-2b."""
+    method: str = ""
+    """Method, such as qlora r8."""
+    accelerator: str = ""
+    """Accelerator, such as 1x nvidia-l4."""
+    retries: str = ""
+    """Counted retries of the budget, such as 1/3."""
+
+
+class PlanMemory(StatusModel):
+    """Memory of one device in bytes, by what it is for."""
+
+    weights: int
+    """Base and adapter weights."""
+    gradients: int = 0
+    """Gradients of the trained weights."""
+    optimizer: int
+    """Optimizer state."""
+    activations: int
+    """Activations kept for the backward pass, and the largest workspace."""
+    logits: int
+    """Logits and their gradient at the labelled positions of one chunk or micro-batch."""
+    overhead: int = 0
+    """Runtime, allocator and framework."""
+    total: int
+    """Sum."""
+    capacity: int
+    """What the device has (host memory on a CPU; 0 where unknown)."""
+
+
+class Plan(StatusModel):
+    """What the planner chose, and whether it fits."""
+
+    backend: str
+    """torch, xla or keras."""
+    method: str
+    """qlora, lora or full."""
+    trainable_parameters: int
+    """Weights that are trained."""
+    hosts: int = 1
+    """Pods of one attempt."""
+    chips: int = 1
+    """Accelerators of one attempt."""
+    mesh: dict[str, int] | None = None
+    """Chips along data and model (xla and keras)."""
+    micro_batch_size: int
+    """Rows per device and forward pass."""
+    accumulation: int
+    """Forward passes per optimizer step."""
+    gradient_checkpointing: bool
+    """Whether activations are recomputed."""
+    total_steps: int | None = None
+    """Optimizer steps; known when maxSteps is set or the data was read."""
+    memory: PlanMemory
+    """Memory by purpose."""
+    weights_by_bits: dict[str, int]
+    """Bytes of the base's weights at 32, 16, 8 and 4 bits."""
+    disk: int
+    """Bytes of ephemeral storage."""
+    host_memory: int = 0
+    """Bytes of host memory that the trainer needs while it loads and trains."""
+    verdict: Literal["fits", "tight", "does not fit"]
+    """Whether it fits."""
+    remedies: Annotated[list[str], Field(max_length=3)] = Field(default_factory=list)
+    """What would make it fit."""
+    notes: Annotated[list[str], Field(max_length=8)] = Field(default_factory=list)
+    """What a user should know about this model or plan."""
+    cost_per_hour: float | None = None
+    """Cost where a price table is given."""
+
+
+class DataStatus(StatusModel):
+    """What prepare read."""
+
+    hash: str = ""
+    """Hash of rows, format and tokenizer."""
+    rows: int = 0
+    """Rows that are trained."""
+    tokens: int = 0
+    """Tokens of an epoch."""
+    labelled_tokens: int = 0
+    """Tokens with a loss."""
+    truncated_rows: int = 0
+    """Rows cut at maxLength."""
+    cut_tokens: int = 0
+    """Tokens cut off."""
+    dropped_rows: int = 0
+    """Rows dropped as too long."""
+    duplicates: int = 0
+    """Rows that repeat another."""
+    longest: int = 0
+    """Longest row in tokens, before cutting."""
+
+
+class Counters(StatusModel):
+    """Counters that only ever grow; budgets are these minus budgetBase."""
+
+    attempts: int = 0
+    """Attempts begun."""
+    retries: int = 0
+    """Counted retries."""
+    preemptions: int = 0
+    """Preemptions, lost nodes, refused pods, interruptions."""
+    out_of_memory: int = 0
+    """Out-of-memory downshifts."""
+    stalls: int = 0
+    """Stalled attempts."""
+
+
+class BudgetBase(StatusModel):
+    """The counters at the last retry on demand."""
+
+    retries: int = 0
+    """Counted retries before it."""
+    preemptions: int = 0
+    """Preemptions before it."""
+    out_of_memory: int = 0
+    """Downshifts before it."""
+
+
+class Overrides(StatusModel):
+    """What an attempt changes against the plan, as an answer to the ends before it."""
+
+    micro_batch_size: int | None = None
+    """Rows per forward pass after a downshift."""
+    gradient_checkpointing: bool | None = None
+    """Checkpointing after a downshift."""
+    memory: int | None = None
+    """Host memory limit in bytes after HostOutOfMemory."""
+    ephemeral_storage: int | None = None
+    """Ephemeral storage limit in bytes after DiskFull."""
+
+
+class Attempt(StatusModel):
+    """One attempt: one Job."""
+
+    number: int
+    """From 1."""
+    job: str
+    """Name of the Job."""
+    provisioning: str = "onDemand"
+    """Provisioning mode of this attempt."""
+    start_time: str | None = None
+    """When its Job was seen (RFC 3339)."""
+    training_time: str | None = None
+    """When its pods were first all running."""
+    end_time: str | None = None
+    """When it was closed."""
+    reason: str = ""
+    """Cause of its end."""
+    message: str = ""
+    """What happened."""
+    remedy: str = ""
+    """What to do."""
+    counted: bool | None = None
+    """Whether it used up a retry."""
+    from_step: int | None = None
+    """Step it resumed from."""
+    to_step: int | None = None
+    """Step it reached."""
+    overrides: Overrides | None = None
+    """What it changes against the plan."""
+
+
+class JobRecord(StatusModel):
+    """The prepare or merge Job."""
+
+    number: int
+    """From 1."""
+    job: str
+    """Name of the Job."""
+    generation: int | None = None
+    """Generation of the spec that it prepares."""
+    retries: int = 0
+    """Counted failures of it."""
+    preemptions: int = 0
+    """Uncounted failures of it."""
+
+
+class Timers(StatusModel):
+    """Clocks that survive a restart of the operator."""
+
+    pending_since: str | None = None
+    """When the current attempt began to wait for nodes."""
+    active_seconds: float = 0
+    """Training time of all closed attempts."""
+
+
+class Cost(StatusModel):
+    """Cost by the price table."""
+
+    so_far: float | None = None
+    """Of all attempts."""
+    estimated: float | None = None
+    """Of the whole run."""
+
+
+class Progress(StatusModel):
+    """How far training is; the trainer's field."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    total_steps: int = 0
+    """Optimizer steps of the run."""
+    step_text: str = ""
+    """40/100."""
+    epoch: float = 0
+    """Passes over the rows."""
+    loss: float | None = None
+    """Loss of the last logged step."""
+    eval_loss: float | None = None
+    """Loss of the last evaluation."""
+    learning_rate: float | None = None
+    """Learning rate of the last step."""
+    tokens_per_second: float | None = None
+    """Tokens trained a second."""
+    eta: str = ""
+    """Time to the end, such as 1h12m."""
+    heartbeat: str = ""
+    """When it was written (RFC 3339)."""
+    history_steps: Annotated[list[int], Field(max_length=30)] = Field(default_factory=list)
+    """Steps of the loss curve."""
+    history_loss: Annotated[list[float], Field(max_length=30)] = Field(default_factory=list)
+    """Losses of the loss curve."""
+
+
+class CheckpointStatus(StatusModel):
+    """The newest checkpoint; the trainer's field."""
+
+    step: int
+    """Step."""
+    uri: str
+    """Its prefix."""
+
+
+class Artifacts(StatusModel):
+    """What the run left; the trainer's field."""
+
+    adapter: str | None = None
+    """Prefix of the PEFT adapter."""
+    manifest: str | None = None
+    """The manifest that was written last."""
+    report: str | None = None
+    """The report."""
+    merged: str | None = None
+    """Prefix of the merged weights."""
+    sha256: str | None = None
+    """SHA-256 of adapter_model.safetensors."""
+    serve_command: str | None = None
+    """A command that serves the result."""
+
+
+class Sample(StatusModel):
+    """A prompt answered before and after; the trainer's field."""
+
+    prompt: Annotated[str, Field(max_length=2000)]
+    """The prompt."""
+    before: Annotated[str, Field(max_length=2000)] | None = None
+    """Answer of the base model."""
+    after: Annotated[str, Field(max_length=2000)] | None = None
+    """Answer of the tuned model."""
+
+
+class FineTuneStatus(StatusModel):
+    """What happened, what comes next, and why."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that the status speaks of."""
+    phase: str = ""
+    """The state in one word."""
+    reason: str = ""
+    """Why."""
+    message: str = ""
+    """The same as a sentence."""
+    remedy: str = ""
+    """What to do."""
+    conditions: list[Condition] = Field(default_factory=list)
+    """Conditions by type."""
+    summary: Summary | None = None
+    """Text for the columns."""
+    resolved: dict[str, Any] | None = None
+    """The spec with every default."""
+    plan: Plan | None = None
+    """What the planner chose."""
+    data: DataStatus | None = None
+    """What prepare read."""
+    counters: Counters | None = None
+    """Counters."""
+    attempts: Annotated[list[Attempt], Field(max_length=20)] = Field(default_factory=list)
+    """The newest 20 attempts."""
+    prepare: JobRecord | None = None
+    """The prepare Job."""
+    merge: JobRecord | None = None
+    """The merge Job."""
+    job: str | None = None
+    """The Job that may write the trainer's fields."""
+    next_attempt_time: str | None = None
+    """When the next attempt starts."""
+    timers: Timers | None = None
+    """Clocks."""
+    observed_retry: str | None = None
+    """The value of the retry annotation that was handled."""
+    budget_base: BudgetBase | None = None
+    """Counters at the last retry on demand."""
+    cost: Cost | None = None
+    """Cost."""
+    progress: Progress | None = None
+    """How far training is."""
+    checkpoint: CheckpointStatus | None = None
+    """The newest checkpoint."""
+    artifacts: Artifacts | None = None
+    """What the run left."""
+    samples: Annotated[list[Sample], Field(max_length=8)] | None = None
+    """Prompts answered before and after."""

@@ -1,0 +1,1 @@
+"""`gft`, the command line: validate, plan, render, inspect, run and watch a GemmaFineTune."""

@@ -1,0 +1,1 @@
+"""The operator: watches GemmaFineTune resources and runs one Job per attempt."""

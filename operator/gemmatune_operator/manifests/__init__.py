@@ -1,0 +1,1 @@
+"""Resource in, Kubernetes manifests out: pure functions that build dicts."""

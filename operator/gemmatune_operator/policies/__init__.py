@@ -1,0 +1,1 @@
+"""The rules of the operator, one policy a file: (resource, observed, now) -> decision, without I/O."""

@@ -1,0 +1,1 @@
+"""Tests, grouped by what they run against."""

@@ -1,0 +1,1 @@
+"""What the tests share: a real control plane, a node that runs pods as processes, and a Cloud Storage double."""

@@ -1,0 +1,1 @@
+"""Data: sources, formats, templates, tokenisation, packing and the prepared cache."""
