@@ -179,7 +179,7 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
     {
         Reason.PREEMPTED: ReasonText(
             "The node was reclaimed or the pod was disrupted.",
-            "Nothing: the next attempt resumes from the newest checkpoint. For fewer interruptions use provisioning.mode onDemand.",
+            "Nothing: the next attempt resumes from the newest checkpoint. With provisioning.mode onDemand it is rarer.",
         ),
         Reason.NODE_LOST: ReasonText(
             "The node that ran the pod is gone.", "Nothing: the next attempt resumes from the newest checkpoint."
@@ -228,7 +228,7 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         ),
         Reason.ACCESS_DENIED: ReasonText(
             "The model, the data or the bucket refused access.",
-            "Check the secret's token, the model's licence page, and the bucket's IAM for the trainer's ServiceAccount.",
+            "Check the secret's token, the model's licence page, and the bucket's IAM for the pod's ServiceAccount.",
         ),
         Reason.DATA_INVALID: ReasonText("The data does not fit the format.", "Correct the row or column named."),
         Reason.OUTPUT_IN_USE: ReasonText(

@@ -1,0 +1,72 @@
+"""What a trainer leaves as its termination message, and how the operator reads it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from gemmatune_api.base import StatusModel
+from gemmatune_api.names import TERMINATION_MESSAGE_BYTES
+from gemmatune_api.status import DataStatus
+
+
+class TerminationMessage(StatusModel):
+    """The end of a train or merge process."""
+
+    reason: str = ""
+    """One word of names.Reason."""
+    message: str = ""
+    """What happened."""
+    remedy: str = ""
+    """What to do."""
+    step: int | None = None
+    """Step that was reached."""
+    manifest: str | None = None
+    """The verified manifest of a finished run."""
+
+
+Message = TypeVar("Message", bound=TerminationMessage)
+
+
+class PreparedModel(StatusModel):
+    """The model that prepare found."""
+
+    family: str
+    """model_type of its config.json, such as gemma3_text."""
+    size: str | None = None
+    """Name in the catalog, such as gemma-3-270m; None where the shape matches none."""
+    revision: str = ""
+    """Resolved commit of a hub repository, or a hash of the files elsewhere."""
+    shape: dict[str, Any] = Field(default_factory=dict)
+    """The numbers of config.json that the planner reads."""
+
+
+class PrepareResult(TerminationMessage):
+    """The end of a prepare process; model and data are set when it succeeded."""
+
+    model: PreparedModel | None = None
+    """The model."""
+    data: DataStatus | None = None
+    """The data."""
+
+
+def to_text(message: TerminationMessage) -> str:
+    """The message as JSON of at most 3,500 bytes: its longest text is cut as far as needed."""
+    data = message.model_dump(by_alias=True, exclude_none=True)
+    text = json.dumps(data, ensure_ascii=False)
+    while (excess := len(text.encode()) - TERMINATION_MESSAGE_BYTES) > 0:
+        longest = max((name for name in data if isinstance(data[name], str)), key=lambda name: len(data[name]))
+        data[longest] = data[longest][: -(excess // 4 + 1)]
+        text = json.dumps(data, ensure_ascii=False)
+    return text
+
+
+def from_text(text: str | None, kind: type[Message]) -> Message | None:
+    """The message in a text; None where there is none or it cannot be read (a cause, never an exception)."""
+    try:
+        data = json.loads(text or "")
+        return kind.model_validate(data) if isinstance(data, dict) else None
+    except ValueError:
+        return None

@@ -1,0 +1,58 @@
+"""What the reconcile loop needs of a cluster: a protocol with two implementations, cluster.py and gft's embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+class AlreadyExistsError(Exception):
+    """An object of that kind and name exists (409 at creation)."""
+
+
+class ConflictError(Exception):
+    """The object changed since it was read (409 at a write): read it and plan again."""
+
+
+class RefusedError(Exception):
+    """The API server refused a write for good (400, 403, 422); its message says why."""
+
+
+class UnavailableError(Exception):
+    """The API server did not answer or asked to come back later."""
+
+
+class Cluster(Protocol):
+    """Dicts in, dicts out. `kind` is one of GemmaFineTune, Job, Pod, Node, Service, ServiceAccount, Role, RoleBinding."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object, read live; None where it does not exist."""
+
+    async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        """The objects of a namespace that carry all these labels, read live."""
+
+    async def events(self, namespace: str, uid: str) -> list[Object]:
+        """The Events that speak of the object with this UID."""
+
+    async def create(self, obj: Object) -> Object:
+        """Creates an object.
+
+        Raises:
+            AlreadyExistsError, RefusedError, UnavailableError.
+        """
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Deletes the object with exactly this UID, its dependents first; an absent one is no error."""
+
+    async def apply_status(self, obj: Object) -> Object:
+        """Server-side apply of `status` as the operator; obj carries the resourceVersion it was planned from.
+
+        Raises:
+            ConflictError, RefusedError, UnavailableError.
+        """
+
+    async def emit(self, resource: Object, type_: str, reason: str, message: str) -> None:
+        """Records an Event about a resource; never fails the caller."""
