@@ -179,7 +179,7 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
     {
         Reason.PREEMPTED: ReasonText(
             "The node was reclaimed or the pod was disrupted.",
-            "Nothing: the next attempt resumes from the newest checkpoint. With provisioning.mode onDemand it is rarer.",
+            "Nothing: the next attempt resumes from the newest checkpoint. Mode onDemand has fewer of them.",
         ),
         Reason.NODE_LOST: ReasonText(
             "The node that ran the pod is gone.", "Nothing: the next attempt resumes from the newest checkpoint."

@@ -226,9 +226,12 @@ class RunConfig(ApiModel):
 
 
 def build(
-    spec: FineTuneSpec, identity: RunIdentity, attempt: int, plan: Plan, overrides: Overrides | None = None
+    spec: FineTuneSpec, identity: RunIdentity, attempt: int, plan: Plan | None, overrides: Overrides | None = None
 ) -> RunConfig:
-    """RunConfig of an attempt, from the resolved spec (`defaults.resolve`) and the plan."""
+    """RunConfig of an attempt, from the resolved spec (`defaults.resolve`) and the plan.
+
+    A preparation may come before the plan: it trains nothing, and its rows do not depend on the micro-batch.
+    """
     training, checkpoint = _require(spec.training), _require(spec.checkpoint)
     overrides = overrides or Overrides()
     checkpointing = overrides.gradient_checkpointing
@@ -244,8 +247,10 @@ def build(
             max_steps=training.max_steps,
             epochs=training.epochs,
             global_batch_size=_require(training.global_batch_size),
-            micro_batch_size=overrides.micro_batch_size or plan.micro_batch_size,
-            gradient_checkpointing=plan.gradient_checkpointing if checkpointing is None else checkpointing,
+            micro_batch_size=overrides.micro_batch_size or (plan.micro_batch_size if plan else 1),
+            gradient_checkpointing=bool(plan and plan.gradient_checkpointing)
+            if checkpointing is None
+            else checkpointing,
             learning_rate=_require(training.learning_rate),
             schedule=_require(training.schedule),
             warmup_steps=training.warmup_steps,

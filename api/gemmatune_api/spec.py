@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gemmatune_api.base import ApiModel, Duration
 from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
@@ -23,6 +23,7 @@ Backend = Literal["torch", "xla", "keras"]
 MethodKind = Literal["qlora", "lora", "full"]
 TargetModules = Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1, max_length=64)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+PromptText = Annotated[str, Field(min_length=1, max_length=4096)]
 Template = Annotated[str, Field(min_length=1, max_length=16384)]
 
 
@@ -225,9 +226,7 @@ class ImagePrompt(ApiModel):
 class SamplesSpec(ApiModel):
     """Completions generated before and after training."""
 
-    prompts: (
-        Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)] | ImagePrompt], Field(max_length=8)] | None
-    ) = None
+    prompts: Annotated[list[PromptText | ImagePrompt], Field(max_length=8)] | None = None
     """Prompts, through the chat template for instruct and chat."""
     from_eval: Annotated[int, Field(ge=1, le=8)] | None = None
     """Prompts taken from the evaluation rows. Default 0."""
@@ -299,7 +298,7 @@ class FineTuneSpec(ApiModel):
 class Metadata(ApiModel):
     """The part of a resource's metadata that its validation and planning read."""
 
-    model_config = {"extra": "ignore"}
+    model_config = ConfigDict(extra="ignore")
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_MAX_LENGTH)]
     """Name of the run; Jobs and pods are named after it."""

@@ -1,4 +1,4 @@
-"""What the reconcile loop needs of a cluster: a protocol with two implementations, cluster.py and gft's embedded one."""
+"""What the reconcile loop needs of a cluster: a protocol; cluster.py and gft's embedded cluster implement it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class UnavailableError(Exception):
 
 
 class Cluster(Protocol):
-    """Dicts in, dicts out. `kind` is one of GemmaFineTune, Job, Pod, Node, Service, ServiceAccount, Role, RoleBinding."""
+    """Dicts in, dicts out, by kind: GemmaFineTune, Job, Pod, Node, Service, ServiceAccount, Role, RoleBinding."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """The object, read live; None where it does not exist."""
 
-    async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+    async def list_objects(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Object]:
         """The objects of a namespace that carry all these labels, read live."""
 
     async def events(self, namespace: str, uid: str) -> list[Object]:
