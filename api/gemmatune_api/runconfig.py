@@ -235,6 +235,7 @@ def build(
     training, checkpoint = _require(spec.training), _require(spec.checkpoint)
     overrides = overrides or Overrides()
     checkpointing = overrides.gradient_checkpointing
+    planned = bool(plan and plan.gradient_checkpointing)
     return RunConfig(
         run=identity,
         attempt=attempt,
