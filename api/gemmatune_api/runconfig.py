@@ -249,9 +249,7 @@ def build(
             epochs=training.epochs,
             global_batch_size=_require(training.global_batch_size),
             micro_batch_size=overrides.micro_batch_size or (plan.micro_batch_size if plan else 1),
-            gradient_checkpointing=bool(plan and plan.gradient_checkpointing)
-            if checkpointing is None
-            else checkpointing,
+            gradient_checkpointing=planned if checkpointing is None else checkpointing,
             learning_rate=_require(training.learning_rate),
             schedule=_require(training.schedule),
             warmup_steps=training.warmup_steps,
