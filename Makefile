@@ -1,0 +1,62 @@
+# Every habit is a target; each says what it does and how long it took.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+UV = $$(tools/uv.sh)
+RUN = $(UV) run --frozen --no-sync
+PYTEST = $(RUN) pytest
+# Options for `make demo`, such as DEMO="--steps 5".
+DEMO ?=
+
+define step
+@start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
+endef
+
+.PHONY: help setup demo test test-unit test-cluster test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## Install uv where it is missing, and the environment of operator and torch trainer
+	$(call step,environment,$(UV) sync --frozen --quiet --extra operator --extra torch)
+
+demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
+	$(call step,demo,$(RUN) gft demo $(DEMO))
+
+kube: ## Build the real Kubernetes control plane into the cache (about 11 minutes, once)
+	$(call step,control plane,python3 tools/kube.py)
+
+test: setup kube ## All tests: unit, golden, real control plane, trainer, end to end
+	$(call step,tests,$(PYTEST) tests)
+
+test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
+	$(call step,unit tests,$(PYTEST) tests/unit tests/golden)
+
+test-cluster: setup kube ## What runs against the real control plane
+	$(call step,cluster tests,$(PYTEST) tests/cluster)
+
+test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
+	$(call step,trainer tests,$(PYTEST) tests/trainer)
+
+e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
+	$(call step,end to end,$(PYTEST) tests/e2e)
+
+lint: setup ## Style, types, import directions, generated files
+	$(call step,lint,$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy && $(RUN) lint-imports && $(RUN) python -m gemmatune_api.generate --check)
+
+fmt: setup ## Format the code
+	$(call step,format,$(RUN) ruff format . && $(RUN) ruff check --fix .)
+
+generate: setup ## Write the CRD and docs/api.md from the models
+	$(call step,generate,$(RUN) python -m gemmatune_api.generate)
+
+clean-setup: ## `make demo` to its first step with an empty home and a PATH without uv and Go
+	$(call step,clean set-up,tools/clean_setup.sh)
+
+bench-trainer: setup ## Peak memory of the trainer against the planner's estimate
+	$(call step,trainer benchmark,$(RUN) python -m bench.memory)
+
+ci: lint test clean-setup ## What CI runs
+
+soak: ci bench-trainer ## Everything, with the benchmarks
