@@ -1,0 +1,198 @@
+"""The ways in which a trainer process may fail, each with its reason, exit code and remedy, and how others map to them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import ClassVar
+
+from gemmatune_api.names import REASONS, ExitCode, Reason
+from gemmatune_api.runconfig import RunConfigError
+
+_MESSAGE_CHARACTERS = 1500
+
+
+class TrainerError(Exception):
+    """An end that the operator can explain: `message` says what was found and where, `remedy` what to do.
+
+    `step` is the optimizer step that was reached, where one was.
+    """
+
+    reason: ClassVar[Reason]
+    exit_code: ClassVar[ExitCode]
+
+    def __init__(self, message: str, remedy: str = "", step: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy or REASONS[self.reason].remedy
+        self.step = step
+
+
+class InvalidConfig(TrainerError):
+    """The run's configuration cannot be carried out."""
+
+    reason = Reason.INVALID_CONFIG
+    exit_code = ExitCode.INVALID_CONFIG
+
+
+class AccessDenied(TrainerError):
+    """The model, the data or the bucket refused access."""
+
+    reason = Reason.ACCESS_DENIED
+    exit_code = ExitCode.ACCESS_DENIED
+
+
+class DataInvalid(TrainerError):
+    """The data does not fit the format; names the row or column."""
+
+    reason = Reason.DATA_INVALID
+    exit_code = ExitCode.DATA_INVALID
+
+
+class DiskFull(TrainerError):
+    """The scratch disk, or the file system of a file:// output, is full."""
+
+    reason = Reason.DISK_FULL
+    exit_code = ExitCode.DISK_FULL
+
+
+class OutputInUse(TrainerError):
+    """Another run owns the output prefix."""
+
+    reason = Reason.OUTPUT_IN_USE
+    exit_code = ExitCode.OUTPUT_IN_USE
+
+
+class AcceleratorOutOfMemory(TrainerError):
+    """The accelerator's memory did not suffice."""
+
+    reason = Reason.ACCELERATOR_OUT_OF_MEMORY
+    exit_code = ExitCode.ACCELERATOR_OUT_OF_MEMORY
+
+
+class LossDiverged(TrainerError):
+    """The loss or the gradient became non-finite, or the loss ran away."""
+
+    reason = Reason.LOSS_DIVERGED
+    exit_code = ExitCode.LOSS_DIVERGED
+
+
+class Interrupted(TrainerError):
+    """The process was asked to stop, or a newer attempt has taken over."""
+
+    reason = Reason.INTERRUPTED
+    exit_code = ExitCode.INTERRUPTED
+
+
+class StorageUnavailable(TrainerError):
+    """The bucket did not answer, also after retries."""
+
+    reason = Reason.STORAGE_UNAVAILABLE
+    exit_code = ExitCode.STORAGE_UNAVAILABLE
+
+
+class HubUnavailable(TrainerError):
+    """The model or dataset hub did not answer."""
+
+    reason = Reason.HUB_UNAVAILABLE
+    exit_code = ExitCode.HUB_UNAVAILABLE
+
+
+_DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
+_DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
+
+
+def explain(error: BaseException) -> TrainerError | None:
+    """The TrainerError that a foreign exception (or its cause) stands for; None where it is none of them.
+
+    Classes are compared by name, so that asking does not import torch, google or huggingface libraries.
+    """
+    for link in _chain(error):
+        found = link if isinstance(link, TrainerError) else _known(link)
+        if found is not None:
+            return found
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what caused it, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _known(error: BaseException) -> TrainerError | None:
+    if isinstance(error, RunConfigError):
+        return InvalidConfig(str(error))
+    names = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
+    packages = {package for package, _ in names}
+    for package, mapping in (("torch", _torch), ("huggingface_hub", _hub), ("google", _google)):
+        if package in packages and (found := mapping(error, {name for _, name in names})):
+            return found
+    if "datasets" in packages and "DatasetNotFoundError" in {name for _, name in names}:
+        return AccessDenied(f"{text_of(error)}: the dataset does not exist or is not public", _TOKEN_REMEDY)
+    if ("requests", "ConnectionError") in names or ("requests", "Timeout") in names:
+        return StorageUnavailable(text_of(error))
+    if packages & {"httpx", "httpx2"} and {name for _, name in names} & {"TransportError", "TimeoutException"}:
+        return HubUnavailable(text_of(error))
+    return _operating_system(error)
+
+
+def _operating_system(error: BaseException) -> TrainerError | None:
+    message = text_of(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(message, _DISK_REMEDY)
+    if isinstance(error, PermissionError):
+        return AccessDenied(message, f"Give the trainer's user access to {error.filename or 'the path'}.")
+    if "No space left on device" in message:  # safetensors and torch wrap the system's error in their own
+        return DiskFull(message, _DISK_REMEDY)
+    if isinstance(error, RuntimeError) and ("CUDA out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message):
+        return AcceleratorOutOfMemory(message)
+    return None
+
+
+def _torch(error: BaseException, names: set[str]) -> TrainerError | None:
+    return AcceleratorOutOfMemory(text_of(error)) if "OutOfMemoryError" in names else None
+
+
+_TOKEN_REMEDY = (
+    "Accept the licence on the model's page, and check that the token of secretRef may read the repository; "
+    "check the spelling of the URI."
+)
+
+
+def _hub(error: BaseException, names: set[str]) -> TrainerError | None:
+    message = text_of(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if names & {"RevisionNotFoundError", "RemoteEntryNotFoundError", "HFValidationError", "HfUriError"}:
+        return InvalidConfig(message, "Correct the repository's name or its revision.")
+    if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        return HubUnavailable(message)
+    if names & {"GatedRepoError", "RepositoryNotFoundError", "DisabledRepoError"} or status in (401, 403):
+        return AccessDenied(message, _TOKEN_REMEDY)
+    if status == 404:
+        return InvalidConfig(message, "Correct the repository's name or its revision.")
+    return HubUnavailable(message) if "HfHubHTTPError" in names else None
+
+
+def _google(error: BaseException, names: set[str]) -> TrainerError | None:
+    message = text_of(error)
+    if names & {"Forbidden", "Unauthorized", "DefaultCredentialsError", "RefreshError"}:
+        return AccessDenied(
+            message, "Grant roles/storage.objectUser on the bucket to the pod's ServiceAccount, or log in locally."
+        )
+    if "NotFound" in names:
+        return InvalidConfig(message, "Correct the bucket's or object's name, or create it.")
+    if names & {"TooManyRequests", "ServerError", "RetryError", "TransportError"}:
+        return StorageUnavailable(message)
+    return None
+
+
+def text_of(error: BaseException) -> str:
+    """Kind and text of an exception, on one line, cut to a readable length."""
+    text = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
