@@ -1,0 +1,103 @@
+"""The fixtures of all tests; tests/conftest.py loads this module as a plugin."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.controlplane import ControlPlane, missing_programs
+from tests.support.fakegcs import FakeGcs
+from tests.support.wait import wait_for
+
+if TYPE_CHECKING:
+    from tests.support.nodeagent import NodeAgent
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """A real control plane for the whole test run; without its programs the test is skipped, in CI it fails."""
+    missing = missing_programs()
+    if missing:
+        reason = f"not built: {', '.join(missing)}; run `make kube`"
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: ControlPlane) -> Callable[..., object]:
+    """Runs kubectl as the administrator: `kubectl("get", "pods", "-n", namespace)`."""
+    return control_plane.kubectl
+
+
+@pytest.fixture(scope="session")
+def crd(control_plane: ControlPlane) -> ControlPlane:
+    """The control plane with the project's CustomResourceDefinitions served."""
+    files = sorted((ROOT / "crds").glob("*.yaml"))
+    if not files:
+        pytest.fail("crds/ holds no YAML file: run `make generate`")
+    for file in files:
+        control_plane.kubectl("apply", "--server-side", "-f", str(file))
+        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(file))
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def make_namespace(control_plane: ControlPlane) -> Callable[..., str]:
+    """Makes namespaces: `make_namespace(pod_security="restricted")` answers with the name of a new one."""
+
+    def make(pod_security: str | None = None) -> str:
+        api = control_plane.api
+        name = f"test-{secrets.token_hex(4)}"
+        labels = {"pod-security.kubernetes.io/enforce": pod_security} if pod_security else {}
+        api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+        # Pods are refused until the controller manager has made the service account and the CA bundle.
+        for path in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
+            wait_for(lambda path=path: api.find(f"/api/v1/namespaces/{name}/{path}"), f"{path} in namespace {name}")
+        return name
+
+    return make
+
+
+@pytest.fixture
+def namespace(
+    control_plane: ControlPlane, make_namespace: Callable[..., str], request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A fresh namespace, deleted afterwards.
+
+    A Pod Security level comes by `@pytest.mark.parametrize("namespace", ["restricted"], indirect=True)`.
+    """
+    name = make_namespace(getattr(request, "param", None))
+    yield name
+    control_plane.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def node(control_plane: ControlPlane, tmp_path: Path) -> Iterator[NodeAgent]:
+    """A CPU node that runs pods as processes; tests that need another kind start their own NodeAgent."""
+    from tests.support.nodeagent import NodeAgent
+
+    with NodeAgent(control_plane, tmp_path / "node") as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def fake_gcs() -> Iterator[FakeGcs]:
+    """Cloud Storage on loopback for the whole test run."""
+    with FakeGcs() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(fake_gcs: FakeGcs) -> str:
+    """A fresh bucket of `fake_gcs`."""
+    return fake_gcs.new_bucket()
