@@ -16,7 +16,7 @@ endef
 .PHONY: help setup demo test test-unit test-cluster test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## Install uv where it is missing, and the environment of operator and torch trainer
 	$(call step,environment,$(UV) sync --frozen --quiet --extra operator --extra torch)
