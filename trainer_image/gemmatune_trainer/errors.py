@@ -1,4 +1,4 @@
-"""The ways in which a trainer process may fail, each with its reason, exit code and remedy, and how others map to them."""
+"""How a trainer process may fail, each way with its reason, exit code and remedy, and which exceptions mean it."""
 
 from __future__ import annotations
 
