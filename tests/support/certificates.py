@@ -71,7 +71,9 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         )
         if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
+            )
         certificate_file, key_file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         certificate = builder.sign(self._key, hashes.SHA256())
         certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

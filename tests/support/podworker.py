@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import requests
+
 from gemmatune_api import names
 from gemmatune_cli.local.runner import ProcessRunner, ProcessSpec
-
 from tests.support.api import STRATEGIC, Api, ApiError, Object
 from tests.support.podenv import ConfigError, environment, expand, relocate
 
