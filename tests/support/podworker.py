@@ -14,12 +14,10 @@ from typing import TypeVar
 import requests
 
 from gemmatune_api import names
-from gemmatune_cli.local.runner import ProcessRunner, ProcessSpec
+from gemmatune_cli.local.runner import ProcessRunner, ProcessSpec, container_exit_code, termination_message
 from tests.support.api import STRATEGIC, Api, ApiError, Object
 from tests.support.podenv import ConfigError, environment, expand, relocate
 
-MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message
-FALLBACK_BYTES, FALLBACK_LINES = 2048, 80  # what it takes of the log under FallbackToLogsOnError
 T = TypeVar("T")
 
 
@@ -221,23 +219,17 @@ class PodWorker(threading.Thread):
         finally:
             if handle.poll() is None:
                 handle.kill()
-        return code if code >= 0 else 128 - code
+        return container_exit_code(code)
 
     def _report_end(self, code: int) -> Object:
         reason = "OOMKilled" if self._out_of_memory else "Completed" if code == 0 else "Error"
         end = {"exitCode": code, "reason": reason, "startedAt": self._started_at, "finishedAt": now()}
-        message = self._termination_message(code)
+        policy = self.pod["spec"]["containers"][0].get("terminationMessagePolicy")
+        fallback = self.log if code != 0 and policy == "FallbackToLogsOnError" else None
+        message = termination_message(self._termination_log, fallback)
         if message:
             end["message"] = message
         return self._report(phase="Succeeded" if code == 0 else "Failed", terminated=end)
-
-    def _termination_message(self, code: int) -> str:
-        written = self._termination_log.read_bytes() if self._termination_log.exists() else b""
-        policy = self.pod["spec"]["containers"][0].get("terminationMessagePolicy")
-        if not written and code != 0 and policy == "FallbackToLogsOnError" and self.log.exists():
-            lines = self.log.read_bytes().splitlines(keepends=True)[-FALLBACK_LINES:]
-            return b"".join(lines)[-FALLBACK_BYTES:].decode(errors="replace")
-        return written[:MESSAGE_BYTES].decode(errors="replace")
 
     # --- the API server ---
 
