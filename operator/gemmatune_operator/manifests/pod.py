@@ -1,0 +1,146 @@
+"""The pod template that every Job shares: one unprivileged container, its scratch volumes and environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gemmatune_api import names
+from gemmatune_api.names import Role
+from gemmatune_api.placement import EnvVar, PodSpec
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.spec import FineTuneSpec
+
+from gemmatune_operator.manifests.quantities import parse, text
+from gemmatune_operator.manifests.resources import DISK, TMP_BYTES, Resources, cache_size
+from gemmatune_operator.ports import Object
+from gemmatune_operator.settings import Settings
+
+USER = 1000
+"""User and group of the trainer's process and of its volumes."""
+NOT_READY_SECONDS = 30
+"""How long a pod stays on a node that is away (Kubernetes: 300): the next attempt is worth more than the wait."""
+OWN_PREFIX = "GEMMATUNE_"
+ENVIRONMENT = {
+    "HOME": names.DEFAULT_CACHE,
+    "HF_HOME": f"{names.DEFAULT_CACHE}/huggingface",
+    "TRITON_CACHE_DIR": f"{names.DEFAULT_CACHE}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{names.DEFAULT_CACHE}/inductor",
+    "PYTHONUNBUFFERED": "1",
+}
+"""The root file system is read-only: whatever writes to a home or a cache is sent to /cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a pod needs of its node."""
+
+    resources: Resources
+    """Requests and limits of the container."""
+    shared_memory: int
+    """Bytes of /dev/shm; they count against the memory limit."""
+    grace: int = 60
+    """Seconds between SIGTERM and SIGKILL: a checkpoint takes up to 15, a step before it may take longer."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Object] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    environment: Sequence[Object] = ()
+
+
+def value(name: str, content: str) -> Object:
+    """An environment variable with a value."""
+    return {"name": name, "value": content}
+
+
+def secret(name: str, secret_name: str, key: str) -> Object:
+    """An environment variable from a key of a Secret; the pod waits until both exist."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name, "key": key}}}
+
+
+def template(
+    spec: FineTuneSpec, role: Role, labels: Mapping[str, str], config: RunConfig, needs: Needs, settings: Settings
+) -> Object:
+    """The pod template of a Job. It meets the Pod Security level `restricted`."""
+    wanted = spec.pod or PodSpec()
+    pod: Object = {
+        "restartPolicy": "Never",
+        "serviceAccountName": wanted.service_account_name or names.TRAINER_SERVICE_ACCOUNT,
+        # Only the trainer of an attempt speaks to the API server.
+        "automountServiceAccountToken": role is not Role.PREPARE,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": needs.grace,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [*_away(), *needs.tolerations],
+        "containers": [_container(wanted, role, config, needs, settings)],
+        "volumes": _volumes(needs),
+    }
+    if needs.node_selector:
+        pod["nodeSelector"] = dict(needs.node_selector)
+    if wanted.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": reference.name} for reference in wanted.image_pull_secrets]
+    if wanted.priority_class_name:
+        pod["priorityClassName"] = wanted.priority_class_name
+    metadata: Object = {"labels": {**(wanted.labels or {}), **labels}}
+    annotations = {**(wanted.annotations or {}), **needs.annotations}
+    if annotations:
+        metadata["annotations"] = annotations
+    return {"metadata": metadata, "spec": pod}
+
+
+def _container(wanted: PodSpec, role: Role, config: RunConfig, needs: Needs, settings: Settings) -> Object:
+    own = [value(names.ENV_RUN, config.to_env()), *(value(*item) for item in ENVIRONMENT.items()), *needs.environment]
+    installed = [value(*item) for item in settings.trainer_env.items()]
+    users = [_user_variable(variable) for variable in wanted.env or [] if not variable.name.startswith(OWN_PREFIX)]
+    return {
+        "name": names.CONTAINER,
+        "image": wanted.image or settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "gemmatune_trainer", role.value],
+        "env": list({variable["name"]: variable for variable in [*own, *installed, *users]}.values()),
+        "resources": {"requests": dict(needs.resources.requests), "limits": dict(needs.resources.limits)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "cache", "mountPath": names.DEFAULT_CACHE},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+
+
+def _volumes(needs: Needs) -> list[Object]:
+    """Scratch space inside the limits: what outgrows it ends as DiskFull, not as a full node."""
+    cache = cache_size(int(parse(needs.resources.limits[DISK])))
+    return [
+        {"name": "cache", "emptyDir": {"sizeLimit": text(cache)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": text(TMP_BYTES)}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": text(needs.shared_memory)}},
+    ]
+
+
+def _away() -> list[Object]:
+    return [
+        {
+            "key": f"node.kubernetes.io/{condition}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": NOT_READY_SECONDS,
+        }
+        for condition in ("not-ready", "unreachable")
+    ]
+
+
+def _user_variable(variable: EnvVar) -> Object:
+    written: Object = variable.model_dump(by_alias=True, exclude_none=True)
+    return written

@@ -1,0 +1,50 @@
+"""The preparation's Job: access and data are checked on a cheap CPU node before an accelerator starts."""
+
+from __future__ import annotations
+
+from gemmatune_api.names import Role
+from gemmatune_api.placement import PodSpec, Toleration
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.spec import GemmaFineTune
+
+from gemmatune_operator.manifests import credentials, pod
+from gemmatune_operator.manifests.job import job as whole_job
+from gemmatune_operator.manifests.job import labels
+from gemmatune_operator.manifests.quantities import GI, text
+from gemmatune_operator.manifests.resources import CPU, DISK, MEMORY, Resources
+from gemmatune_operator.ports import Object
+from gemmatune_operator.settings import Settings
+
+RESOURCES = Resources(
+    requests={CPU: "1", MEMORY: text(2 * GI), DISK: text(10 * GI)},
+    limits={MEMORY: text(8 * GI), DISK: text(20 * GI)},
+)
+"""Enough for the tokenizer and a few million rows; the memory above the request is used only where the node has it."""
+SHARED_MEMORY = GI // 4
+ACCELERATOR_TAINTS = ("nvidia.com/gpu", "google.com/tpu")
+
+
+def job(resource: GemmaFineTune, config: RunConfig, number: int, settings: Settings) -> Object:
+    """The Job of preparation `number`.
+
+    pod.nodeSelector and pod.resources speak of the accelerator's nodes and do not apply; neither do tolerations
+    that would let the pod onto such a node.
+    """
+    spec = resource.spec
+    needs = pod.Needs(
+        resources=RESOURCES,
+        shared_memory=SHARED_MEMORY,
+        grace=30,
+        tolerations=[
+            toleration.model_dump(by_alias=True, exclude_none=True)
+            for toleration in (spec.pod or PodSpec()).tolerations or []
+            if not _opens_accelerators(toleration)
+        ],
+        environment=credentials.environment(spec, Role.PREPARE),
+    )
+    template = pod.template(spec, Role.PREPARE, labels(resource, Role.PREPARE, number), config, needs, settings)
+    return whole_job(resource, Role.PREPARE, number, template)
+
+
+def _opens_accelerators(toleration: Toleration) -> bool:
+    return not toleration.key or toleration.key in ACCELERATOR_TAINTS

@@ -1,0 +1,84 @@
+"""Requests and limits of the trainer's container: the computed ones, the user's, and what a failure raised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gemmatune_api.placement import ResourceSpec
+
+from gemmatune_operator.manifests.quantities import GI, parse, text
+
+CPU, MEMORY, DISK = "cpu", "memory", "ephemeral-storage"
+TMP_BYTES = 2 * GI
+"""Size of /tmp."""
+LOG_BYTES = GI
+"""Ephemeral storage left to the container's log."""
+LEAST_MEMORY = 4 * GI
+LEAST_CACHE = 8 * GI
+HEADROOM = 1.2
+"""Share of estimates that a limit allows for: an estimate that is 20% short must not end a run."""
+
+
+def memory(needed: int) -> int:
+    """Memory limit in bytes, in whole gibibytes, for an estimate of what the process needs."""
+    return _whole(max(needed * HEADROOM, LEAST_MEMORY))
+
+
+def disk(needed: int) -> int:
+    """Ephemeral storage limit in bytes, in whole gibibytes, for an estimate of what lies under /cache."""
+    return _whole(max(needed * HEADROOM, LEAST_CACHE)) + TMP_BYTES + LOG_BYTES
+
+
+def cache_size(limit: int) -> int:
+    """Bytes of /cache under an ephemeral storage limit of `limit` bytes."""
+    return max(limit - TMP_BYTES - LOG_BYTES, GI)
+
+
+def _whole(size: float) -> int:
+    return -int(-size // GI) * GI
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Requests and limits by Kubernetes' names; memory and ephemeral-storage are always among both."""
+
+    requests: Mapping[str, str]
+    limits: Mapping[str, str]
+
+    @classmethod
+    def of(cls, cpu: str, memory: int, disk: int) -> Resources:
+        """Bytes requested and limited alike; without a CPU limit, which would only slow the trainer."""
+        limits = {MEMORY: text(memory), DISK: text(disk)}
+        return cls({CPU: cpu, **limits}, limits)
+
+
+def combine(
+    computed: Resources,
+    *,
+    wanted: ResourceSpec | None,
+    raised: Mapping[str, int | None],
+    devices: Mapping[str, int] | None = None,
+) -> Resources:
+    """The user's values over the computed ones, lifted to `raised` (bytes, the answer to an attempt that ran out).
+
+    `devices` are the accelerators, which nothing overrides: request and limit must both be what the attempt uses.
+    """
+    requests, limits = dict(computed.requests), dict(computed.limits)
+    asked = {name: str(quantity) for name, quantity in ((wanted and wanted.requests) or {}).items()}
+    bounded = {name: str(quantity) for name, quantity in ((wanted and wanted.limits) or {}).items()}
+    requests.update(asked)
+    limits.update(bounded)
+    # Where the user sets one side only, the other follows, so that the request is never above the limit.
+    for name, limit in bounded.items():
+        if name not in asked and (name != CPU or parse(requests[CPU]) > parse(limit)):
+            requests[name] = limit
+    for name, request in asked.items():
+        if name in limits and name not in bounded and parse(limits[name]) < parse(request):
+            limits[name] = request
+    for name, size in raised.items():
+        if size is not None and parse(limits[name]) < size:
+            requests[name] = limits[name] = text(size)
+    for name, count in (devices or {}).items():
+        requests[name] = limits[name] = str(count)
+    return Resources(requests, limits)
