@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject
 
-_LOCK = ".gemmatune.lock"
+_LOCK = "write"
 _INODE_BITS = 20
 
 
@@ -27,6 +28,7 @@ class FileStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = root.as_uri()
+        self._locks: dict[str, BinaryIO] = {}
 
     def locate(self, name: str) -> str:
         """The object's URI."""
@@ -121,6 +123,24 @@ class FileStorage:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise ObjectMissing(self.locate(name)) from error
 
+    def share_lock(self, name: str) -> None:
+        """Holds a lock of the prefix, together with whoever else holds it, until this process ends."""
+        self._locks[name] = self._lock_file(name)
+        fcntl.flock(self._locks[name], fcntl.LOCK_SH)
+
+    def is_locked(self, name: str) -> bool:
+        """Whether another process holds the lock."""
+        with self._lock_file(name) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def _lock_file(self, name: str) -> BinaryIO:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return (self.root / f".gemmatune-{name}.lock").open("ab")
+
     def _path(self, name: str) -> Path:
         return self.root / name
 
@@ -140,8 +160,7 @@ class FileStorage:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK).open("ab") as file:
+        with self._lock_file(_LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -1,0 +1,82 @@
+"""The one resource of a run at the API server: read it, and write the trainer's fields of its status."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from gemmatune_api.names import (
+    API_VERSION,
+    DEFAULT_SERVICE_ACCOUNT_DIR,
+    ENV_SERVICE_ACCOUNT_DIR,
+    FIELD_MANAGER_TRAINER,
+    GROUP,
+    KIND,
+    PLURAL,
+    VERSION,
+)
+
+_TIMEOUT = (5.0, 15.0)
+
+
+class ApiServer:
+    """The API server that the pod's service account speaks to.
+
+    Token and certificate are read anew for every request: the kubelet rotates them. Every method raises
+    requests.RequestException where the server does not answer or refuses.
+    """
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self._address = address
+        self._folder = folder
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy of the pod's environment does not lead to the API server
+
+    @classmethod
+    def of_pod(cls) -> ApiServer | None:
+        """The API server of the pod that this process runs in; None where it runs in no pod."""
+        folder = Path(os.environ.get(ENV_SERVICE_ACCOUNT_DIR) or DEFAULT_SERVICE_ACCOUNT_DIR)
+        host = os.environ.get("KUBERNETES_SERVICE_HOST")
+        if not host or not (folder / "token").is_file():
+            return None
+        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", folder)
+
+    def get(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """The resource; None where it does not exist."""
+        answer = self._session.get(self._path(namespace, name), timeout=_TIMEOUT, **self._identity())
+        if answer.status_code == requests.codes.not_found:
+            return None
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def apply_status(self, namespace: str, name: str, uid: str, status: dict[str, Any]) -> None:
+        """Server-side apply of the trainer's status fields: what `status` leaves out is erased there.
+
+        The uid makes a resource of the same name that came later refuse it.
+        """
+        identity = self._identity()
+        identity["headers"]["Content-Type"] = "application/apply-patch+yaml"
+        answer = self._session.patch(
+            f"{self._path(namespace, name)}/status",
+            params={"fieldManager": FIELD_MANAGER_TRAINER, "force": "true"},
+            json={"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name, "uid": uid}, "status": status},
+            timeout=_TIMEOUT,
+            **identity,
+        )
+        answer.raise_for_status()
+
+    def _path(self, namespace: str, name: str) -> str:
+        return f"{self._address}/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
+
+    def _identity(self) -> dict[str, Any]:
+        token = (self._folder / "token").read_text().strip()
+        authority = self._folder / "ca.crt"
+        return {
+            "headers": {"Authorization": f"Bearer {token}"},
+            "verify": str(authority) if authority.is_file() else True,
+        }
