@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gemmatune_api import names
 from gemmatune_api.names import TRAINER_SERVICE_ACCOUNT
-
 from gemmatune_operator.ports import Object
 
 RBAC = "rbac.authorization.k8s.io"

@@ -11,7 +11,6 @@ from gemmatune_api.placement import PodSpec
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_api.status import Attempt, Overrides, Plan
-
 from gemmatune_operator.manifests import cpu, credentials, gpu, pod
 from gemmatune_operator.manifests.job import job as whole_job
 from gemmatune_operator.manifests.job import labels
@@ -31,7 +30,10 @@ def job(resource: GemmaFineTune, config: RunConfig, plan: Plan, attempt: Attempt
     spec = resource.spec
     wanted = spec.pod or PodSpec()
     overrides = attempt.overrides or Overrides()
-    placed = gpu.needs(spec, spec.accelerator.gpu, plan, overrides) if spec.accelerator.gpu else cpu.needs(spec, plan, overrides)
+    if spec.accelerator.gpu is not None:
+        placed = gpu.needs(spec, spec.accelerator.gpu, plan, overrides)
+    else:
+        placed = cpu.needs(spec, plan, overrides)
     spot = attempt.provisioning == SPOT
     needs = dataclasses.replace(
         placed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
-
 from gemmatune_operator.manifests import resources
 from gemmatune_operator.manifests.pod import Needs
 from gemmatune_operator.manifests.quantities import GI

@@ -6,7 +6,6 @@ from gemmatune_api.defaults import SECRET_KEYS
 from gemmatune_api.names import ENV_DATASET_TOKEN, Role
 from gemmatune_api.placement import SecretRef
 from gemmatune_api.spec import FineTuneSpec
-
 from gemmatune_operator.manifests.pod import secret
 from gemmatune_operator.ports import Object
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from gemmatune_api import names
 from gemmatune_api.names import ExitCode, Role
 from gemmatune_api.spec import GemmaFineTune
-
 from gemmatune_operator.ports import Object
 
 FAILING_EXIT_CODES = sorted(int(code) for code in ExitCode if code is not ExitCode.DONE)

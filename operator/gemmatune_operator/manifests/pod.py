@@ -10,7 +10,6 @@ from gemmatune_api.names import Role
 from gemmatune_api.placement import EnvVar, PodSpec
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import FineTuneSpec
-
 from gemmatune_operator.manifests.quantities import parse, text
 from gemmatune_operator.manifests.resources import DISK, TMP_BYTES, Resources, cache_size
 from gemmatune_operator.ports import Object

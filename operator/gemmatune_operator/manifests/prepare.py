@@ -6,7 +6,6 @@ from gemmatune_api.names import Role
 from gemmatune_api.placement import PodSpec, Toleration
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import GemmaFineTune
-
 from gemmatune_operator.manifests import credentials, pod
 from gemmatune_operator.manifests.job import job as whole_job
 from gemmatune_operator.manifests.job import labels

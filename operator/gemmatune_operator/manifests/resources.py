@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gemmatune_api.placement import ResourceSpec
-
 from gemmatune_operator.manifests.quantities import GI, parse, text
 
 CPU, MEMORY, DISK = "cpu", "memory", "ephemeral-storage"
