@@ -14,9 +14,9 @@ from typing import TypeVar
 import requests
 
 from gemmatune_api import names
+from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
 from gemmatune_cli.local.runner import ProcessRunner, ProcessSpec, container_exit_code, termination_message
 from tests.support.api import STRATEGIC, Api, ApiError, Object
-from tests.support.podenv import ConfigError, environment, expand, relocate
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.podenv import ConfigError, environment, expand, relocate
+from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
 
 POD = {
     "metadata": {"name": "run-t1-abcde", "namespace": "team", "labels": {"gemmatune.dev/role": "train"}},

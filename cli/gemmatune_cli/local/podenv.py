@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.support.api import Object
+from gemmatune_operator.ports import Object
 
 Lookup = Callable[[str, str], Object | None]
 """Reads an object of the pod's namespace by plural kind and name, such as ("secrets", "hub"); None where absent."""
@@ -60,7 +60,7 @@ def _value(pod: Object, variable: Object, lookup: Lookup, variables: Mapping[str
             if reference.get("optional"):
                 return None
             raise ConfigError(f"couldn't find key {reference['key']} in {kind} {reference['name']}")
-    raise ConfigError(f"env {variable['name']}: this test node does not know the source {', '.join(source)}")
+    raise ConfigError(f"env {variable['name']}: this machine does not know the source {', '.join(source)}")
 
 
 def _read(lookup: Lookup, kind: str, reference: Object) -> dict[str, str]:
@@ -83,7 +83,7 @@ def _field(pod: Object, path: str) -> str:
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, (dict, list)) or (value is None and not path.startswith("status.")):
-        raise ConfigError(f"fieldRef {path}: this test node cannot resolve it")
+        raise ConfigError(f"fieldRef {path}: this machine cannot resolve it")
     return str(value or "")
 
 
