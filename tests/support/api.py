@@ -39,15 +39,14 @@ class Api:
 
     def _session(self) -> requests.Session:
         # A requests session is not made for use by several threads at once.
-        if not hasattr(self._local, "session"):
-            session = requests.Session()
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
             session.trust_env = False
             session.verify = self._authority
             session.cert = self._certificate
             if self._token:
                 session.headers["Authorization"] = f"Bearer {self._token}"
-            self._local.session = session
-        session: requests.Session = self._local.session
         return session
 
     def call(
@@ -81,7 +80,7 @@ class Api:
         return result
 
     def get(self, path: str, **query: str) -> Object:
-        return self.call("GET", path, **query)
+        return self.call("GET", path, None, **query)
 
     def find(self, path: str) -> Object | None:
         """The object, or None where there is none."""

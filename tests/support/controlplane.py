@@ -44,12 +44,11 @@ class ControlPlane:
     `seconds` holds how long each step of the start took, counted from its beginning.
     """
 
-    def __init__(self, apiserver_flags: Sequence[str] = ()) -> None:
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gemmatune-controlplane-"))
         self.logs = self.folder / "logs"
         self.logs.mkdir()
         self.seconds: dict[str, float] = {}
-        self._extra_flags = list(apiserver_flags)
         self._servers: dict[str, Server] = {}
         self._etcd_port, self._peer_port, self.port, self._manager_port, self._scheduler_port = free_ports(5)
 
@@ -265,7 +264,6 @@ class ControlPlane:
             f"--service-account-key-file={public}",
             f"--service-account-signing-key-file={private}",
             "--enable-admission-plugins=NodeRestriction",
-            *self._extra_flags,
         ]
 
     def _manager_flags(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -62,7 +63,8 @@ def make_namespace(control_plane: ControlPlane) -> Callable[..., str]:
         api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
         # Pods are refused until the controller manager has made the service account and the CA bundle.
         for path in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
-            wait_for(lambda path=path: api.find(f"/api/v1/namespaces/{name}/{path}"), f"{path} in namespace {name}")
+            find = functools.partial(api.find, f"/api/v1/namespaces/{name}/{path}")
+            wait_for(find, f"{path} in namespace {name}")
         return name
 
     return make
