@@ -146,5 +146,6 @@ def test_the_limit_takes_the_first_rows_and_reads_no_further():
             yield Row({"quote": str(number), "author": "x"}, f"row {number}")
 
     block = TEXT.model_copy(update={"limit": 3})
-    assert [document.text[7] for document in documents(rows(), block) if isinstance(document, Text)] == ["0", "1", "2"]
+    texts = [(f"row {number}", Text(f"Quote: {number}\nAuthor: x")) for number in range(3)]
+    assert list(documents(rows(), block)) == texts
     assert read == [0, 1, 2]

@@ -72,11 +72,11 @@ def formatter(dataset: RunDataset) -> Format:
     raise InvalidConfig("dataset has none of text, instruct and chat", "Set exactly one of them.")
 
 
-def documents(rows: Iterable[Row], dataset: RunDataset) -> Iterator[Document]:
-    """The documents of rows, up to `limit` of them."""
+def documents(rows: Iterable[Row], dataset: RunDataset) -> Iterator[tuple[str, Document]]:
+    """The places and documents of rows, up to `limit` of them."""
     make = formatter(dataset)
     for row in islice(rows, dataset.limit):
-        yield make(row)
+        yield row.where, make(row)
 
 
 def system_text(dataset: RunDataset) -> str:
