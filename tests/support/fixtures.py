@@ -103,3 +103,11 @@ def fake_gcs() -> Iterator[FakeGcs]:
 def bucket(fake_gcs: FakeGcs) -> str:
     """A fresh bucket of `fake_gcs`."""
     return fake_gcs.new_bucket()
+
+
+@pytest.fixture(scope="session")
+def gemma_270m() -> Path:
+    """Folder of the real Gemma 3 270M, converted once into the user's cache directory."""
+    from gemmatune_cli.local.model import gemma_3_270m
+
+    return gemma_3_270m()
