@@ -1,4 +1,4 @@
-"""The main job on real components: kubectl apply, operator, Jobs, trainer on the real Gemma 3 270M, a storage server."""
+"""The main job on real components: kubectl, operator, Jobs, trainer on the real Gemma 3 270M, storage server."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def download(fake_gcs: FakeGcs, bucket: str, prefix: str, folder: Path) -> Path:
 
 
 def nll_without_and_with(model_path: Path, adapter: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
-    """Mean NLL per token of held-out quotes by the base model and with the adapter, both by plain transformers + PEFT."""
+    """Mean NLL per token of held-out quotes, of the base model and with the adapter, by plain transformers and PEFT."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
