@@ -205,3 +205,24 @@ def _start_time(pid: int, *, zombies: bool = True) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" and not zombies else int(fields[19])
+
+
+def find(variable: str, value: str) -> ProcessId | None:
+    """The running session leader that was started with this environment variable; None where there is none.
+
+    It needs no record of the process, so a program that was killed right after the start loses nothing.
+    """
+    wanted = f"{variable}={value}".encode()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        pid = int(folder.name)
+        try:
+            if wanted not in (folder / "environ").read_bytes().split(b"\0") or os.getsid(pid) != pid:
+                continue
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue  # somebody else's, or it ended in between
+        start = _start_time(pid, zombies=False)
+        if start is not None:
+            return ProcessId(pid, start, _boot())
+    return None
