@@ -1,0 +1,177 @@
+"""Rows from where the data is: files (file://), a bucket (gs://) or a datasets repository of the hub (hf://)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from gemmatune_api.runconfig import RunDataset
+from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
+from gemmatune_trainer.data.rows import Row
+from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
+
+FILE_SPLIT = "train"
+"""The one split that files have."""
+_WILDCARDS = re.compile(r"[*?\[]")
+_CORRECT_URI = "Correct spec.dataset.uri."
+
+
+def open_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
+    """The rows of a dataset, file after file, in the order of the files' names.
+
+    A file is fetched (into `cache`, where it is not local) only when its first row is asked for.
+
+    Raises:
+        InvalidConfig: no such file, repository, configuration or split.
+        DataInvalid: there is no row, or a file cannot be read; names file and line.
+        AccessDenied, StorageUnavailable, HubUnavailable: the source refuses or does not answer.
+    """
+    scheme = dataset.uri.partition("://")[0]
+    if scheme == "hf":
+        from gemmatune_trainer.data.hub import hub_rows
+
+        rows = hub_rows(dataset, cache / "hub")
+    elif scheme in ("file", "gs"):
+        _check_file_options(dataset)
+        rows = _local_rows(dataset.uri) if scheme == "file" else _bucket_rows(dataset.uri, cache / "data")
+    else:
+        raise InvalidConfig(f"dataset.uri: {dataset.uri!r} cannot be read", "Use hf://, gs:// or file://.")
+    yield from _at_least_one(rows, dataset.uri)
+
+
+def _at_least_one(rows: Iterator[Row], uri: str) -> Iterator[Row]:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataInvalid(f"{uri} holds no row", "Correct spec.dataset.uri, or fill the file.")
+
+
+def _check_file_options(dataset: RunDataset) -> None:
+    """What only repositories of the hub have is refused for files."""
+    if dataset.split != FILE_SPLIT:
+        raise InvalidConfig(
+            f"dataset.split: {dataset.uri} is made of files, which have the split {FILE_SPLIT} only, "
+            f"found {dataset.split!r}",
+            "Remove split, and name the files of the split in spec.dataset.uri.",
+        )
+    for name in ("config", "revision"):
+        if (value := getattr(dataset, name)) is not None:
+            raise InvalidConfig(
+                f"dataset.{name}: only repositories of the hub have one, found {value!r} beside {dataset.uri}",
+                f"Remove {name}.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A path that may hold wildcards, split where the first of them stands.
+
+    `*`, `?` and `[...]` stay within one directory, `**` does not. An empty `rest` means the directory `base` itself.
+    """
+
+    base: str
+    rest: str
+
+    @classmethod
+    def of(cls, path: str) -> Pattern:
+        """The pattern of a path with `/` between its parts."""
+        parts = path.split("/")
+        fixed = next((index for index, part in enumerate(parts) if _WILDCARDS.search(part)), len(parts) - 1)
+        return cls("/".join(parts[:fixed]), "/".join(parts[fixed:]))
+
+    def matches(self, name: str) -> bool:
+        """Whether a name relative to `base` is meant; of a directory, what lies directly in it and can be read."""
+        if not self.rest:
+            return "/" not in name and reader_of(name) is not None
+        return re.fullmatch(_expression(self.rest), name) is not None
+
+
+def _expression(pattern: str) -> str:
+    """A regular expression for a glob pattern."""
+    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", pattern, flags=re.DOTALL)
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def one(token: str) -> str:
+        if token in special:
+            return special[token]
+        if token.startswith("[") and len(token) > 1:
+            return "[^" + token[2:] if token.startswith("[!") else token
+        return re.escape(token)
+
+    return "".join(one(token) for token in tokens)
+
+
+def _check_found(names: list[str], uri: str) -> list[str]:
+    """The names sorted; refused where there is none, or one that cannot be read."""
+    if not names:
+        raise InvalidConfig(f"dataset.uri: {uri} names no file that can be read", f"{_CORRECT_URI} Files: {SUPPORTED}.")
+    unknown = sorted(name for name in names if reader_of(name) is None)
+    if unknown:
+        raise DataInvalid(
+            f"dataset.uri: {uri} takes in {unknown[0]}, and no format is known by this ending", f"Use {SUPPORTED}."
+        )
+    return sorted(names)
+
+
+def _local_rows(uri: str) -> Iterator[Row]:
+    path = unquote(uri.removeprefix("file://").removeprefix("localhost"))
+    if not path.startswith("/"):
+        raise InvalidConfig(f"dataset.uri: {uri} is no absolute path", "Use file:///PATH.")
+    if Path(path).is_file():
+        yield from read(Path(path), PurePosixPath(path).name)
+        return
+    if not Path(path).is_dir() and not _WILDCARDS.search(path):
+        raise InvalidConfig(f"dataset.uri: {uri} does not exist", _CORRECT_URI)
+    pattern = Pattern(path, "") if Path(path).is_dir() else Pattern.of(path)
+    base = Path(pattern.base or "/")
+    found = [name for name in _files_below(base, pattern) if pattern.matches(name)]
+    for name in _check_found(found, uri):
+        yield from read(base / name, name)
+
+
+def _files_below(base: Path, pattern: Pattern) -> Iterator[str]:
+    """Names of files relative to `base`, only as deep as the pattern reaches; hidden ones left out."""
+    depth = None if "**" in pattern.rest else pattern.rest.count("/")
+    for folder, folders, files in os.walk(base):
+        relative = Path(folder).relative_to(base)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if depth is not None and len(relative.parts) >= depth:
+            folders.clear()
+        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+
+
+def _bucket_rows(uri: str, cache: Path) -> Iterator[Row]:
+    bucket, _, path = uri.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise InvalidConfig(f"dataset.uri: {uri} names no bucket", "Use gs://BUCKET/PATH.")
+    pattern = Pattern.of(path)
+    storage = open_storage(f"gs://{bucket}/{pattern.base}".rstrip("/"))
+    wild = _WILDCARDS.search(pattern.rest) is not None
+    names = [item.name for item in storage.list("" if wild else pattern.rest)]
+    if pattern.rest and not wild and pattern.rest not in names:
+        # No such object: the path may be that of a folder.
+        pattern = Pattern(path, "")
+        storage = open_storage(f"gs://{bucket}/{path}")
+        names = [item.name for item in storage.list()]
+    for name in _check_found([name for name in names if pattern.matches(name)], uri):
+        yield from _bucket_file(storage, name, cache)
+
+
+def _bucket_file(storage: Storage, name: str, cache: Path) -> Iterator[Row]:
+    local = cache / "object"
+    local.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        storage.download({name: local})
+    except ObjectMissing as error:
+        raise InvalidConfig(f"{storage.locate(name)} was deleted while it was read", _CORRECT_URI) from error
+    try:
+        yield from read(local, name)
+    finally:
+        local.unlink(missing_ok=True)
