@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -36,6 +36,11 @@ Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=20, json_sc
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 """Name of a Kubernetes object."""
+
+
+def without_nulls(value: Any) -> Any:
+    """A map without its null entries, which the API server drops too; anything else as it is."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def seconds(duration: str) -> int:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from gemmatune_api.base import ApiModel, Duration, ObjectName
+from gemmatune_api.base import ApiModel, Duration, ObjectName, without_nulls
+from gemmatune_api.patterns import ENV_NAME_PATTERN, TOPOLOGY_PATTERN
 
 Quantity = Annotated[
     str | int, Field(json_schema_extra={"x-kubernetes-int-or-string": True}, union_mode="left_to_right")
 ]
 """A Kubernetes quantity such as `4`, `500m` or `16Gi`."""
+
+
+StringMap = Annotated[dict[str, str], BeforeValidator(without_nulls), Field(max_length=64)]
+QuantityMap = Annotated[dict[str, Quantity], BeforeValidator(without_nulls), Field(max_length=64)]
 
 
 class SecretRef(ApiModel):
@@ -46,7 +51,7 @@ class TpuSpec(ApiModel):
 
     type: Annotated[str, Field(min_length=1, max_length=63)]
     """Value of the node label cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice."""
-    topology: Annotated[str, Field(pattern=r"^[0-9]+x[0-9]+(x[0-9]+)?$", max_length=20)]
+    topology: Annotated[str, Field(pattern=TOPOLOGY_PATTERN, max_length=20)]
     """Value of the node label cloud.google.com/gke-tpu-topology, such as 2x4."""
     chips_per_node: Annotated[int, Field(ge=1, le=8)] | None = None
     """Chips per node, only where the topology allows more than one."""
@@ -153,7 +158,7 @@ class EnvVarSource(ApiModel):
 class EnvVar(ApiModel):
     """An environment variable of the trainer."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)]
+    name: Annotated[str, Field(pattern=ENV_NAME_PATTERN, max_length=253)]
     """Name; names that begin with GEMMATUNE_ are the operator's."""
     value: Annotated[str, Field(max_length=32768)] | None = None
     """Value; at most one of value and valueFrom."""
@@ -164,9 +169,9 @@ class EnvVar(ApiModel):
 class ResourceSpec(ApiModel):
     """Requests and limits of the trainer's container, over those that the operator computes."""
 
-    requests: dict[str, Quantity] | None = None
+    requests: QuantityMap | None = None
     """Requests by resource name."""
-    limits: dict[str, Quantity] | None = None
+    limits: QuantityMap | None = None
     """Limits by resource name."""
 
 
@@ -181,13 +186,13 @@ class PodSpec(ApiModel):
     """ServiceAccount of the pods. Default gemmatune-trainer, which the operator creates."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
-    node_selector: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    node_selector: StringMap | None = None
     """Node labels, added to those that the accelerator needs."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
     """Tolerations, added to those that the accelerator needs."""
-    labels: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    labels: StringMap | None = None
     """Labels of the pods; gemmatune.dev/ is the operator's."""
-    annotations: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    annotations: StringMap | None = None
     """Annotations of the pods; gemmatune.dev/ is the operator's."""
     resources: ResourceSpec | None = None
     """Requests and limits."""

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from gemmatune_api.base import ApiModel, Duration
 from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
+from gemmatune_api.patterns import DATASET_URI_PATTERN, MODEL_URI_PATTERN, OUTPUT_URI_PATTERN
 from gemmatune_api.placement import (
     AcceleratorSpec,
     LimitsSpec,
@@ -30,7 +31,7 @@ Template = Annotated[str, Field(min_length=1, max_length=16384)]
 class ModelSpec(ApiModel):
     """The model to tune."""
 
-    uri: Annotated[str, Field(pattern=r"^(hf|kaggle|ms|gs|pvc|file)://.+", max_length=1024)]
+    uri: Annotated[str, Field(pattern=MODEL_URI_PATTERN, max_length=1024)]
     """Where the weights are: hf://ORG/NAME, gs://BUCKET/PATH, file:///PATH, kaggle://, ms://, pvc://CLAIM/PATH."""
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Branch, tag or commit of a hub repository. Default: its main branch, resolved once."""
@@ -83,7 +84,7 @@ class ImageTextFormat(ApiModel):
 class DatasetSpec(ApiModel):
     """The data, in exactly one of the formats text, instruct, chat and imageText."""
 
-    uri: Annotated[str, Field(pattern=r"^(hf|ms|gs|pvc|file)://.+", max_length=1024)]
+    uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)]
     """Where the rows are: jsonl, json, csv or parquet (globs allowed), or a datasets repository."""
     config: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Configuration of a datasets repository."""
@@ -111,7 +112,7 @@ class DatasetSpec(ApiModel):
     """Rows of one step share sequences without seeing each other. Default true."""
     eval_fraction: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     """Share of the rows kept for evaluation. Default: none."""
-    eval_uri: Annotated[str, Field(pattern=r"^(hf|ms|gs|pvc|file)://.+", max_length=1024)] | None = None
+    eval_uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)] | None = None
     """Rows for evaluation. Default: none."""
 
 
@@ -206,7 +207,7 @@ class CheckpointSpec(ApiModel):
 class OutputSpec(ApiModel):
     """Where results go."""
 
-    uri: Annotated[str, Field(pattern=r"^(gs://[^/]+(/.*)?|file:///.+)", max_length=1024)]
+    uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)]
     """Prefix of everything that the run writes: gs://BUCKET/PATH or file:///PATH."""
     merge: bool | None = None
     """Also write merged 16-bit safetensors, by a CPU Job afterwards. Default false."""

@@ -1,0 +1,285 @@
+"""The rules between the fields of a spec: small pure functions, each problem with path, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from gemmatune_api import accelerators, checks_data, checks_pod
+from gemmatune_api.base import ApiModel, seconds
+from gemmatune_api.defaults import TRAINING, backend_of, optimizer_of
+from gemmatune_api.errors import Problem, shown
+from gemmatune_api.spec import FineTuneSpec
+
+Rule = Callable[[FineTuneSpec], Iterator[Problem]]
+
+ACCELERATORS_OF = {"torch": ("gpu", "cpu"), "xla": ("tpu", "cpu"), "keras": ("tpu", "cpu")}
+"""What each backend trains on."""
+LONGEST_DURATION_DAYS = 3650
+
+
+def problems(spec: FineTuneSpec) -> list[Problem]:
+    """Every contradiction between the fields of a spec, in the order of its blocks."""
+    return [problem for rule in RULES for problem in rule(spec)]
+
+
+def exclusive(block: ApiModel, path: str, *fields: str, needed: bool = False) -> Iterator[Problem]:
+    """At most one of the fields of a block, or exactly one where one is `needed`."""
+    names = [type(block).model_fields[field].alias or field for field in fields]
+    given = [name for name, field in zip(names, fields, strict=True) if getattr(block, field) is not None]
+    choices = f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(given) > 1:
+        yield Problem(
+            path,
+            f"{'exactly' if needed else 'at most'} one of {choices} is possible",
+            f"Keep one of {' and '.join(given)}.",
+            ", ".join(given),
+        )
+    elif needed and not given:
+        yield Problem(path, f"exactly one of {choices} is required", f"Add one of {', '.join(names)}.")
+
+
+def method(spec: FineTuneSpec) -> Iterator[Problem]:
+    """qlora, lora or full; quantisation only where bitsandbytes runs."""
+    yield from exclusive(spec, "spec", "qlora", "lora", "full")
+    if spec.qlora is None:
+        return
+    if spec.accelerator.tpu is not None:
+        yield Problem(
+            "spec.qlora",
+            "qlora cannot run on a TPU: bitsandbytes has no TPU kernels",
+            "Use lora, or accelerator.gpu.",
+            "accelerator.tpu",
+        )
+    elif backend_of(spec) != "torch":
+        yield Problem(
+            "spec.qlora", "qlora needs backend torch", "Use lora, or backend torch.", f"backend {backend_of(spec)}"
+        )
+    if spec.qlora.bits == 8:
+        for name, value in (("quantType", spec.qlora.quant_type), ("doubleQuant", spec.qlora.double_quant)):
+            if value is not None:
+                yield Problem(
+                    f"spec.qlora.{name}", "applies to bits 4 only", "Remove it, or set bits to 4.", shown(value)
+                )
+
+
+def backend(spec: FineTuneSpec) -> Iterator[Problem]:
+    """A backend that trains on the accelerator; meshes and virtual devices only where they mean something."""
+    name, kind = backend_of(spec), spec.accelerator.kind
+    if kind not in ACCELERATORS_OF[name]:
+        able = [other for other, kinds in ACCELERATORS_OF.items() if kind in kinds]
+        yield Problem(
+            "spec.backend",
+            f"backend {name} trains on {' and '.join(ACCELERATORS_OF[name])}, not on {kind}",
+            f"Use backend {' or '.join(able)}, or another accelerator.",
+            shown(spec.backend),
+        )
+    if name != "torch":
+        return
+    if spec.mesh is not None:
+        yield Problem(
+            "spec.mesh",
+            "meshes belong to the xla and keras backends",
+            "Remove it, or use backend xla or keras.",
+            shown(spec.mesh.model_dump(by_alias=True, exclude_none=True)),
+        )
+    if spec.accelerator.cpu is not None and spec.accelerator.cpu.devices is not None:
+        yield Problem(
+            "spec.accelerator.cpu.devices",
+            "virtual devices belong to the xla and keras backends",
+            "Remove it, or use backend xla or keras.",
+            shown(spec.accelerator.cpu.devices),
+        )
+
+
+def accelerator(spec: FineTuneSpec) -> Iterator[Problem]:
+    """Exactly one accelerator, of a type, count and topology that exist."""
+    yield from exclusive(spec.accelerator, "spec.accelerator", "gpu", "tpu", "cpu", needed=True)
+    if spec.accelerator.gpu is not None:
+        yield from _gpu(spec.accelerator.gpu.type, spec.accelerator.gpu.count)
+    if spec.accelerator.tpu is not None:
+        tpu = spec.accelerator.tpu
+        yield from _tpu(tpu.type, tpu.topology, tpu.chips_per_node)
+
+
+def _gpu(label: str, count: int | None) -> Iterator[Problem]:
+    path = "spec.accelerator.gpu"
+    if accelerators.gpu(label) is None:
+        near = [name for name in accelerators.near(label) if accelerators.gpu(name)]
+        choices = near or [item.type for item in accelerators.gpus()]
+        yield Problem(f"{path}.type", "is no GPU type of GKE", f"Use {_either(choices)}.", shown(label))
+    elif count is not None and count not in accelerators.possible_counts(label):
+        counts = [str(number) for number in accelerators.possible_counts(label)]
+        yield Problem(
+            f"{path}.count", f"no machine has that many {label}", f"Use {_either(counts)} per node.", shown(count)
+        )
+
+
+def _tpu(label: str, topology: str, chips_per_node: int | None) -> Iterator[Problem]:
+    path, found = "spec.accelerator.tpu", accelerators.tpu(label)
+    if found is None:
+        near = [name for name in accelerators.near(label) if accelerators.tpu(name)]
+        choices = near or [item.type for item in accelerators.tpus()]
+        yield Problem(f"{path}.type", "is no TPU type of GKE", f"Use {_either(choices)}.", shown(label))
+        return
+    if not found.allows(topology):
+        more = " (or three multiples of 4)" if found.dimensions == 3 else ""
+        yield Problem(
+            f"{path}.topology",
+            f"{label} has no slices of this topology",
+            f"Use {_either(found.topologies)}{more}.",
+            shown(topology),
+        )
+        return
+    possible = [str(number) for number in found.chips_per_node(topology)]
+    if chips_per_node is None and len(possible) > 1:
+        yield Problem(
+            f"{path}.chipsPerNode", f"{topology} of {label} comes in several shapes", f"Set it to {_either(possible)}."
+        )
+    elif chips_per_node is not None and str(chips_per_node) not in possible:
+        yield Problem(
+            f"{path}.chipsPerNode",
+            f"{topology} of {label} has no such machines",
+            f"Use {_either(possible)}.",
+            shown(chips_per_node),
+        )
+
+
+def _either(choices: list[str] | tuple[str, ...]) -> str:
+    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+def training(spec: FineTuneSpec) -> Iterator[Problem]:
+    """Length, batch, schedule and optimizer agree with each other."""
+    training = spec.training
+    if training is None:
+        return
+    yield from exclusive(training, "spec.training", "max_steps", "epochs")
+    rows = training.global_batch_size or TRAINING["global_batch_size"]
+    micro = training.micro_batch_size
+    if micro is not None and rows % micro:
+        divisors = [str(number) for number in range(1, rows + 1) if rows % number == 0]
+        yield Problem(
+            "spec.training.microBatchSize",
+            f"must divide globalBatchSize {rows}",
+            f"Use {_either([*divisors[:3], *divisors[3:][-3:]])}.",
+            shown(micro),
+        )
+    warmup = training.warmup_steps
+    if training.schedule == "constant" and warmup:
+        yield Problem(
+            "spec.training.warmupSteps",
+            "schedule constant has no warm-up",
+            "Use schedule constant_with_warmup, or warmupSteps 0.",
+            shown(warmup),
+        )
+    if warmup is not None and training.max_steps is not None and warmup > training.max_steps:
+        yield Problem(
+            "spec.training.warmupSteps",
+            f"is more than maxSteps {training.max_steps}: the learning rate would never reach its peak",
+            "Lower warmupSteps or raise maxSteps.",
+            shown(warmup),
+        )
+    yield from _optimizer(spec, training.optimizer)
+
+
+def _optimizer(spec: FineTuneSpec, optimizer: str | None) -> Iterator[Problem]:
+    if optimizer is None:
+        return
+    choice = optimizer_of(spec.method, spec.accelerator.kind)
+    path = "spec.training.optimizer"
+    if optimizer.startswith("paged_") and spec.accelerator.kind != "gpu":
+        remedy = "adamw_bnb_8bit" if optimizer.endswith("8bit") and backend_of(spec) == "torch" else choice
+        yield Problem(path, "paged optimizers need a GPU", f"Use {remedy}.", shown(optimizer))
+    elif optimizer == "adamw_bnb_8bit" and backend_of(spec) != "torch":
+        yield Problem(path, "8-bit optimizers need backend torch", f"Use {choice}.", shown(optimizer))
+
+
+def evaluation(spec: FineTuneSpec) -> Iterator[Problem]:
+    """What needs evaluation rows has them."""
+    yield from exclusive(spec.dataset, "spec.dataset", "eval_fraction", "eval_uri")
+    if spec.dataset.eval_fraction is not None or spec.dataset.eval_uri is not None:
+        return
+    needs = (
+        ("spec.training.evalEverySteps", spec.training and spec.training.eval_every_steps),
+        ("spec.checkpoint.best", spec.checkpoint and spec.checkpoint.best),
+        ("spec.samples.fromEval", spec.samples and spec.samples.from_eval),
+    )
+    for path, value in needs:
+        if value:
+            yield Problem(
+                path,
+                "needs evaluation rows",
+                "Set dataset.evalFraction or dataset.evalUri, or remove the field.",
+                shown(value),
+            )
+
+
+def checkpoint(spec: FineTuneSpec) -> Iterator[Problem]:
+    """One rhythm of checkpoints."""
+    if spec.checkpoint is not None:
+        yield from exclusive(spec.checkpoint, "spec.checkpoint", "every_steps", "every")
+
+
+def provisioning(spec: FineTuneSpec) -> Iterator[Problem]:
+    """A reservation exactly with mode reservation, a fallback only for spot."""
+    block = spec.provisioning
+    if block is None:
+        return
+    mode = block.mode or "onDemand"
+    if mode == "reservation" and block.reservation is None:
+        yield Problem("spec.provisioning.reservation", "mode reservation needs its name", "Add the reservation's name.")
+    if mode != "reservation" and block.reservation is not None:
+        yield Problem(
+            "spec.provisioning.reservation",
+            f"has no meaning with mode {mode}",
+            "Remove it, or set mode to reservation.",
+            shown(block.reservation),
+        )
+    if mode != "spot" and block.fallback is not None:
+        yield Problem(
+            "spec.provisioning.fallback",
+            f"has no meaning with mode {mode}: only spot falls back",
+            "Remove it, or set mode to spot.",
+            shown(block.fallback.model_dump(by_alias=True, exclude_none=True)),
+        )
+
+
+def durations(spec: FineTuneSpec) -> Iterator[Problem]:
+    """Durations that a clock can count: more than nothing, and no more than ten years."""
+    limits, fallback = spec.limits, spec.provisioning and spec.provisioning.fallback
+    given = {
+        "spec.checkpoint.every": spec.checkpoint and spec.checkpoint.every,
+        "spec.provisioning.fallback.afterPending": fallback and fallback.after_pending,
+        "spec.limits.pendingDeadline": limits and limits.pending_deadline,
+        "spec.limits.deadline": limits and limits.deadline,
+        "spec.limits.stallTimeout": limits and limits.stall_timeout,
+        "spec.ttlAfterFinished": spec.ttl_after_finished,
+    }
+    for path, text in given.items():
+        if not text:
+            continue
+        if seconds(text) > LONGEST_DURATION_DAYS * 86400:
+            yield Problem(path, f"must be at most {LONGEST_DURATION_DAYS}d", "Write a shorter duration.", shown(text))
+        elif seconds(text) == 0 and path != "spec.ttlAfterFinished":
+            yield Problem(path, "must be longer than 0s", "Write a duration such as 10m.", shown(text))
+
+
+RULES: tuple[Rule, ...] = (
+    checks_data.model,
+    backend,
+    checks_data.dataset,
+    checks_data.templates,
+    evaluation,
+    method,
+    training,
+    checkpoint,
+    checks_data.output,
+    checks_data.samples,
+    accelerator,
+    provisioning,
+    checks_pod.labels,
+    checks_pod.tolerations,
+    checks_pod.resources,
+    checks_pod.environment,
+    durations,
+)

@@ -1,0 +1,129 @@
+"""A document into a GemmaFineTune, or every problem that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gemmatune_api import checks, supported
+from gemmatune_api.base import ApiModel
+from gemmatune_api.errors import InvalidResourceError, Problem, problems_of, shown
+from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
+
+Model = TypeVar("Model", bound=ApiModel)
+
+_DEPTH = 64
+"""Nesting that no resource reaches; deeper documents are refused before they can exhaust the stack."""
+
+
+def parse(document: object) -> GemmaFineTune:
+    """The resource in a JSON document.
+
+    Types are the API server's: "8" is no number, true is not 1, 2.0 is a whole number, null is an absent field.
+
+    Raises:
+        InvalidResourceError: carries every problem that pydantic, the cross-field rules and the table of what is not
+            built yet find.
+    """
+    resource, problems, rest = _model(GemmaFineTune, document, "")
+    spec = resource.spec if resource else _try(FineTuneSpec, rest.get("spec"))
+    found = [*problems, *_further(spec, problems)]
+    if found or resource is None:
+        raise InvalidResourceError(found)
+    return resource
+
+
+def parse_spec(document: object) -> FineTuneSpec:
+    """The spec in a JSON document: what `parse` does, for `spec` alone.
+
+    Raises:
+        InvalidResourceError: as `parse`.
+    """
+    spec, problems, rest = _model(FineTuneSpec, document, "spec")
+    found = [*problems, *_further(spec or _try(FineTuneSpec, rest), problems)]
+    if found or spec is None:
+        raise InvalidResourceError(found)
+    return spec
+
+
+def _further(spec: FineTuneSpec | None, known: Sequence[Problem]) -> list[Problem]:
+    """What the cross-field rules and the table of refusals add, without repeating what is said of the same place."""
+    if spec is None:
+        return []
+    found = [*checks.problems(spec), *supported.unsupported(spec)]
+    return [problem for problem in found if not any(_same_place(problem.path, other.path) for other in known)]
+
+
+def _same_place(path: str, other: str) -> bool:
+    short, long = sorted((path, other), key=len)
+    return long == short or long.startswith((f"{short}.", f"{short}["))
+
+
+def _model(model: type[Model], document: object, root: str) -> tuple[Model | None, list[Problem], dict[str, Any]]:
+    """The model in a document, pydantic's problems, and the document without the fields at fault.
+
+    From that rest the cross-field rules can still speak of the other fields.
+    """
+    if not isinstance(document, dict):
+        remedy = "Write a block of fields that begins with apiVersion and kind." if not root else "Write its fields."
+        return None, [Problem(root or "the resource", "must be a block of fields", remedy, shown(document))], {}
+    if _too_deep(document):
+        return None, [Problem(root or "the resource", f"is nested deeper than {_DEPTH} levels", "Flatten it.")], {}
+    plain = _as_read(document)
+    try:
+        return _strict(model, plain), [], plain
+    except ValidationError as error:
+        rest = deepcopy(plain)
+        for item in error.errors(include_url=False):
+            _remove(rest, item)
+        return None, problems_of(error, model, root), rest
+
+
+def _strict(model: type[Model], document: object) -> Model:
+    return model.model_validate(document, strict=True, by_alias=True, by_name=False)
+
+
+def _try(model: type[Model], document: object) -> Model | None:
+    try:
+        return _strict(model, document)
+    except ValidationError:
+        return None
+
+
+def _too_deep(document: object) -> bool:
+    level = [document]
+    for _ in range(_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
+
+
+def _as_read(value: Any) -> Any:
+    """A document as the API server reads it: 2.0 is the whole number 2."""
+    if isinstance(value, dict):
+        return {key: _as_read(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_read(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _remove(document: Any, item: ErrorDetails) -> None:
+    """Takes the value at fault out of a document; names of union branches in the location are passed over."""
+    parent, last = None, None
+    value = document
+    for part in item["loc"]:
+        if isinstance(value, dict) and part in value:
+            parent, last, value = value, part, value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            # A list goes as a whole: without one entry the places of the others would change.
+            break
+    if isinstance(parent, dict):
+        parent.pop(last, None)
