@@ -154,6 +154,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NOT_SUPPORTED_YET = "NotSupportedYet"
     DOES_NOT_FIT = "DoesNotFit"
+    POLICY_DENIED = "PolicyDenied"
     NAME_CONFLICT = "NameConflict"
     WAITING_FOR_CLEANUP = "WaitingForCleanup"
     # Reasons of ordinary progress.
@@ -262,6 +263,10 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         Reason.INVALID_SPEC: ReasonText("The spec contradicts itself or a bound.", "Correct the field named."),
         Reason.NOT_SUPPORTED_YET: ReasonText("The field's behaviour does not exist yet.", "Remove the field."),
         Reason.DOES_NOT_FIT: ReasonText("The run does not fit the accelerator.", "Take one of the remedies named."),
+        Reason.POLICY_DENIED: ReasonText(
+            "The API server refused an object of the run.",
+            "Change what the message names: a policy, a quota or the field; it is tried again by itself.",
+        ),
         Reason.NAME_CONFLICT: ReasonText(
             "An object of the same name belongs to someone else.", "Rename the resource or that object."
         ),

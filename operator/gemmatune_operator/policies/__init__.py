@@ -1,1 +1,57 @@
-"""The rules of the operator, one policy a file: (resource, observed, now) -> decision, without I/O."""
+"""The rules of the operator, one file each; `plan` asks them in order until one has the last word."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from gemmatune_api import defaults, validate
+from gemmatune_api.errors import InvalidResourceError, Problem
+from gemmatune_api.spec import GemmaFineTune
+from gemmatune_operator.decision import Decision, Policy, Situation
+from gemmatune_operator.observe import Observed
+from gemmatune_operator.policies.accept import accept
+from gemmatune_operator.policies.attempt import attempt
+from gemmatune_operator.policies.cleanup import cleanup
+from gemmatune_operator.policies.finish import finish
+from gemmatune_operator.policies.prepare import prepare
+from gemmatune_operator.policies.retry import on_demand
+from gemmatune_operator.policies.suspend import suspend
+from gemmatune_operator.settings import Settings
+
+ORDER: tuple[Policy, ...] = (on_demand, accept, suspend, prepare, attempt)
+"""Each may settle the matter for those after it; cleanup and finish always have their say."""
+
+
+def plan(observed: Observed, now: datetime, settings: Settings) -> Decision:
+    """What shall be, from what is."""
+    situation = situation_of(observed, now, settings)
+    decision = Decision(status=observed.status)
+    for policy in ORDER:
+        decision = policy(situation, decision)
+        if decision.settled:
+            break
+    return finish(situation, cleanup(situation, decision))
+
+
+def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situation:
+    """What policies see; a spec that cannot be run leaves the last valid one in force for an attempt that runs."""
+    problems: tuple[Problem, ...] = ()
+    resource: GemmaFineTune | None
+    try:
+        resource = validate.parse(observed.raw)
+    except InvalidResourceError as error:
+        resource, problems = _last_valid(observed), error.problems
+    if resource is not None:
+        resource = resource.model_copy(update={"spec": defaults.resolve(resource.spec)})
+    return Situation(observed=observed, resource=resource, problems=problems, now=now, settings=settings)
+
+
+def _last_valid(observed: Observed) -> GemmaFineTune | None:
+    spec = dict(observed.status.resolved or {})
+    asked = observed.raw.get("spec")
+    if isinstance(asked, dict) and isinstance(asked.get("suspend"), bool):
+        spec["suspend"] = asked["suspend"]
+    try:
+        return validate.parse({**observed.raw, "spec": spec}) if spec else None
+    except InvalidResourceError:
+        return None

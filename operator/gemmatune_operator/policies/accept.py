@@ -1,0 +1,156 @@
+"""Whether the spec can be run: valid, supported, alone on its output, and fitting its accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gemmatune_api import catalog, fit
+from gemmatune_api.catalog import GemmaModel
+from gemmatune_api.errors import Problem
+from gemmatune_api.names import REASONS, ConditionType, Reason
+from gemmatune_api.runconfig import RunConfig, RunConfigError, RunIdentity, build
+from gemmatune_api.status import DataStatus, Overrides, Plan
+from gemmatune_operator import conditions
+from gemmatune_operator.decision import Decision, Situation, fail
+from gemmatune_operator.observe import open_attempt, status_of
+from gemmatune_operator.policies import describe, results
+from gemmatune_operator.ports import Object
+
+RIVAL_SECONDS = 30.0
+"""Between two looks at another resource that holds the output."""
+
+
+def accept(situation: Situation, decision: Decision) -> Decision:
+    """Sets Accepted, and with it status.resolved and status.plan, once per generation."""
+    if situation.problems:
+        return _invalid(situation, decision)
+    observed = situation.observed
+    accepted = decision.true(ConditionType.ACCEPTED)
+    if accepted and decision.status.observed_generation == observed.generation:
+        return decision
+    if not decision.status.attempts and (rival := rival_of(situation)) is not None:
+        return _second(situation, decision, rival)
+    return planned(situation, decision.update(resolved=describe.resolved(situation.spec)))
+
+
+def planned(situation: Situation, decision: Decision) -> Decision:
+    """With the plan of the current spec, as far as the model and the data are known, and Accepted by its verdict.
+
+    A running attempt keeps its plan: a new one holds from the next attempt on.
+    """
+    spec, status = situation.spec, decision.status
+    model = model_of(situation, decision)
+    plan = status.plan
+    if model is not None and open_attempt(status) is None:
+        plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
+        decision = _with_plan(decision, plan)
+    decision = decision.update(summary=describe.summary(spec, model))
+    problem = _too_large(situation, plan)
+    if problem is not None:
+        return _refused(situation, decision, Reason.INVALID_SPEC, str(problem), problem.remedy)
+    if plan is not None and plan.verdict == "does not fit" and open_attempt(status) is None:
+        message = f"{describe.what(spec, model)} does not fit: {describe.memory(plan)}."
+        return _refused(situation, decision, Reason.DOES_NOT_FIT, message, _one_of(plan.remedies))
+    message = f"{describe.what(spec, model)}: {describe.verdict(plan)}."
+    return decision.condition(situation, ConditionType.ACCEPTED, True, Reason.VALID, message)
+
+
+def model_of(situation: Situation, decision: Decision) -> GemmaModel | None:
+    """The model, by its URI or by what prepare found; None while it is unknown."""
+    prepared = results.prepared(situation.observed, decision.status)
+    if prepared is not None and prepared.model is not None:
+        return catalog.by_config(prepared.model.shape)
+    return catalog.by_uri(situation.spec.model.uri)
+
+
+def config_of(situation: Situation, number: int, plan: Plan | None, overrides: Overrides | None = None) -> RunConfig:
+    """What the trainer of an attempt or preparation is told."""
+    meta = situation.run.metadata
+    identity = RunIdentity(name=meta.name, namespace=meta.namespace, uid=meta.uid)
+    return build(situation.spec, identity, number, plan, overrides)
+
+
+def rival_of(situation: Situation) -> str | None:
+    """Name of another resource of the namespace that holds output.uri; of two that have not begun, the older one."""
+    uri, mine = situation.spec.output.uri, _rank(situation.observed.raw)
+    for raw in situation.observed.rivals:
+        if raw.get("metadata", {}).get("deletionTimestamp") or _output(raw) != uri or _rank(raw) > mine:
+            continue
+        finished = conditions.is_true(status_of(raw.get("status")).conditions, ConditionType.FINISHED)
+        if finished and situation.spec.output.overwrite:
+            continue
+        return str(raw["metadata"]["name"])
+    return None
+
+
+def _invalid(situation: Situation, decision: Decision) -> Decision:
+    """A spec that cannot be run. An attempt that runs goes on with the last valid spec, and is the last one."""
+    reason, message, remedy = describe.problems(situation.problems)
+    decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
+    if situation.resource is not None and open_attempt(decision.status) is not None:
+        return decision
+    return fail(situation, decision, reason, message, remedy)
+
+
+def _refused(situation: Situation, decision: Decision, reason: Reason, message: str, remedy: str) -> Decision:
+    remedy = remedy or REASONS[reason].remedy
+    decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
+    return fail(situation, decision, reason, message, remedy)
+
+
+def _second(situation: Situation, decision: Decision, rival: str) -> Decision:
+    message = f"{situation.spec.output.uri} belongs to the GemmaFineTune {rival}."
+    remedy = f"Use another output.uri, or delete {rival}: this run then starts by itself."
+    decision = decision.condition(situation, ConditionType.ACCEPTED, False, Reason.OUTPUT_IN_USE, message, remedy)
+    return decision.waking(RIVAL_SECONDS).settle()
+
+
+def _plan(situation: Situation, model: GemmaModel, data: DataStatus | None) -> Plan:
+    settings = situation.settings
+    return fit.plan(
+        situation.spec,
+        model,
+        rows=data.rows if data else None,
+        longest=data.longest if data else None,
+        host_memory=settings.host_memory,
+        prices=settings.prices or None,
+    )
+
+
+def _with_plan(decision: Decision, plan: Plan) -> Decision:
+    """A plan for another device or batch gets a new budget of downshifts, and the old downshifts do not bind it."""
+    old = decision.status.plan
+    if old is not None and _placement(old) != _placement(plan):
+        base = decision.budget_base.model_copy(update={"out_of_memory": decision.counters.out_of_memory})
+        decision = decision.update(budget_base=base)
+    return decision.update(plan=plan)
+
+
+def _placement(plan: Plan) -> tuple[object, ...]:
+    return (plan.backend, plan.chips, plan.memory.capacity, plan.micro_batch_size, plan.gradient_checkpointing)
+
+
+def _too_large(situation: Situation, plan: Plan | None) -> Problem | None:
+    try:
+        config_of(situation, 1, plan).to_env()
+    except RunConfigError as error:
+        return Problem("spec", str(error), "Shorten the templates, texts and prompts.")
+    return None
+
+
+def _one_of(remedies: Iterable[str]) -> str:
+    choices = list(remedies)
+    return f"One of: {'; '.join(choices)}." if choices else ""
+
+
+def _output(raw: Object) -> str:
+    spec: Mapping[str, Any] = raw.get("spec") or {}
+    return str((spec.get("output") or {}).get("uri") or "").rstrip("/")
+
+
+def _rank(raw: Object) -> tuple[bool, str, str]:
+    """Sort key of claims on an output: one with attempts first, then the older one."""
+    meta = raw.get("metadata") or {}
+    begun = bool((raw.get("status") or {}).get("attempts"))
+    return (not begun, str(meta.get("creationTimestamp") or ""), str(meta.get("uid") or ""))

@@ -1,0 +1,213 @@
+"""Attempts: recorded in the status first, then created as Jobs, watched, closed, and followed by the next."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from gemmatune_api.base import duration_text
+from gemmatune_api.names import ConditionType, Reason, Role, job_name
+from gemmatune_api.status import Attempt, Plan
+from gemmatune_operator import diagnose
+from gemmatune_operator.conditions import has, parse_time, rfc3339
+from gemmatune_operator.decision import Decision, Situation, fail
+from gemmatune_operator.diagnose import Answer, Cause, cause
+from gemmatune_operator.manifests import attempt as manifest
+from gemmatune_operator.observe import JobView, open_attempt
+from gemmatune_operator.policies import cleanup, deadline, describe, provisioning, retry
+from gemmatune_operator.policies.accept import config_of
+from gemmatune_operator.policies.close import closed, training_time
+from gemmatune_operator.policies.outcome import GOES_ON, Outcome
+from gemmatune_operator.policies.prepare import (
+    PENDING_LOOK_SECONDS,
+    YOUNG_LOOK_SECONDS,
+    access_objects,
+    look_seconds,
+    refused,
+)
+from gemmatune_operator.policies.stall import stall
+
+KEPT = 20
+"""Attempts that the status shows; counters know of all."""
+
+
+def attempt(situation: Situation, decision: Decision) -> Decision:
+    """Moves the open attempt on; without one, records the next."""
+    current = open_attempt(decision.status)
+    if current is None:
+        return _start(situation, _recorded(situation, decision))
+    job = situation.observed.jobs.get(current.job)
+    if job is None and current.start_time is None:
+        return _start(situation, decision)
+    if job is None:
+        return _closed(situation, decision, current, None, diagnose.vanished(current.job))
+    decision, current = _seen(situation, decision, current, job)
+    outcome = _outcome(situation, decision, current, job)
+    if outcome.cause is not None:
+        return _closed(situation, decision, current, job, outcome.cause)
+    if outcome.wake is not None:
+        decision = decision.waking(outcome.wake)
+    return _watch(situation, decision, current, job)
+
+
+def _recorded(situation: Situation, decision: Decision) -> Decision:
+    """The next attempt, recorded: from here the spec is fixed, and its Job may write the trainer's fields."""
+    if situation.problems:
+        reason, message, remedy = describe.problems(situation.problems)
+        return fail(situation, decision, reason, message, remedy)
+    last = decision.status.attempts[-1] if decision.status.attempts else None
+    number = decision.counters.attempts + 1
+    checkpoint = decision.status.checkpoint
+    new = Attempt(
+        number=number,
+        job=job_name(situation.observed.name, Role.TRAIN, number),
+        provisioning=provisioning.mode(situation, decision),
+        from_step=checkpoint.step if checkpoint else None,
+        overrides=retry.carried(decision, last),
+    )
+    if not has(decision.status.conditions, ConditionType.TRAINING, "False", Reason.RETRYING):
+        message = f"Attempt {number} is about to start."
+        decision = decision.condition(situation, ConditionType.PROVISIONED, False, Reason.PROVISIONING, message)
+        if decision.status.attempts:
+            decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.PROVISIONING, message)
+    return decision.update(
+        attempts=[*decision.status.attempts, new][-KEPT:],
+        counters=decision.counters.model_copy(update={"attempts": number}),
+        job=new.job,
+    )
+
+
+def _start(situation: Situation, decision: Decision) -> Decision:
+    """Creates the recorded attempt's Job once its time has come and no earlier one can still run."""
+    current = open_attempt(decision.status)
+    if current is None or decision.settled:
+        return decision
+    if situation.problems:
+        reason, message, remedy = describe.problems(situation.problems)
+        return fail(situation, decision, reason, message, remedy)
+    if situation.observed.refusal is not None:
+        return refused(situation, decision, ConditionType.PROVISIONED)
+    due = parse_time(decision.status.next_attempt_time)
+    if due is not None and due > situation.now:
+        return decision.waking((due - situation.now).total_seconds()).settle()
+    if cleanup.in_the_way(situation, keep=current.job):
+        return decision.waking(cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
+    current = current.model_copy(update={"provisioning": provisioning.mode(situation, decision)})
+    decision = decision.update(attempts=[*decision.status.attempts[:-1], current], next_attempt_time=None)
+    plan = _plan(decision)
+    config = config_of(situation, current.number, plan, current.overrides)
+    timers = decision.timers.model_dump(by_alias=True, exclude_none=True)
+    resource = situation.run.model_copy(update={"status": {"timers": timers}})
+    job = manifest.job(resource, config, plan, current, situation.settings)
+    return decision.creating(*access_objects(situation), job).waking(YOUNG_LOOK_SECONDS).settle()
+
+
+def _plan(decision: Decision) -> Plan:
+    if decision.status.plan is None:
+        raise ValueError("an attempt was recorded before the plan was made")
+    return decision.status.plan
+
+
+def _seen(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> tuple[Decision, Attempt]:
+    """Notes when the Job was first seen, and when its pods first ran."""
+    timers = decision.timers
+    if current.start_time is None:
+        start = rfc3339(job.created or situation.now)
+        current = current.model_copy(update={"start_time": start})
+        timers = timers.model_copy(update={"pending_since": start})
+    if current.training_time is None and job.running:
+        began = training_time(current, job) or situation.now
+        current = current.model_copy(update={"training_time": rfc3339(began)})
+        timers = timers.model_copy(update={"pending_since": None})
+    attempts = [*decision.status.attempts[:-1], current]
+    return decision.update(attempts=attempts, timers=timers, next_attempt_time=None), current
+
+
+def _outcome(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Outcome:
+    """Why the attempt ends now; otherwise when to look again."""
+    ending = diagnose.ended(job)
+    if ending is not None:
+        return Outcome(_verified(decision, ending))
+    if cleanup.stuck(situation, job):
+        return Outcome(diagnose.lost(next(pod for pod in job.pods if not pod.ended)))
+    if job.deleting:
+        return Outcome(wake=cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS)
+    found = [
+        deadline.training(situation, decision, current, job),
+        stall(situation, decision, current, job),
+        GOES_ON if current.training_time else provisioning.no_spot_node(situation, decision, current, job),
+        deadline.pending(situation, job, parse_time(decision.timers.pending_since)),
+    ]
+    ended = next((outcome for outcome in found if outcome.cause is not None), None)
+    wakes = [outcome.wake for outcome in found if outcome.wake is not None]
+    wakes += [wake] if (wake := cleanup.seconds_to_stuck(situation)) is not None else []
+    return ended or Outcome(wake=min(wakes) if wakes else None)
+
+
+def _verified(decision: Decision, ending: Cause) -> Cause:
+    """Success counts only with the manifest that the trainer names."""
+    if ending.answer is not Answer.SUCCEED:
+        return ending
+    artifacts = decision.status.artifacts
+    named = (ending.said.manifest if ending.said else None) or (artifacts.manifest if artifacts else None)
+    return ending if named else cause(Reason.RESULT_MISSING, pod=ending.pod, said=ending.said)
+
+
+def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Decision:
+    """The attempt goes on: say whether it trains or what it waits for."""
+    if job.running:
+        message = f"Attempt {current.number} trains on {_nodes(job)} ({current.provisioning})."
+        decision = decision.condition(situation, ConditionType.PROVISIONED, True, Reason.RUNNING, message)
+        return decision.condition(situation, ConditionType.TRAINING, True, Reason.RUNNING, message).settle()
+    if current.training_time is not None:
+        return decision.settle()  # its pod ended or is being deleted; the Job will say how
+    why = diagnose.waiting(job)
+    starting = has(decision.status.conditions, ConditionType.PROVISIONED, "False", Reason.PROVISIONING)
+    if not (why.reason is Reason.PROVISIONING and starting):  # an ordinary start changes nothing
+        decision = decision.condition(situation, ConditionType.PROVISIONED, False, why.reason, why.message, why.remedy)
+    if current.number > 1:
+        message = f"Attempt {current.number} waits for its node."
+        decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.PROVISIONING, message)
+    return decision.waking(look_seconds(job)).settle()
+
+
+def _nodes(job: JobView) -> str:
+    nodes = sorted({pod.node for pod in job.pods if pod.node})
+    return ", ".join(nodes) or "its node"
+
+
+def _closed(situation: Situation, decision: Decision, current: Attempt, job: JobView | None, why: Cause) -> Decision:
+    """Closes the attempt; the same decision records the next one, or ends the run."""
+    if why.answer is Answer.SUCCEED:
+        return _succeeded(situation, closed(situation, decision, current, job, why, counted=False))
+    verdict = retry.verdict(situation, decision, current, job, why)
+    decision = closed(situation, decision, current, job, why, counted=verdict.counted)
+    decision = decision.update(counters=verdict.counters)
+    if not verdict.again:
+        remedy = retry.final_remedy(why, started=True)
+        return fail(situation, decision, why.reason, verdict.message, remedy)
+    return _followed(situation, decision, current, why, verdict)
+
+
+def _followed(
+    situation: Situation, decision: Decision, current: Attempt, why: Cause, verdict: retry.Verdict
+) -> Decision:
+    """The next attempt, recorded in the same write that closes the last."""
+    follows = f"in {duration_text(verdict.delay)}" if verdict.delay else "at once"
+    message = f"Attempt {current.number} ended with {why.reason}: {why.message} The next follows {follows}."
+    decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.RETRYING, message, why.remedy)
+    decision = decision.condition(situation, ConditionType.PROVISIONED, False, Reason.RETRYING, message)
+    due = rfc3339(situation.now + timedelta(seconds=verdict.delay)) if verdict.delay else None
+    decision = _recorded(situation, decision.update(next_attempt_time=due))
+    if not decision.settled:
+        last = decision.status.attempts[-1].model_copy(update={"overrides": verdict.overrides})
+        decision = decision.update(attempts=[*decision.status.attempts[:-1], last])
+    return _start(situation, decision)
+
+
+def _succeeded(situation: Situation, decision: Decision) -> Decision:
+    artifacts = decision.status.artifacts
+    where = (artifacts.adapter if artifacts else None) or f"{situation.spec.output.uri}/adapter"
+    message = f"The adapter is written and verified: {where}."
+    decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.COMPLETED, message)
+    decision = decision.condition(situation, ConditionType.SUCCEEDED, True, Reason.COMPLETED, message)
+    return decision.condition(situation, ConditionType.FINISHED, True, Reason.COMPLETED, message).settle()

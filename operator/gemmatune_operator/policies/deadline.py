@@ -1,0 +1,45 @@
+"""limits.deadline bounds training time, limits.pendingDeadline the wait of one attempt for its pods."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from gemmatune_api.base import seconds
+from gemmatune_api.names import Reason
+from gemmatune_api.placement import LimitsSpec
+from gemmatune_api.status import Attempt
+from gemmatune_operator.conditions import parse_time
+from gemmatune_operator.decision import Decision, Situation
+from gemmatune_operator.diagnose import cause, waiting
+from gemmatune_operator.observe import JobView
+from gemmatune_operator.policies.outcome import GOES_ON, Outcome
+
+
+def training(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:
+    """Ends the run when its attempts have trained for limits.deadline; waiting and pauses do not count."""
+    limit = (situation.spec.limits or LimitsSpec()).deadline
+    began = parse_time(attempt.training_time)
+    if limit is None or began is None:
+        return GOES_ON
+    trained = decision.timers.active_seconds + (situation.now - began).total_seconds()
+    rest = seconds(limit) - trained
+    if rest > 0:
+        return Outcome(wake=rest)
+    remedy = "Raise limits.deadline, then set the annotation gemmatune.dev/retry to a new value: the run resumes."
+    return Outcome(cause(Reason.DEADLINE_EXCEEDED, f"The run has trained for limits.deadline ({limit}).", remedy))
+
+
+def pending(situation: Situation, job: JobView, since: datetime | None) -> Outcome:
+    """Ends the run when the pods of a Job have not all run within limits.pendingDeadline."""
+    limit = (situation.spec.limits or LimitsSpec()).pending_deadline
+    if limit is None or since is None or job.running:
+        return GOES_ON
+    rest = seconds(limit) - (situation.now - since).total_seconds()
+    if rest > 0:
+        return Outcome(wake=rest)
+    why = waiting(job)
+    message = f"No running pod within limits.pendingDeadline ({limit}); at last {why.reason}: {why.message}"
+    return Outcome(cause(Reason.DEADLINE_EXCEEDED, message, f"{why.remedy} {_RETRY}".strip()))
+
+
+_RETRY = "Then set the annotation gemmatune.dev/retry to a new value."

@@ -1,0 +1,170 @@
+"""Preparation on a cheap node: its Job, its retries, and what it found; it starts anew when the spec is corrected."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from gemmatune_api.messages import PrepareResult
+from gemmatune_api.names import ConditionType, Reason, Role, job_name
+from gemmatune_api.placement import LimitsSpec
+from gemmatune_api.status import JobRecord
+from gemmatune_operator import diagnose
+from gemmatune_operator.conditions import has, parse_time, rfc3339
+from gemmatune_operator.decision import Decision, Situation, fail
+from gemmatune_operator.diagnose import Answer, Cause, cause
+from gemmatune_operator.manifests import access
+from gemmatune_operator.manifests import prepare as manifest
+from gemmatune_operator.observe import JobView
+from gemmatune_operator.policies import cleanup, deadline, describe, results, retry
+from gemmatune_operator.policies.accept import config_of, model_of, planned
+
+RETRIES = 3
+PENDING_LOOK_SECONDS = 15.0
+"""Between two looks at Jobs and pods that do not run: their Events wake nobody."""
+YOUNG_LOOK_SECONDS = 2.0
+REFUSED_SECONDS = 15.0
+"""Until a Job that could not be created is tried again."""
+_MAY_CHANGE = frozenset({"suspend", "limits", "ttlAfterFinished"})
+
+
+def prepare(situation: Situation, decision: Decision) -> Decision:
+    """Sets Prepared; settles while the preparation runs."""
+    status, generation = decision.status, situation.observed.generation
+    if status.attempts:
+        return decision
+    record = status.prepare
+    if record is not None and record.generation not in (None, generation) and _same(situation, decision):
+        record = record.model_copy(update={"generation": generation})
+        decision = decision.update(prepare=record)
+    if record is None or record.generation != generation:
+        return _begin(situation, decision, record)
+    if decision.true(ConditionType.PREPARED):
+        return decision
+    job = situation.observed.jobs.get(record.job)
+    if job is None:
+        return _create(situation, decision, record)
+    if job.deleting:
+        return decision.settle()
+    ending = diagnose.ended(job)
+    if ending is not None:
+        return _ended(situation, decision, record, job, ending)
+    return _watch(situation, decision, record, job)
+
+
+def _same(situation: Situation, decision: Decision) -> bool:
+    """Whether the spec differs from the one prepared only in fields that preparation does not read."""
+    before = situation.observed.status.resolved or {}
+    after = decision.status.resolved or {}
+    return all(before.get(name) == after.get(name) for name in {*before, *after} - _MAY_CHANGE)
+
+
+def _begin(situation: Situation, decision: Decision, old: JobRecord | None) -> Decision:
+    number = old.number + 1 if old else 1
+    job = job_name(situation.observed.name, Role.PREPARE, number)
+    record = JobRecord(number=number, job=job, generation=situation.observed.generation)
+    decision = decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, _checks(number))
+    decision = decision.update(prepare=record, next_attempt_time=None, data=None)
+    return _create(situation, decision, record)
+
+
+def _checks(number: int) -> str:
+    return f"Preparation {number} checks access and data on a CPU node."
+
+
+def _create(situation: Situation, decision: Decision, record: JobRecord) -> Decision:
+    """Creates the Job once its time has come and no earlier one can still run."""
+    if situation.observed.refusal is not None:
+        return refused(situation, decision, ConditionType.PREPARED)
+    due = parse_time(decision.status.next_attempt_time)
+    if due is not None and due > situation.now:
+        return decision.waking((due - situation.now).total_seconds()).settle()
+    if cleanup.in_the_way(situation, keep=record.job):
+        return decision.waking(cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
+    config = config_of(situation, record.number, decision.status.plan)
+    job = manifest.job(situation.run, config, record.number, situation.settings)
+    return decision.creating(*access_objects(situation), job).waking(YOUNG_LOOK_SECONDS).settle()
+
+
+def access_objects(situation: Situation) -> list[dict[str, object]]:
+    """What a pod of the run needs to write its status."""
+    account = situation.spec.pod.service_account_name if situation.spec.pod else None
+    return access.objects(situation.observed.namespace, account)
+
+
+def refused(situation: Situation, decision: Decision, kind: ConditionType) -> Decision:
+    """The Job could not be created: the condition says why, and it is tried again."""
+    refusal = situation.observed.refusal
+    if refusal is None:
+        return decision
+    decision = decision.condition(situation, kind, False, refusal.reason, refusal.message)
+    return decision.waking(REFUSED_SECONDS).settle()
+
+
+def _watch(situation: Situation, decision: Decision, record: JobRecord, job: JobView) -> Decision:
+    """The Job is open: say whether it runs or what it waits for."""
+    if job.running:
+        checks = _checks(record.number)
+        return decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, checks).settle()
+    late = deadline.pending(situation, job, job.created)
+    if late.cause is not None:
+        return fail(situation, decision, late.cause.reason, late.cause.message, late.cause.remedy)
+    why = diagnose.waiting(job)
+    decision = decision.waking(look_seconds(job))
+    stays = why.reason is Reason.PROVISIONING and has(
+        decision.status.conditions, ConditionType.PREPARED, "False", Reason.PREPARING
+    )
+    if stays or (job.pods and all(pod.phase != "Pending" for pod in job.pods)):
+        return decision.settle()  # an ordinary start, or an end that its Job does not know yet, changes nothing
+    reason = Reason.PREPARING if why.reason is Reason.PROVISIONING else why.reason
+    return decision.condition(situation, ConditionType.PREPARED, False, reason, why.message, why.remedy).settle()
+
+
+def look_seconds(job: JobView) -> float:
+    """Seconds between two looks at a Job whose pods do not run."""
+    return PENDING_LOOK_SECONDS if job.pods else YOUNG_LOOK_SECONDS
+
+
+def _ended(situation: Situation, decision: Decision, record: JobRecord, job: JobView, ending: Cause) -> Decision:
+    if ending.answer is not Answer.SUCCEED:
+        return _again(situation, decision, record, ending)
+    found = results.of_job(job)
+    if found is None or found.model is None or found.data is None:
+        message = f"{job.name} completed, but its pod left no readable result."
+        return _again(situation, decision, record, cause(Reason.RESULT_MISSING, message))
+    return _prepared(situation, decision, found)
+
+
+def _prepared(situation: Situation, decision: Decision, found: PrepareResult) -> Decision:
+    """Access works and the data is there: the plan is made again, with what is known now."""
+    data = found.data
+    if data is None:
+        return decision
+    decision = decision.update(data=data, next_attempt_time=None)
+    if model_of(situation, decision) is None:
+        family = found.model.family if found.model else "unknown"
+        message = f"{situation.spec.model.uri} is a {family} model; only Gemma models can be tuned."
+        return fail(situation, decision, Reason.INVALID_CONFIG, message, "Name a Gemma model in model.uri.")
+    decision = decision.condition(situation, ConditionType.PREPARED, True, Reason.PREPARED, describe.data(data) + ".")
+    return planned(situation, decision)
+
+
+def _again(situation: Situation, decision: Decision, record: JobRecord, ending: Cause) -> Decision:
+    """Another preparation, or the end: preemptions are free, other failures have three retries."""
+    free = ending.answer is Answer.FREE
+    limit = (situation.spec.limits or LimitsSpec()).max_preemptions or 0 if free else RETRIES
+    used = record.preemptions if free else record.retries
+    if ending.answer is Answer.FAIL or used >= limit:
+        message = ending.message if ending.answer is Answer.FAIL else f"{ending.message} Its retries are used up."
+        remedy = retry.final_remedy(ending, started=False)
+        decision = decision.condition(situation, ConditionType.PREPARED, False, ending.reason, message, remedy)
+        return fail(situation, decision, ending.reason, message, remedy)
+    number = record.number + 1
+    changes = {"preemptions": used + 1} if free else {"retries": used + 1}
+    job = job_name(situation.observed.name, Role.PREPARE, number)
+    record = record.model_copy(update={"number": number, "job": job, **changes})
+    delay = retry.backoff(situation.observed.uid, number, used) if ending.reason in retry.BACKS_OFF else 0.0
+    due = situation.now + timedelta(seconds=delay)
+    decision = decision.update(prepare=record, next_attempt_time=rfc3339(due) if delay else None)
+    message = f"Preparation {number - 1} ended with {ending.reason}: {ending.message}"
+    decision = decision.condition(situation, ConditionType.PREPARED, False, Reason.RETRYING, message, ending.remedy)
+    return _create(situation, decision, record)

@@ -1,0 +1,41 @@
+"""spec.suspend: what runs is stopped with a checkpoint, and goes on when it is false again."""
+
+from __future__ import annotations
+
+from gemmatune_api.names import ConditionType, Reason
+from gemmatune_operator import conditions
+from gemmatune_operator.decision import Decision, Situation
+from gemmatune_operator.diagnose import cause
+from gemmatune_operator.observe import open_attempt
+from gemmatune_operator.policies import cleanup
+from gemmatune_operator.policies.close import closed
+
+
+def suspend(situation: Situation, decision: Decision) -> Decision:
+    """Closes the attempt, lets cleanup delete the Jobs, and says Suspended once they are gone."""
+    if not situation.spec.suspend:
+        return _resumed(situation, decision)
+    attempt = open_attempt(decision.status)
+    jobs = situation.observed.jobs
+    if attempt is not None and (attempt.start_time is not None or attempt.job in jobs):
+        ending = cause(Reason.SUSPENDED, "The run was suspended.")
+        decision = closed(situation, decision, attempt, jobs.get(attempt.job), ending, counted=False)
+    decision = decision.update(next_attempt_time=None)
+    if cleanup.in_the_way(situation):
+        message = "The trainer saves a checkpoint and stops."
+        decision = decision.condition(situation, ConditionType.SUSPENDED, False, Reason.SUSPENDING, message)
+    else:
+        message = "Nothing runs; spec.suspend: false goes on from the newest checkpoint."
+        decision = decision.condition(situation, ConditionType.SUSPENDED, True, Reason.SUSPENDED, message)
+    if decision.true(ConditionType.TRAINING):
+        decision = decision.condition(
+            situation, ConditionType.TRAINING, False, Reason.SUSPENDED, "The run is suspended."
+        )
+    return decision.settle()
+
+
+def _resumed(situation: Situation, decision: Decision) -> Decision:
+    condition = conditions.find(decision.status.conditions, ConditionType.SUSPENDED)
+    if condition is None or condition.reason == Reason.RESUMED:
+        return decision
+    return decision.condition(situation, ConditionType.SUSPENDED, False, Reason.RESUMED, "The run goes on.")
