@@ -145,8 +145,8 @@ def gpu(label: str) -> GpuType | None:
 
 
 def gpus() -> tuple[GpuType, ...]:
-    """All GPU types, from the smallest memory to the largest."""
-    return tuple(sorted(_tables()[0].values(), key=lambda item: item.capacity))
+    """All GPU types, from the smallest nominal memory to the largest; of equals the older generation first."""
+    return tuple(sorted(_tables()[0].values(), key=lambda item: item.memory))
 
 
 def tpu(label: str) -> TpuType | None:

@@ -102,6 +102,8 @@ class GemmaModel(DecoderShape):
     towers: int = 0
     """Weights outside the text decoder (vision, audio, projections); they are neither quantised nor trained."""
     image_tokens: int = 0
+    stored_bytes: int = 2
+    """Bytes of a weight in the published files; where base and instruct checkpoints differ, the larger."""
     notes: tuple[str, ...] = ()
     """What a user should know about this model."""
 

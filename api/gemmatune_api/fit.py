@@ -1,0 +1,309 @@
+"""Whether a run fits its accelerator, and how it is cut into micro-batches: the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from gemmatune_api import accelerators, memory
+from gemmatune_api.catalog import GemmaModel
+from gemmatune_api.defaults import total_steps
+from gemmatune_api.memory import GIB, Setting
+from gemmatune_api.spec import FineTuneSpec, QloraSpec
+from gemmatune_api.status import Plan, PlanMemory
+
+Verdict = Literal["fits", "tight", "does not fit"]
+Value = TypeVar("Value")
+
+FITS_SHARE = 0.9
+"""Share of the capacity up to which a run fits; from there to the capacity it is tight."""
+ASSUMED_HOST = 8 * GIB
+"""Host memory for which micro-batches are chosen on a CPU whose memory is unknown."""
+HALF_SPEED_TOKENS = {"cuda": 512, "tpu": 512, "cpu": 72}
+"""Tokens of a forward pass at which half of the top speed is reached (CPU: measured; others: cautious)."""
+RECOMPUTE_SPEED = 0.75
+"""Speed with gradient checkpointing: a second forward pass on top of a forward and a backward of twice its cost."""
+ENOUGH = 0.95
+"""Of the choices that reach this share of the best speed, the one with the least memory is taken."""
+MOST_TOKENS = 16384
+"""Tokens of a forward pass beyond which a larger micro-batch brings nothing."""
+LOCAL_FILES = GIB
+"""Disk for tokenizer, compile caches and logs."""
+UNKNOWN_DATA = GIB
+"""Disk for tokenised rows whose number is not known yet."""
+REMEDY_LENGTHS = (8192, 4096, 2048, 1024, 512, 256)
+MAX_REMEDIES = 3
+MAX_NOTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a run runs, as far as memory is concerned. `capacity` is that of one device in bytes, 0 if unknown."""
+
+    device: memory.Device
+    type: str
+    capacity: int
+    hosts: int = 1
+    chips: int = 1
+    bf16: bool = True
+    sharded: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A way to cut the global batch, and what it takes."""
+
+    setting: Setting
+    memory: PlanMemory
+    accumulation: int
+    verdict: Verdict
+
+
+def plan(
+    spec: FineTuneSpec,
+    model: GemmaModel,
+    *,
+    rows: int | None = None,
+    longest: int | None = None,
+    host_memory: int = 0,
+    prices: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan of a resolved spec (`defaults.resolve`) for a model of the catalog.
+
+    `rows` and `longest` (tokens) are what prepare counted, None before it; until then every row is taken as
+    dataset.maxLength long. `host_memory` is that of a CPU node in bytes, 0 where unknown. `prices` are per hour and
+    accelerator (one GPU or chip) by type.
+    """
+    place = _place(spec, host_memory)
+    choice = _choose(spec, model, place, longest)
+    trained = memory.trainable(model, choice.setting)
+    price = (prices or {}).get(place.type)
+    return Plan(
+        backend=_set(spec.backend),
+        method=spec.method,
+        trainable_parameters=trained,
+        hosts=place.hosts,
+        chips=place.chips,
+        micro_batch_size=choice.setting.rows,
+        accumulation=choice.accumulation,
+        gradient_checkpointing=choice.setting.checkpointing,
+        total_steps=total_steps(_set(spec.training), rows),
+        memory=choice.memory,
+        weights_by_bits=weights_by_bits(model),
+        disk=_disk(spec, model, choice.setting, rows),
+        host_memory=_host_memory(model, choice, place),
+        verdict=choice.verdict,
+        remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
+        notes=_notes(spec, model, place, longest),
+        cost_per_hour=None if price is None else round(price * place.chips, 4),
+    )
+
+
+def weights_by_bits(model: GemmaModel) -> dict[str, int]:
+    """Bytes of the base's weights as they are loaded with 32, 16, 8 and 4 bits (embeddings stay in 16 bit)."""
+    kept = 2 * (model.parameters - model.quantisable)
+    return {
+        "32": 4 * model.parameters,
+        "16": 2 * model.parameters,
+        "8": int(kept + model.quantisable * memory.quantised_bytes(8)),
+        "4": int(kept + model.quantisable * memory.quantised_bytes(4)),
+    }
+
+
+def row_length(spec: FineTuneSpec, model: GemmaModel, longest: int | None) -> int:
+    """Tokens that every row is taken to have: dataset.maxLength, the longest row or the model's context at most."""
+    length = min(_set(spec.dataset.max_length), model.context_length)
+    return max(1, min(length, longest)) if longest else length
+
+
+def _set(value: Value | None) -> Value:
+    if value is None:
+        raise ValueError("the spec is not resolved: call defaults.resolve first")
+    return value
+
+
+def _place(spec: FineTuneSpec, host_memory: int) -> _Place:
+    accelerator = spec.accelerator
+    if accelerator.gpu is not None:
+        label, nodes = accelerator.gpu.type, accelerator.gpu.nodes or 1
+        chips = nodes * (accelerator.gpu.count or 1)
+        found = accelerators.gpu(label)
+        if found is None:
+            meant = " or ".join(accelerators.near(label))
+            question = f" Did you mean {meant}?" if meant else ""
+            return _Place("cuda", label, 0, nodes, chips, notes=(f"The memory of {label} is not known.{question}",))
+        notes = () if found.bf16 else (f"{found.title} GPUs have no bf16: activations are fp32.",)
+        return _Place("cuda", label, found.capacity, nodes, chips, found.bf16, notes=notes)
+    if accelerator.tpu is not None:
+        chips = accelerators.topology_chips(accelerator.tpu.topology)
+        tpu = accelerators.tpu(accelerator.tpu.type)
+        per_node = accelerator.tpu.chips_per_node or min(chips, 4)
+        capacity = tpu.capacity if tpu else 0
+        return _Place("tpu", accelerator.tpu.type, capacity, max(1, chips // per_node), chips, sharded=True)
+    unknown = () if host_memory else ("The node's memory is not known: whether it fits was not checked.",)
+    return _Place("cpu", "cpu", host_memory, notes=unknown)
+
+
+def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
+    """The fastest way to cut the batch that fits; where none fits, the one with the least memory."""
+    limit = FITS_SHARE * (place.capacity or ASSUMED_HOST)
+    choices = [_judged(spec, model, place, setting) for setting in _settings(spec, model, place, longest)]
+    fitting = [choice for choice in choices if choice.memory.total <= limit]
+    if not fitting:
+        return min(choices, key=lambda choice: choice.memory.total)
+    best = max(_speed(choice.setting) for choice in fitting)
+    fast = [choice for choice in fitting if _speed(choice.setting) >= ENOUGH * best]
+    return min(fast, key=lambda choice: choice.memory.total)
+
+
+def _settings(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> Iterator[Setting]:
+    """Every micro-batch that divides a device's rows of a step, with and without checkpointing, or what is written."""
+    training, length = _set(spec.training), row_length(spec, model, longest)
+    share = max(1, _set(training.global_batch_size) // place.chips)
+    fixed_rows, fixed_checkpointing = training.micro_batch_size, training.gradient_checkpointing
+    sizes = [fixed_rows] if fixed_rows else [size for size in range(1, share + 1) if share % size == 0]
+    for rows in sizes:
+        if rows > 1 and fixed_rows is None and rows * length > MOST_TOKENS:
+            break
+        for checkpointing in (False, True) if fixed_checkpointing is None else (fixed_checkpointing,):
+            yield _setting(spec, place, rows, length, checkpointing)
+
+
+def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpointing: bool) -> Setting:
+    training, dataset = _set(spec.training), spec.dataset
+    packed = Setting(
+        method=spec.method,
+        rows=rows,
+        length=length,
+        capacity=_set(dataset.max_length) if dataset.packing else length,
+        checkpointing=checkpointing,
+        optimizer=_set(training.optimizer),
+        precision=_set(training.precision),
+        device=place.device,
+        bf16=place.bf16,
+        shards=place.chips if place.sharded else 1,
+    )
+    if spec.method == "full":
+        return packed
+    adapter = spec.adapter
+    with_adapter = replace(
+        packed, rank=_set(adapter.rank), targets=_set(adapter.target_modules), dora=bool(adapter.dora)
+    )
+    if not isinstance(adapter, QloraSpec):
+        return with_adapter
+    return replace(with_adapter, bits=adapter.bits or 4, double_quant=adapter.double_quant is not False)
+
+
+def _judged(spec: FineTuneSpec, model: GemmaModel, place: _Place, setting: Setting) -> _Choice:
+    estimate = memory.estimate(model, setting, place.capacity)
+    share = max(1, _set(_set(spec.training).global_batch_size) // place.chips)
+    verdict: Verdict = "fits"
+    if place.capacity and estimate.total > FITS_SHARE * place.capacity:
+        verdict = "tight" if estimate.total <= place.capacity else "does not fit"
+    return _Choice(setting, estimate, -(-share // setting.rows), verdict)
+
+
+def _speed(setting: Setting) -> float:
+    """Relative speed of training: larger passes use the device better, checkpointing costs a forward pass."""
+    half = HALF_SPEED_TOKENS[setting.device]
+    return setting.tokens / (setting.tokens + half) * (RECOMPUTE_SPEED if setting.checkpointing else 1)
+
+
+def _host_memory(model: GemmaModel, choice: _Choice, place: _Place) -> int:
+    """Host memory of one process: all of it on a CPU; else the runtime, a shard in flight and the state to save."""
+    if place.device == "cpu":
+        return choice.memory.total
+    state = memory.adapter_weights(model, choice.setting) + memory.optimizer_state(model, choice.setting)
+    shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
+    return memory.GPU_HOST_RUNTIME + shard + 2 * state
+
+
+def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
+    """Ephemeral storage: weights unless they are mounted, tokenised rows, two states on their way to the bucket."""
+    weights = 0 if spec.model.uri.startswith("file://") else model.stored_bytes * model.checkpoint_parameters
+    data = UNKNOWN_DATA if rows is None else rows * setting.length * 8
+    state = 4 * memory.trainable(model, setting) + memory.optimizer_state(model, setting)
+    return weights + data + 2 * state + LOCAL_FILES
+
+
+def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, host_memory: int) -> list[str]:
+    """Up to three changes, each of which makes it fit by a plan of its own; two at once where no single one does."""
+    length, found = row_length(spec, model, longest), list[str]()
+    quantised = _with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
+    single = [_lighter(spec), _larger(spec, place), _shorter(spec, length)]
+    if quantised is not None:
+        single.insert(0, iter([("use qlora", quantised)]))
+
+    def add(groups: list[Iterator[_Changed]], prefix: str = "") -> None:
+        for group in groups:
+            for text, changed in group:
+                if _choose(changed, model, _place(changed, host_memory), longest).verdict == "fits":
+                    found.append(prefix + text)
+                    break
+
+    add(single)
+    if not found and quantised is not None:
+        add([_larger(quantised, place), _shorter(quantised, length)], "use qlora and ")
+    if place.device == "cpu":
+        needed = _choose(spec, model, place, longest).memory.total / FITS_SHARE
+        found = [*found[: MAX_REMEDIES - 1], f"{-int(-needed // GIB)} GiB of host memory"]
+    return found[:MAX_REMEDIES]
+
+
+_Changed = tuple[str, FineTuneSpec]
+"""What a change is called, and the spec with it."""
+
+
+def _lighter(spec: FineTuneSpec) -> Iterator[_Changed]:
+    """Without the batch settings that the user fixed."""
+    training = _set(spec.training)
+    if training.gradient_checkpointing is False:
+        training = training.model_copy(update={"gradient_checkpointing": True})
+        yield "training.gradientCheckpointing true", _update(spec, training=training)
+    if (training.micro_batch_size or 1) > 1:
+        both = "" if training is spec.training else "training.gradientCheckpointing true and "
+        training = training.model_copy(update={"micro_batch_size": 1})
+        yield f"{both}training.microBatchSize 1", _update(spec, training=training)
+
+
+def _larger(spec: FineTuneSpec, place: _Place) -> Iterator[_Changed]:
+    """The same on every larger GPU that has a machine with as many of them."""
+    gpu = spec.accelerator.gpu
+    for larger in accelerators.gpus() if gpu is not None else ():
+        if gpu is None or larger.capacity <= place.capacity or larger.cpu_arch != "amd64":
+            continue
+        if accelerators.machine_for(larger.type, gpu.count or 1) is not None:
+            changed = spec.accelerator.model_copy(update={"gpu": gpu.model_copy(update={"type": larger.type})})
+            yield larger.type, _update(spec, accelerator=changed)
+
+
+def _shorter(spec: FineTuneSpec, length: int) -> Iterator[_Changed]:
+    """The same with shorter rows."""
+    for shorter in REMEDY_LENGTHS:
+        if shorter < length:
+            dataset = spec.dataset.model_copy(update={"max_length": shorter})
+            yield f"dataset.maxLength {shorter}", _update(spec, dataset=dataset)
+
+
+def _with_qlora(spec: FineTuneSpec) -> FineTuneSpec:
+    adapter: dict[str, Any] = spec.adapter.model_dump(exclude_none=True) if spec.method == "lora" else {}
+    defaults: dict[str, Any] = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
+    return _update(spec, lora=None, full=None, qlora=QloraSpec(**{**defaults, **adapter}))
+
+
+def _update(spec: FineTuneSpec, **changes: Any) -> FineTuneSpec:
+    return spec.model_copy(update=changes)
+
+
+def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> list[str]:
+    notes = list(place.notes)
+    length = _set(spec.dataset.max_length)
+    if length > model.context_length:
+        notes.append(f"dataset.maxLength {length} is more than the context of {model.label}, {model.context_length}.")
+    if longest is None:
+        notes.append(f"Every row is taken as {row_length(spec, model, None)} tokens long until the data is read.")
+    if not model.rules.chat and spec.dataset.text is None:
+        notes.append(f"{model.label} has no chat turns: use dataset.text.")
+    return [*notes, *model.all_notes][:MAX_NOTES]

@@ -1,0 +1,250 @@
+"""What one device holds while a Gemma is tuned, as a sum of named physical quantities in bytes.
+
+No quantity is fitted to a model: each follows from the shape, the setting and how the trainer works. Bytes per token of
+the activations are those that autograd really keeps (tests/trainer/test_fit_saved.py counts them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gemmatune_api.catalog import GemmaModel, target_names
+from gemmatune_api.spec import MethodKind, TargetModules
+from gemmatune_api.status import PlanMemory
+
+MIB = 1024**2
+GIB = 1024**3
+
+HEAD_CHUNK = 256
+"""Labelled positions whose logits exist at a time."""
+NF4_BLOCK = 64
+"""Weights that share a quantisation constant (bitsandbytes)."""
+ABSMAX_BLOCK = 256
+"""Quantisation constants that share a second constant (double quantisation)."""
+CUDA_CONTEXT = 512 * MIB
+"""CUDA context, cuBLAS and kernels: device memory that is no tensor."""
+LOADING_SHARE = 0.5
+"""Segments that the CUDA allocator keeps from loading, as a share of the 16-bit embedding, its largest block.
+
+Read off twelve measured loads of seven generations (tests/unit/test_fit_measurements.py); all lie within 10%."""
+RUNTIME = 1_000 * MIB
+"""Resident size of Python with torch, transformers, PEFT and TRL before a model is loaded (measured)."""
+GPU_HOST_RUNTIME = 4 * GIB
+"""Host memory of a process that uses CUDA: the libraries, pinned buffers and the runtime."""
+LARGEST_SHARD = 5 * GIB
+"""Largest file of a published checkpoint: what loading holds in host memory at a time."""
+STATE_8BIT = 1 + 4 / 256
+"""Bytes of one 8-bit optimizer state: the value and its share of a block's constant (bitsandbytes)."""
+
+Device = Literal["cuda", "cpu", "tpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the memory of one device depends on.
+
+    `rows` rows of `length` tokens pass at once, in sequences of at most `capacity` tokens where they are packed.
+    `all_logits`: the head is computed at every position at once, as trainers other than ours do.
+    """
+
+    method: MethodKind
+    rows: int
+    length: int
+    capacity: int
+    checkpointing: bool
+    rank: int = 8
+    targets: TargetModules = "all-linear"
+    dora: bool = False
+    optimizer: str = "adamw_torch"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    bits: Literal[4, 8] = 4
+    double_quant: bool = True
+    device: Device = "cuda"
+    bf16: bool = True
+    """Whether the device computes in bfloat16; otherwise activations are fp32."""
+    shards: int = 1
+    """Devices among which weights and optimizer state are divided."""
+    all_logits: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward pass."""
+        return self.rows * self.length
+
+    @property
+    def sequence(self) -> int:
+        """Longest sequence of one forward pass."""
+        return min(max(self.capacity, self.length), self.tokens)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one number of an activation."""
+        return 2 if self.precision == "bf16" and self.bf16 else 4
+
+
+def trainable(model: GemmaModel, setting: Setting) -> int:
+    """Weights that are trained: the adapter's, or all of the text decoder's."""
+    if setting.method == "full":
+        return model.text_parameters
+    return model.trainable(setting.rank, setting.targets, dora=setting.dora)
+
+
+def quantised_bytes(bits: int, double_quant: bool = True) -> float:
+    """Bytes of one quantised weight with its share of the constants: 0.516 for double-quantised NF4."""
+    if bits == 8:
+        return 1 + 4 / 4096  # one fp32 constant per row of a matrix, whose rows are thousands of weights long
+    absmax = 1 + 4 / ABSMAX_BLOCK if double_quant else 4
+    return bits / 8 + absmax / NF4_BLOCK
+
+
+def base_weights(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the base: 16 bit (fp32 under `full` and fp32), linear modules quantised under qlora."""
+    wide = 4 if setting.method == "full" or setting.precision == "fp32" else 2
+    if setting.method != "qlora":
+        return model.parameters * wide
+    rest = (model.parameters - model.quantisable) * wide
+    return int(rest + model.quantisable * quantised_bytes(setting.bits, setting.double_quant))
+
+
+def adapter_weights(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the adapter, which is fp32."""
+    return 0 if setting.method == "full" else 4 * trainable(model, setting)
+
+
+def loading_reserve(model: GemmaModel, setting: Setting) -> int:
+    """Bytes that stay reserved from loading on a GPU."""
+    return int(2 * model.embedding * LOADING_SHARE) if setting.device == "cuda" else 0
+
+
+def optimizer_state(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the optimizer state; a paged optimizer counts as on the device."""
+    count = trainable(model, setting)
+    if setting.optimizer == "adafactor":
+        return _factored_state(model, setting)
+    return int(count * 2 * (STATE_8BIT if setting.optimizer.endswith("8bit") else 4))
+
+
+def _factored_state(model: GemmaModel, setting: Setting) -> int:
+    """Adafactor keeps one number per row and one per column of each matrix, fp32."""
+    names = frozenset(target_names(setting.targets))
+    total = 0
+    for matrix in model.matrices():
+        if setting.method == "full":
+            total += matrix.count * (matrix.inputs + matrix.outputs)
+        elif matrix.name in names:
+            total += matrix.count * (matrix.inputs + matrix.outputs + 2 * setting.rank)
+    return 4 * (total + (model.vocab + model.hidden + model.norms if setting.method == "full" else 0))
+
+
+def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
+    """Bytes that one layer keeps for its backward pass, without checkpointing.
+
+    Norms keep their input in fp32, adapters theirs in fp32, attention its queries, keys, values and output, the
+    feed-forward block three tensors of its width; eager attention keeps its scores besides.
+    """
+    width = setting.activation_bytes
+    kv_heads, head_dim = model.heads_of(layer)
+    query, key = model.heads * head_dim, kv_heads * head_dim
+    ffn = model.ffn_of(layer)
+    per_token = 4 * model.norms_per_layer * model.hidden
+    if model.qk_norm:
+        per_token += 4 * (query + key)
+    per_token += 2 * width * (query + key) + 3 * width * ffn
+    per_token += _linear_inputs(model, setting, query, ffn)
+    if model.experts:
+        per_token += 12 * model.hidden + 12 * model.experts
+        per_token += model.experts_per_token * width * (3 * model.hidden + 4 * model.expert_ffn)
+    if model.ple_width:
+        per_token += 4 * model.hidden + 3 * width * model.ple_width
+    if model.altup_inputs:
+        per_token += model.altup_inputs * model.hidden * (3 * width + 4)
+    scores = 0
+    if model.rules.attention == "eager":
+        copies = 4 + width + (width if model.attn_softcapping else 0)
+        scores = setting.tokens * setting.sequence * model.heads * copies
+    return per_token * setting.tokens + scores
+
+
+def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) -> int:
+    """Bytes per token of the linear modules' inputs that are kept to train them."""
+    width = setting.activation_bytes
+    if setting.method == "full":
+        return width * (2 * model.hidden + query + ffn)
+    names = frozenset(target_names(setting.targets))
+    sizes = {"q_proj": model.hidden, "k_proj": model.hidden, "v_proj": model.hidden, "o_proj": query}
+    sizes |= {"gate_proj": model.hidden, "up_proj": model.hidden, "down_proj": ffn}
+    total = 4 * setting.rank * len(names & sizes.keys())  # what each A gives to its B
+    if width == 2:
+        return total + 4 * sum(size for name, size in sizes.items() if name in names)
+    shared = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
+    return total + 4 * sum(sizes[group[0]] for group in shared if names & set(group))
+
+
+def workspace(model: GemmaModel, setting: Setting) -> int:
+    """Bytes alive for a moment in the backward pass of the widest layer, and the matrix that qlora restores there."""
+    widest = max(model.ffn_of(layer) for layer in range(model.layers))
+    width = setting.activation_bytes
+    gradients = setting.tokens * ((4 + 3 * width) * widest + 8 * model.hidden)
+    if model.rules.attention == "eager":
+        gradients += setting.tokens * setting.sequence * model.heads * (4 + width)
+    restored = 0
+    if setting.method == "qlora":
+        restored = width * max(matrix.inputs * matrix.outputs for matrix in model.matrices())
+    return gradients + restored
+
+
+def masks(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the attention masks: one for global and one for sliding layers, and its copy as numbers."""
+    sequences = -(-setting.tokens // setting.sequence)
+    kinds = 2 if model.sliding_window else 1
+    return sequences * setting.sequence**2 * (kinds + setting.activation_bytes)
+
+
+def activations(model: GemmaModel, setting: Setting) -> int:
+    """Bytes kept for the backward pass and its workspace; checkpointing keeps layer inputs and one layer at a time."""
+    per_layer = [layer_activations(model, setting, layer) for layer in range(model.layers)]
+    fixed = workspace(model, setting) + masks(model, setting)
+    if not setting.checkpointing:
+        return sum(per_layer) + fixed
+    streams = max(1, model.altup_inputs)
+    inputs = setting.tokens * model.hidden * streams * setting.activation_bytes * model.layers
+    return inputs + max(per_layer) + fixed
+
+
+def logits(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of logits, their softmax and their gradient at the positions of one chunk, and of the hidden gradients.
+
+    Ours: logits and gradient in the activations' width and the softmax in fp32, at 256 positions at a time. All
+    logits at once: the fp32 copy and its gradient at every position.
+    """
+    width = setting.activation_bytes
+    hidden = setting.tokens * model.hidden * (width + 4)
+    if setting.all_logits:
+        return setting.tokens * model.vocab * (width + 4 + 4) + hidden
+    return min(HEAD_CHUNK, setting.tokens) * model.vocab * (2 * width + 4) + hidden
+
+
+def overhead(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of what is no tensor: the CUDA context and allocator, or on a CPU the runtime itself."""
+    if setting.device == "cpu":
+        return RUNTIME
+    return CUDA_CONTEXT + loading_reserve(model, setting)
+
+
+def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
+    """Memory of one device by purpose."""
+    weights = (base_weights(model, setting) + adapter_weights(model, setting)) // setting.shards
+    gradients = 4 * trainable(model, setting) // setting.shards
+    optimizer = optimizer_state(model, setting) // setting.shards
+    kept, head, rest = activations(model, setting), logits(model, setting), overhead(model, setting)
+    return PlanMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=kept,
+        logits=head,
+        overhead=rest,
+        total=weights + gradients + optimizer + kept + head + rest,
+        capacity=capacity,
+    )
