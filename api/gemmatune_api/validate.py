@@ -78,8 +78,8 @@ def _model(model: type[Model], document: object, root: str) -> tuple[Model | Non
         return _strict(model, plain), [], plain
     except ValidationError as error:
         rest = deepcopy(plain)
-        for item in error.errors(include_url=False):
-            _remove(rest, item)
+        for parent, name in [_at_fault(rest, item) for item in error.errors(include_url=False)]:
+            parent.pop(name, None)
         return None, problems_of(error, model, root), rest
 
 
@@ -115,15 +115,14 @@ def _as_read(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _remove(document: Any, item: ErrorDetails) -> None:
-    """Takes the value at fault out of a document; names of union branches in the location are passed over."""
-    parent, last = None, None
-    value = document
+def _at_fault(document: dict[str, Any], item: ErrorDetails) -> tuple[dict[str, Any], Any]:
+    """The block and the name in it of the value at fault; names of union branches in the location are passed over."""
+    parent, last = document, None
+    value: Any = document
     for part in item["loc"]:
         if isinstance(value, dict) and part in value:
             parent, last, value = value, part, value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        elif isinstance(value, list):
             # A list goes as a whole: without one entry the places of the others would change.
             break
-    if isinstance(parent, dict):
-        parent.pop(last, None)
+    return parent, last
