@@ -16,7 +16,7 @@ TYPE_LABEL = "cloud.google.com/gke-accelerator"
 RESOURCE = "nvidia.com/gpu"
 DRIVER_LIBRARIES = "/usr/local/nvidia/lib64"
 """Where GKE mounts the driver's libraries."""
-SHARED_MEMORY = 2 * GI
+SHARED_MEMORY = GI
 USABLE = 0.85
 """Share of what a node can give that is asked for: the system's own pods need the rest."""
 
@@ -24,9 +24,9 @@ USABLE = 0.85
 def needs(spec: FineTuneSpec, gpu: GpuSpec, plan: Plan, overrides: Overrides) -> Needs:
     """Nearly all of the smallest machine that has the GPUs and the host memory: nobody else can use its rest."""
     count = gpu.count or 1
-    memory = resources.memory(plan.host_memory + SHARED_MEMORY)
-    cpu = 1
-    machine = accelerators.machine_for(gpu.type, count, int(memory / USABLE))
+    needed = plan.host_memory + SHARED_MEMORY
+    memory, cpu = resources.memory(needed), 1
+    machine = accelerators.machine_for(gpu.type, count, int(needed / USABLE))
     if machine is not None:
         memory = int(machine.allocatable_memory * USABLE) // GI * GI
         cpu = math.floor(machine.allocatable_cpu * USABLE)

@@ -1,0 +1,45 @@
+"""Where gft writes: results to standard output, problems to standard error, errors without tracebacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED = 1
+"""Exit code of a command that found a problem (2 is a wrong command line)."""
+
+
+class CommandError(Exception):
+    """Ends a command: what was found, what to do, and the exit code."""
+
+    def __init__(self, message: str, remedy: str = "", exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+
+def output() -> Console:
+    """The console of results."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def problems() -> Console:
+    """The console of problems."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_error(error: CommandError) -> None:
+    """The error as two lines: what was found, what to do."""
+    from rich.text import Text
+
+    console = problems()
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    if error.remedy:
+        console.print(Text(error.remedy))

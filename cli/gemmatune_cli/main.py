@@ -1,0 +1,70 @@
+"""`gft`: one table of commands; each lives in a module of its own, which is imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from gemmatune_cli.console import CommandError, print_error
+
+COMMANDS = {
+    "validate": "Check resources as the API server and the operator do.",
+    "plan": "Show memory, defaults and cost of a run before it starts, and whether it fits.",
+    "render": "Print the Jobs and access objects that the operator would create.",
+    "inspect": "Show the first rows as the model sees them: what is trained and what is masked.",
+    "run": "Run a resource on this machine, without a cluster.",
+    "watch": "Follow the runs of this machine or of a cluster.",
+    "demo": "Tune the real Gemma 3 270M on quotes, on this machine.",
+}
+"""Commands in the order of the help; gemmatune_cli.NAME holds the function `command` with its options."""
+
+
+class Commands(TyperGroup):
+    """Imports a command's module when it is called; the help of `gft` alone needs none of them."""
+
+    _summaries_only = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if self._summaries_only:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        single.command(cmd_name)(import_module(f"gemmatune_cli.{cmd_name}").command)
+        return typer.main.get_command(single)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._summaries_only = True
+        super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_code) from error
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gft {version('gemmatune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gft(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune Gemma models: check, plan and run GemmaFineTune resources."""

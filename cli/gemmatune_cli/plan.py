@@ -1,0 +1,172 @@
+"""`gft plan`: will it fit, what the defaults become, how much is trained and what it costs, before money is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemmatune_cli.console import FAILED, CommandError, output
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from gemmatune_api.status import Plan
+    from gemmatune_cli.planning import Planned
+
+GIB = 2**30
+VERDICT_STYLES = {"fits": "bold green", "tight": "bold yellow", "does not fit": "bold red"}
+
+
+def command(
+    files: Annotated[list[str], typer.Argument(help="YAML or JSON files, folders of them, or - for standard input.")],
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the data; they give the steps.")
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest row.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the catalog, where the URI does not tell.")] = None,
+    prices: Annotated[
+        str | None, typer.Option(help="YAML file of prices per hour by accelerator type, such as `nvidia-l4: 0.75`.")
+    ] = None,
+) -> None:
+    """Show memory, defaults and cost of a run before it starts. Exit code 1: it does not fit."""
+    from gemmatune_cli.documents import fine_tunes
+    from gemmatune_cli.planning import memory_here, planned
+
+    table = _prices(prices) if prices else None
+    console = output()
+    too_large = False
+    for resource in fine_tunes(files):
+        here = memory_here() if resource.spec.accelerator.kind == "cpu" else 0
+        found = planned(resource, model=model, rows=rows, longest=longest, host_memory=here, prices=table)
+        too_large |= found.plan.verdict == "does not fit"
+        for part in _report(found, resource.spec.model_dump(by_alias=True, exclude_none=True)):
+            console.print(part)
+    if too_large:
+        raise typer.Exit(FAILED)
+
+
+def _prices(path: str) -> Mapping[str, float]:
+    from gemmatune_api import yamlio
+
+    try:
+        documents = yamlio.load_all(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--prices {path}: cannot be read: {error}") from error
+    content = documents[0] if len(documents) == 1 else None
+    if not isinstance(content, dict) or not all(
+        isinstance(price, int | float) and not isinstance(price, bool) and price >= 0 for price in content.values()
+    ):
+        raise CommandError(
+            f"--prices {path}: must map accelerator types to prices per hour", "Write lines such as `nvidia-l4: 0.75`."
+        )
+    return {str(name): float(price) for name, price in content.items()}
+
+
+def _report(found: Planned, written: Mapping[str, Any]) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    spec, plan = found.resource.spec, found.plan
+    place = "this machine's CPU" if spec.accelerator.gpu is None else _gpus(spec.accelerator.gpu)
+    yield Text.assemble(
+        (found.resource.metadata.name, "bold"),
+        f": {found.model.label}, {_method(spec)} on {place}: ",
+        (plan.verdict, VERDICT_STYLES[plan.verdict]),
+    )
+    for remedy in plan.remedies:
+        yield Text(f"  remedy: {remedy}")
+    yield _memory(plan)
+    yield _weights(plan, spec.method == "qlora")
+    yield _run(found)
+    for note in plan.notes:
+        yield Text(f"note: {note}")
+    yield _defaults(spec.model_dump(by_alias=True, exclude_none=True), written)
+
+
+def _gpus(gpu: Any) -> str:
+    return f"{gpu.count or 1} x {gpu.type}"
+
+
+def _method(spec: Any) -> str:
+    return spec.method if spec.method == "full" else f"{spec.method} r{spec.adapter.rank}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def gib(size: int) -> str:
+    """Bytes for people, in GiB with two digits."""
+    return f"{size / GIB:.2f} GiB"
+
+
+def _memory(plan: Plan) -> Table:
+    memory = plan.memory
+    table = _table("Memory of one device", "for", "size", "of capacity")
+
+    def row(name: str, size: int, style: str = "") -> None:
+        share = f"{size / memory.capacity:.0%}" if memory.capacity else "unknown"
+        table.add_row(name, gib(size), share, style=style)
+
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
+        row(name, getattr(memory, name))
+    row("total", memory.total, VERDICT_STYLES[plan.verdict])
+    table.add_row("capacity", gib(memory.capacity) if memory.capacity else "unknown", "")
+    return table
+
+
+def _weights(plan: Plan, quantised: bool) -> Table:
+    used = "4" if quantised else "16"
+    table = _table("Weights of the base model", *(f"{bits} bits" for bits in plan.weights_by_bits))
+    table.add_row(*(gib(size) + (" *" if bits == used else "") for bits, size in plan.weights_by_bits.items()))
+    table.caption, table.caption_justify = "* as this run loads them", "left"
+    return table
+
+
+def _run(found: Planned) -> Table:
+    spec, plan = found.resource.spec, found.plan
+    share = plan.trainable_parameters / found.model.parameters
+    steps = str(plan.total_steps) if plan.total_steps is not None else "known with --rows, or after preparation"
+    checkpointing = "on" if plan.gradient_checkpointing else "off"
+    batch = spec.training.global_batch_size if spec.training else None
+    table = _table("Run", "", "")
+    table.show_header = False
+    table.add_row("trainable parameters", f"{plan.trainable_parameters:,} of {found.model.parameters:,} ({share:.2%})")
+    table.add_row("rows per step", f"{batch} = {plan.micro_batch_size} x {plan.accumulation}")
+    table.add_row("gradient checkpointing", checkpointing)
+    table.add_row("steps", steps)
+    table.add_row("host memory", gib(plan.host_memory))
+    table.add_row("ephemeral storage", gib(plan.disk))
+    if plan.cost_per_hour is not None:
+        table.add_row("cost per hour", f"{plan.cost_per_hour:.2f}")
+    return table
+
+
+def _defaults(resolved: Mapping[str, Any], written: Mapping[str, Any]) -> Table:
+    """The fields that the user did not write, with what they became."""
+    given = dict(_leaves(written))
+    table = _table("Defaults", "field", "value")
+    for path, value in _leaves(resolved):
+        if path not in given:
+            table.add_row(path, str(value))
+    return table
+
+
+def _leaves(block: Mapping[str, Any], root: str = "spec") -> Iterator[tuple[str, Any]]:
+    for name, value in block.items():
+        path = f"{root}.{name}"
+        if isinstance(value, dict):
+            yield from _leaves(value, path)
+        else:
+            yield path, value

@@ -1,0 +1,82 @@
+"""What the operator would make of a resource: resolved spec, model and plan, from what this machine can know."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemmatune_api import catalog, defaults, fit
+from gemmatune_api.catalog import GemmaModel
+from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
+from gemmatune_api.status import Plan
+from gemmatune_cli.console import CommandError
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A resource with every default, its model and its plan."""
+
+    resource: GemmaFineTune
+    model: GemmaModel
+    plan: Plan
+
+
+def planned(
+    resource: GemmaFineTune,
+    *,
+    model: str | None = None,
+    rows: int | None = None,
+    longest: int | None = None,
+    host_memory: int = 0,
+    prices: Mapping[str, float] | None = None,
+) -> Planned:
+    """The plan at admission; with `rows` and `longest` (tokens of the longest row) the one after preparation.
+
+    `host_memory` is what a run without accelerator has, in bytes; 0 where unknown.
+
+    Raises:
+        CommandError: the model cannot be told from its URI, and `model` names none.
+    """
+    spec = defaults.resolve(resource.spec)
+    found = _model(spec, model)
+    plan = fit.plan(spec, found, rows=rows, longest=longest, host_memory=host_memory, prices=prices)
+    return Planned(resource.model_copy(update={"spec": spec}), found, plan)
+
+
+def memory_here() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _model(spec: FineTuneSpec, name: str | None) -> GemmaModel:
+    uri = spec.model.uri
+    if name is not None:
+        named = catalog.by_name(name)
+        if named is None:
+            known = ", ".join(model.name for model in catalog.models())
+            raise CommandError(f"--model {name}: no model of the catalog", f"Name one of {known}.")
+        return named
+    found = _local(uri) if uri.startswith("file://") else catalog.by_uri(uri)
+    if found is None:
+        raise CommandError(
+            f"spec.model.uri {uri}: which Gemma this is cannot be told from here",
+            "Add --model NAME, such as --model gemma-2-2b. In a cluster the preparation reads the model's config.json.",
+        )
+    return found
+
+
+def _local(uri: str) -> GemmaModel | None:
+    file = Path(uri.removeprefix("file://")) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return catalog.by_uri(uri)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"spec.model.uri {uri}: {file} cannot be read: {error}") from error
+    found = catalog.by_config(config) if isinstance(config, dict) else None
+    if found is None:
+        raise CommandError(f"spec.model.uri {uri}: {file} describes no Gemma", "Name the folder of a Gemma model.")
+    return found
