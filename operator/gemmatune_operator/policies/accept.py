@@ -121,7 +121,7 @@ def _plan(situation: Situation, model: GemmaModel, data: DataStatus | None) -> P
 def _with_plan(decision: Decision, plan: Plan) -> Decision:
     """A plan for another device or batch gets a new budget of downshifts, and the old downshifts do not bind it."""
     old = decision.status.plan
-    if old is not None and _placement(old) != _placement(plan):
+    if decision.status.attempts and old is not None and _placement(old) != _placement(plan):
         base = decision.budget_base.model_copy(update={"out_of_memory": decision.counters.out_of_memory})
         decision = decision.update(budget_base=base)
     return decision.update(plan=plan)
