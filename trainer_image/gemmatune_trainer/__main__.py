@@ -1,0 +1,80 @@
+"""The trainer process: `prepare` or `train`; every end becomes an exit code and a termination message."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gemmatune_api.messages import TerminationMessage, to_text
+from gemmatune_api.names import DEFAULT_TERMINATION_LOG, ENV_RUN, ENV_TERMINATION_LOG, EXIT_REASONS, ExitCode
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.errors import InvalidConfig, explain, text_of
+from gemmatune_trainer.logs import configure, log
+from gemmatune_trainer.stop import StopFlag
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one role; the exit code."""
+    configure()
+    stop = StopFlag()
+    stop.install()
+    try:
+        message = _role(arguments)(_config(), stop)
+        code = ExitCode.DONE
+    except BaseException as error:  # noqa: BLE001 - the one place where every end is put into words
+        message, code = _ending(error)
+    _leave(message)
+    return int(code)
+
+
+def _config() -> RunConfig:
+    text = os.environ.get(ENV_RUN)
+    if not text:
+        raise InvalidConfig(
+            f"the environment variable {ENV_RUN} is not set", "Start the trainer by the operator or gft."
+        )
+    return RunConfig.from_env(text)
+
+
+def _role(arguments: Sequence[str]) -> Callable[[RunConfig, StopFlag], TerminationMessage]:
+    """The function of a role; its libraries are imported only when it is called for."""
+    if list(arguments) == ["prepare"]:
+        from gemmatune_trainer.prepare import prepare
+
+        return prepare
+    if list(arguments) == ["train"]:
+        from gemmatune_trainer.run import run
+
+        return run
+    raise InvalidConfig(f"the arguments are {list(arguments)}", "Use `python -m gemmatune_trainer prepare` or `train`.")
+
+
+def _ending(error: BaseException) -> tuple[TerminationMessage, ExitCode]:
+    known = explain(error)
+    if known is None:
+        log.exception("crashed", exc_info=error)
+        text = text_of(error)
+        reason = EXIT_REASONS[ExitCode.CRASHED]
+        return TerminationMessage(reason=reason, message=text, remedy="Read the pod's log."), ExitCode.CRASHED
+    log.error("ended", reason=str(known.reason), message=known.message, remedy=known.remedy, exit_code=known.exit_code)
+    message = TerminationMessage(reason=known.reason, message=known.message, remedy=known.remedy, step=known.step)
+    return message, known.exit_code
+
+
+def _leave(message: TerminationMessage) -> None:
+    """Writes the termination message; a process outside a pod without its path goes without."""
+    path = Path(os.environ.get(ENV_TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
+    if ENV_TERMINATION_LOG not in os.environ and not path.exists():
+        return
+    try:
+        path.write_text(to_text(message), encoding="utf-8")
+    except OSError as error:
+        log.error("the termination message cannot be written", path=str(path), error=str(error))
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # daemon threads and CUDA's teardown must not change the exit code

@@ -1,0 +1,84 @@
+"""What a training backend offers to the story of a run, and what it tells while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Input ids and labels of a row (-100 where not trained)."""
+
+
+class Rows(Protocol):
+    """The tokenised rows that prepare left."""
+
+    def row(self, index: int) -> Row:
+        """One row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step that was done.
+
+    `number` counts from 1, `loss` is the mean over the step's labelled tokens (nats), `gradient_norm` is that before
+    clipping, `seconds` the time since the step before.
+    """
+
+    number: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    labelled_tokens: int
+    seconds: float
+
+
+class Training(Protocol):
+    """Whom a backend talks to while it trains; any method may end training by an exception."""
+
+    def micro_batch(self) -> None:
+        """Before every forward pass."""
+
+    def step_done(self, step: Step) -> None:
+        """After every optimizer step; `Backend.save_state` may be called from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the comparison of the trained with the reloaded adapter found.
+
+    `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that the
+    adapter makes against the base.
+    """
+
+    largest_difference: float
+    delta: float
+    parameters: int
+
+
+class Backend(Protocol):
+    """Loads a model with its adapter, trains it, and writes it down."""
+
+    def load(self) -> None:
+        """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
+        """Greedy continuation of a prompt without its terminator; ends early where the process shall stop."""
+
+    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
+        """Trains up to `total_steps`, from the state in folder `start` where one is given."""
+
+    def save_state(self, folder: Path) -> None:
+        """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the PEFT adapter."""
+
+    def verify(self, folder: Path, row: Sequence[int], publish: Callable[[], None] | None = None) -> Verification:
+        """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.
+
+        Raises:
+            AdapterInvalid: keys are missing or unexpected, the outputs differ, or the adapter changes nothing.
+        """

@@ -1,0 +1,184 @@
+"""The torch backend: LoRA and QLoRA by transformers, PEFT, bitsandbytes and TRL."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import set_seed as seed_everything
+
+from gemmatune_api.catalog import GenerationRules
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.backends import adapter
+from gemmatune_trainer.backends.base import Rows, Training, Verification
+from gemmatune_trainer.backends.forward import packed_logits
+from gemmatune_trainer.backends.torch_trainer import PackedTrainer, make_trainer
+from gemmatune_trainer.models import ModelFiles
+from gemmatune_trainer.stop import StopFlag
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class TorchBackend:
+    """One run's model on one device."""
+
+    def __init__(self, config: RunConfig, files: ModelFiles, tokenizer: Any, stop: StopFlag) -> None:
+        self._config = config
+        self._files = files
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._device = torch.device(config.device)
+        self._model: Any = None
+        self._trainer: PackedTrainer | None = None
+
+    def load(self) -> None:
+        """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""
+        base = load_base(self._files, self._config)
+        seed_everything(self._config.training.seed)
+        self._model = get_peft_model(base, lora_config(self._config, self._files.model.rules))
+        settings = self._model.peft_config["default"]
+        settings.base_model_name_or_path, settings.revision = self._files.published_name
+        adapter.check_dtypes(self._model)
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
+        """Greedy continuation of a prompt without its terminator; ends early where the process shall stop."""
+        self._model.eval()
+        ids = torch.tensor([list(prompt)], device=self._device)
+        settings = GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=list(stop_at),
+            pad_token_id=self._tokenizer.pad_token_id,
+            bos_token_id=self._tokenizer.bos_token_id,
+            use_cache=True,
+        )
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.training.precision == "bf16"):
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
+            )
+        tokens: list[int] = output[0, ids.shape[1] :].tolist()
+        end = next((index for index, token in enumerate(tokens) if token in stop_at), len(tokens))
+        return tokens[:end]
+
+    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
+        """Trains up to `total_steps`, from the state in folder `start` where one is given."""
+        seed_everything(self._config.training.seed)
+        self._trainer = make_trainer(
+            self._model, self._config, self._tokenizer, rows, number_of_rows, total_steps, start, training
+        )
+        adapter.check_dtypes(self._model)
+        self._trainer.run(start)
+
+    def save_state(self, folder: Path) -> None:
+        """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
+        if self._trainer is None:
+            raise RuntimeError("save_state is called before train")
+        self.save_adapter(folder)
+        self._trainer.save_state(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the PEFT adapter."""
+        adapter.save(self._model, folder)
+
+    def verify(self, folder: Path, row: Sequence[int]) -> Verification:
+        """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.
+
+        Raises:
+            AdapterInvalid: keys are missing or unexpected, the outputs differ, or the adapter changes nothing.
+        """
+        trained = self._logits(row)
+        self._trainer = None
+        self._model = None  # a large model is never in memory twice
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        base = load_base(self._files, self._config)
+        self._model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+        adapter.check_keys(self._model, folder)
+        reloaded = self._logits(row)
+        with self._model.disable_adapter():
+            plain = self._logits(row)
+        return adapter.compare(trained, reloaded, plain, exact=self._device.type == "cpu", folder=folder)
+
+    @torch.inference_mode()
+    def _logits(self, row: Sequence[int]) -> torch.Tensor:
+        self._model.eval()
+        ids = torch.tensor([list(row)], device=self._device)
+        positions = torch.arange(ids.shape[1], device=self._device).unsqueeze(0)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.training.precision == "bf16"):
+            return packed_logits(self._model, ids, positions).cpu()
+
+
+class _Stopped(StoppingCriteria):
+    """Ends a generation when the process shall stop."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._flag = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._flag.requested, device=input_ids.device)
+
+
+def load_base(files: ModelFiles, config: RunConfig) -> PreTrainedModel:
+    """The frozen base in the run's precision on the run's device, quantised to 4 bits for qlora."""
+    dtype = DTYPES[config.training.precision]
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": files.model.rules.attention,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "device_map": {"": config.device},
+    }
+    if config.method.kind == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.method.quant_type or "nf4",
+            bnb_4bit_use_double_quant=config.method.double_quant is not False,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(files.folder, **options)
+    if config.method.kind == "qlora":
+        _keep_gradients(base)
+    base.requires_grad_(False)
+    base.config.use_cache = False
+    return base
+
+
+def _keep_gradients(base: PreTrainedModel) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights for AVX512-BF16 in the first forward pass without gradients.
+
+    What it would switch to has no backward pass, also after `.train()`: the adapter would get wrong gradients.
+    """
+    for module in base.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(config: RunConfig, rules: GenerationRules) -> LoraConfig:
+    """PEFT's configuration of the run's adapter, its targets always explicit."""
+    method = config.method
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=rules.peft_targets(method.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )

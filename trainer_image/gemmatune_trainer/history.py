@@ -1,0 +1,85 @@
+"""The losses of a run, from its first step on, over all attempts: for the status, the report and divergence."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gemmatune_trainer.backends.base import Step
+
+FILE = "history.json"
+STATUS_POINTS = 30
+_SPEED_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The steps since the point before: `loss` is their mean, the rest is as at `step` (speed in tokens a second)."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+
+
+class History:
+    """Points every `every` steps, and the speed of the newest steps of this attempt."""
+
+    def __init__(self, every: int, points: list[Point] | None = None) -> None:
+        self._every = every
+        self.points = points or []
+        self._waiting: list[Step] = []
+        self._recent: deque[Step] = deque(maxlen=_SPEED_STEPS)
+
+    @classmethod
+    def restored(cls, every: int, folder: Path) -> History:
+        """The history that a checkpoint carries."""
+        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return cls(every, [Point(**point) for point in data])
+
+    def save(self, folder: Path) -> None:
+        """Writes it into a checkpoint's folder."""
+        (folder / FILE).write_text(json.dumps([asdict(point) for point in self.points]), encoding="utf-8")
+
+    def add(self, step: Step) -> Point | None:
+        """Takes a step; the point it completes, where it does."""
+        self._recent.append(step)
+        self._waiting.append(step)
+        if step.number % self._every:
+            return None
+        point = Point(
+            step=step.number,
+            loss=sum(item.loss for item in self._waiting) / len(self._waiting),
+            learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
+            tokens_per_second=round(self.tokens_per_second, 1),
+        )
+        self._waiting.clear()
+        self.points.append(point)
+        return point
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the newest steps."""
+        seconds = sum(step.seconds for step in self._recent)
+        return sum(step.tokens for step in self._recent) / seconds if seconds > 0 else 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Over the newest steps; 0 before the first one."""
+        return sum(step.seconds for step in self._recent) / len(self._recent) if self._recent else 0.0
+
+    def thinned(self, points: int = STATUS_POINTS) -> list[Point]:
+        """At most `points` points, evenly spaced, with the first and the last."""
+        return thin(self.points, points)
+
+
+def thin(points: list[Point], most: int) -> list[Point]:
+    """At most `most` (two or more) of the points, evenly spaced, with the first and the last."""
+    last = len(points) - 1
+    if last < most:
+        return list(points)
+    return [points[round(index * last / (most - 1))] for index in range(most)]

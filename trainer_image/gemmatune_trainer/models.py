@@ -1,0 +1,189 @@
+"""Where the base model comes from: files of a hub, a bucket or a directory, its tokenizer and its catalog entry."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from gemmatune_api import catalog
+from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
+from gemmatune_api.runconfig import RunConfig, RunModel
+from gemmatune_trainer.errors import HubUnavailable, InvalidConfig
+from gemmatune_trainer.logs import log
+from gemmatune_trainer.storage import local_path, open_storage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SMALL = ("*.json", "tokenizer.model", "*.jinja")
+_WEIGHTS = "*.safetensors"
+_HASHED_BYTES = 1 << 20
+_HUB_TOKEN = "HF_TOKEN"
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the trainer's scratch directory (GEMMATUNE_CACHE, in a pod /cache)."""
+    folder = Path(os.environ.get(ENV_CACHE) or DEFAULT_CACHE) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's files in a local folder; `revision` is a hub's commit, or a hash of the files elsewhere."""
+
+    uri: str
+    revision: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json. Raises InvalidConfig."""
+        try:
+            found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InvalidConfig(f"{self.uri} has no config.json", "Name a model in Hugging Face's format.") from error
+        except ValueError as error:
+            raise InvalidConfig(f"config.json of {self.uri} is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise InvalidConfig(f"config.json of {self.uri} is no JSON object")
+        return found
+
+    @cached_property
+    def model(self) -> catalog.GemmaModel:
+        """The catalog's entry. Raises InvalidConfig for a model that is no Gemma."""
+        found = catalog.by_config(self.config)
+        if found is None:
+            family = self.config.get("model_type")
+            raise InvalidConfig(
+                f"model.uri: {self.uri} has model_type {family!r}, which is no Gemma",
+                "Name a model of the Gemma family.",
+            )
+        return found
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. Raises InvalidConfig where there is none, or it lacks the generation's special tokens."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InvalidConfig(f"the tokenizer of {self.uri} cannot be loaded: {error}") from error
+        rules = self.model.rules
+        unknown = [text for text in (rules.bos, rules.eos, rules.pad) if tokenizer.convert_tokens_to_ids(text) is None]
+        if unknown:
+            raise InvalidConfig(f"the tokenizer of {self.uri} lacks {', '.join(unknown)}", "Take the published one.")
+        return tokenizer
+
+    @property
+    def published_name(self) -> tuple[str, str | None]:
+        """What an adapter names as its base: a hub's id and commit, else the catalog's hub id, else the URI."""
+        if self.uri.startswith("hf://"):
+            return hub_name(self.uri), self.revision
+        named = catalog.by_uri(self.uri) or self.model
+        return (named.hub_ids[0], None) if named.hub_ids else (self.uri, None)
+
+
+def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelFiles:
+    """The model's files, downloaded once into the cache where they are not local: safetensors and JSON only.
+
+    `weights` False leaves the safetensors out. `revision` is the one that prepare has resolved.
+
+    Raises:
+        InvalidConfig: the files changed since prepare, or are no model.
+        AccessDenied, HubUnavailable, StorageUnavailable: they cannot be read.
+    """
+    scheme = urlsplit(model.uri).scheme
+    if scheme == "hf":
+        return _fetch_hub(model, weights, revision)
+    found = _fetch_folder(model) if scheme == "file" else _fetch_bucket(model, weights)
+    if revision is not None and found.revision != revision:
+        raise InvalidConfig(
+            f"model.uri: the files of {model.uri} changed since the run was prepared",
+            "Restore them, or create a new resource.",
+        )
+    return found
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run's model, without its weights."""
+    return fetch(config.model, weights=False).tokenizer()
+
+
+def hub_name(uri: str) -> str:
+    """ORG/NAME of an hf:// URI."""
+    return uri.removeprefix("hf://").strip("/")
+
+
+def _fetch_hub(model: RunModel, weights: bool, revision: str | None) -> ModelFiles:
+    from huggingface_hub import HfApi, snapshot_download
+
+    token = os.environ.get(_HUB_TOKEN) or False
+    name = hub_name(model.uri)
+    commit = revision or HfApi(token=token).model_info(name, revision=model.revision).sha
+    if not commit:
+        raise HubUnavailable(f"the hub names no commit of {name}")
+    patterns = [*_SMALL, *([_WEIGHTS] if weights else [])]
+    folder = snapshot_download(
+        name,
+        revision=commit,
+        token=token,
+        allow_patterns=patterns,
+        cache_dir=cache_folder("hub"),
+        library_name="gemmatune",
+    )
+    return _checked(ModelFiles(model.uri, commit, Path(folder)), weights)
+
+
+def _fetch_folder(model: RunModel) -> ModelFiles:
+    folder = local_path(model.uri)
+    if not folder.is_dir():
+        raise InvalidConfig(f"model.uri: {folder} is no directory", "Name the directory that holds config.json.")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and _wanted(path.name, True)):
+        with path.open("rb") as file:  # ends of large files: a rewritten one differs there, or in its size
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(_HASHED_BYTES))
+            file.seek(max(0, path.stat().st_size - _HASHED_BYTES))
+            digest.update(file.read())
+    return _checked(ModelFiles(model.uri, digest.hexdigest()[:16], folder), True)
+
+
+def _fetch_bucket(model: RunModel, weights: bool) -> ModelFiles:
+    storage = open_storage(model.uri)
+    objects = [item for item in storage.list() if "/" not in item.name and _wanted(item.name, True)]
+    listing = "".join(f"{item.name} {item.size} {item.generation}\n" for item in objects)
+    revision = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    folder = cache_folder("models") / hashlib.sha256(f"{model.uri} {revision} {weights}".encode()).hexdigest()[:16]
+    if not folder.is_dir() and objects:
+        temporary = folder.with_suffix(f".{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        log.info("downloading the model", uri=model.uri, weights=weights)
+        storage.download({item.name: temporary / item.name for item in objects if _wanted(item.name, weights)})
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary, ignore_errors=True)
+    return _checked(ModelFiles(model.uri, revision, folder), weights)
+
+
+def _wanted(name: str, weights: bool) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in (*_SMALL, *((_WEIGHTS,) if weights else ())))
+
+
+def _checked(files: ModelFiles, weights: bool) -> ModelFiles:
+    if weights and not any(files.folder.glob(_WEIGHTS)):
+        raise InvalidConfig(
+            f"model.uri: {files.uri} holds no .safetensors file",
+            "Convert the weights to safetensors (others are refused).",
+        )
+    _ = files.model
+    return files

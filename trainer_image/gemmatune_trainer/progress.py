@@ -1,0 +1,241 @@
+"""What a run tells while it goes on: the trainer's four status fields, to the API server or to a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import requests
+
+from gemmatune_api.base import duration_text
+from gemmatune_api.names import ENV_STATUS_FILE, TRAINER_STATUS_FIELDS
+from gemmatune_api.runconfig import RunIdentity
+from gemmatune_api.status import Artifacts, CheckpointStatus, Progress, Sample
+from gemmatune_trainer.apiserver import ApiServer
+from gemmatune_trainer.history import History
+from gemmatune_trainer.logs import log
+
+INTERVAL_SECONDS = 10.0
+"""Shortest time between two writes that nothing important has happened between."""
+FORBIDDEN_SECONDS = 30.0
+_CLOSE_SECONDS = 45.0
+_SAMPLE_CHARACTERS = 2000
+_SAMPLES = 8
+
+
+class Sink(Protocol):
+    """Where status fields go."""
+
+    def read(self) -> dict[str, Any]:
+        """The fields as they were left."""
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Replaces all four fields."""
+
+
+class FileSink:
+    """A JSON file that is replaced as a whole (`gft run`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Any]:
+        """The fields as they were left."""
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Replaces all four fields."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(status, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+class ApiSink:
+    """The resource's status at the API server.
+
+    A refusal (403) is retried for 30 s: the pod may start before the operator has written `status.job`.
+    """
+
+    def __init__(self, server: ApiServer, identity: RunIdentity) -> None:
+        self._server = server
+        self._identity = identity
+
+    def read(self) -> dict[str, Any]:
+        """The fields as they were left."""
+        resource = self._server.get(self._identity.namespace, self._identity.name)
+        if resource is None or resource.get("metadata", {}).get("uid") != self._identity.uid:
+            return {}
+        return resource.get("status") or {}
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Replaces all four fields."""
+        deadline = time.monotonic() + FORBIDDEN_SECONDS
+        while True:
+            try:
+                self._server.apply_status(self._identity.namespace, self._identity.name, self._identity.uid, status)
+                return
+            except requests.HTTPError as error:
+                refused = error.response is not None and error.response.status_code == requests.codes.forbidden
+                if not refused or time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+
+
+def open_sink(identity: RunIdentity) -> Sink | None:
+    """The sink that the environment offers: a pod's API server, else the status file, else none."""
+    server = ApiServer.of_pod()
+    if server is not None:
+        return ApiSink(server, identity)
+    path = os.environ.get(ENV_STATUS_FILE)
+    return FileSink(Path(path)) if path else None
+
+
+class Reporter:
+    """Keeps the four fields, and writes them in a thread of its own: no trouble there ever ends training.
+
+    Every write carries all four fields in full, since one that is left out would be erased. It begins with what the
+    sink has; what the bucket says replaces that.
+    """
+
+    def __init__(self, sink: Sink | None, interval: float = INTERVAL_SECONDS) -> None:
+        self._sink = sink
+        self._interval = interval
+        self._fields: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._urgent = self._dirty = self._closing = False
+        self._thread: threading.Thread | None = None
+        self._last_trouble = ""
+
+    def start(self) -> None:
+        """Reads what was left, and begins to write."""
+        if self._sink is None:
+            return
+        self._guarded(self._seed)
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._thread.start()
+
+    def _seed(self) -> None:
+        found = self._sink.read() if self._sink else {}
+        with self._lock:
+            for name in TRAINER_STATUS_FIELDS:
+                if found.get(name) is not None:
+                    self._fields.setdefault(name, found[name])
+
+    def progress(self, step: int, total_steps: int, steps_per_epoch: int, history: History, urgent: bool) -> None:
+        """How far training is; also the heartbeat."""
+        last = history.points[-1] if history.points else None
+        thinned = history.thinned()
+        seconds = history.seconds_per_step
+        text = Progress(
+            step=step,
+            total_steps=total_steps,
+            step_text=f"{step}/{total_steps}",
+            epoch=round(step / steps_per_epoch, 2) if steps_per_epoch else 0,
+            loss=_digits(last.loss) if last else None,
+            learning_rate=_digits(last.learning_rate) if last else None,
+            tokens_per_second=_digits(history.tokens_per_second) if seconds else None,
+            eta=duration_text((total_steps - step) * seconds) if seconds else "",
+            heartbeat=_now(),
+            history_steps=[point.step for point in thinned],
+            history_loss=[_digits(point.loss) or 0.0 for point in thinned],
+        )
+        self._set("progress", text.model_dump(by_alias=True, exclude_none=True), urgent)
+
+    def alive(self) -> None:
+        """A sign of life between two steps."""
+        with self._lock:
+            if "progress" in self._fields:
+                self._fields["progress"] = {**self._fields["progress"], "heartbeat": _now()}
+                self._dirty = True
+
+    def checkpoint(self, step: int, uri: str) -> None:
+        """A checkpoint has landed."""
+        self._set("checkpoint", CheckpointStatus(step=step, uri=uri).model_dump(by_alias=True), urgent=True)
+
+    def samples(self, prompts: list[str], before: list[str], after: list[str] | None) -> None:
+        """What the model answered before and, at the end, after."""
+        cut = [
+            Sample(
+                prompt=prompt[:_SAMPLE_CHARACTERS],
+                before=before[index][:_SAMPLE_CHARACTERS] if index < len(before) else None,
+                after=after[index][:_SAMPLE_CHARACTERS] if after else None,
+            ).model_dump(by_alias=True, exclude_none=True)
+            for index, prompt in enumerate(prompts[:_SAMPLES])
+        ]
+        self._set("samples", cut, urgent=after is not None)
+
+    def artifacts(self, artifacts: Artifacts) -> None:
+        """What the run left."""
+        self._set("artifacts", artifacts.model_dump(by_alias=True, exclude_none=True), urgent=True)
+
+    def close(self) -> None:
+        """Writes what is still to be written, and ends the thread."""
+        if self._thread is None:
+            return
+        with self._lock:
+            self._closing = True
+        self._wake.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _set(self, name: str, value: Any, urgent: bool) -> None:
+        with self._lock:
+            self._fields[name] = value
+            self._dirty = True
+            self._urgent = self._urgent or urgent
+        if urgent:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                closing, due = self._closing, self._dirty
+                self._dirty = self._urgent = False
+                self._wake.clear()
+                status = {name: self._fields[name] for name in TRAINER_STATUS_FIELDS if name in self._fields}
+            if due and self._sink is not None:
+                sink = self._sink
+                self._guarded(lambda: sink.write(status))  # noqa: B023 - called at once
+            if closing:
+                return
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until something important happens, or the interval is over."""
+        deadline = time.monotonic() + self._interval
+        while (rest := deadline - time.monotonic()) > 0:
+            self._wake.wait(rest)
+            with self._lock:
+                if self._urgent or self._closing:
+                    return
+                self._wake.clear()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - the status is not worth a run
+            text = f"{type(error).__name__}: {error}"
+            if text != self._last_trouble:
+                log.warning("status not written", error=text)
+            self._last_trouble = text
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _digits(value: float) -> float | None:
+    """A value with 4 digits; None for NaN and infinities, which JSON does not know."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None

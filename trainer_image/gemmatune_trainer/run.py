@@ -1,0 +1,263 @@
+"""The story of one attempt, top to bottom: from the configuration to a verified adapter and its manifest."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemmatune_api.base import duration_text
+from gemmatune_api.messages import TerminationMessage
+from gemmatune_api.names import Reason
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer import manifest, ownership
+from gemmatune_trainer.backends.base import Backend, Step
+from gemmatune_trainer.checkpoints import Checkpoints, Restored
+from gemmatune_trainer.data import prepared
+from gemmatune_trainer.data.order import steps_per_epoch
+from gemmatune_trainer.divergence import LossWatch
+from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError
+from gemmatune_trainer.history import History
+from gemmatune_trainer.logs import log
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
+from gemmatune_trainer.progress import Reporter, open_sink
+from gemmatune_trainer.samples import Samples
+from gemmatune_trainer.stop import StopFlag
+from gemmatune_trainer.storage import Storage, open_storage
+from gemmatune_trainer.versions import versions
+
+
+def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
+    """Carries out an attempt; its end as a message.
+
+    Raises:
+        TrainerError: an end that has an exit code of its own.
+    """
+    storage = open_storage(config.output.uri)
+    claimed = ownership.read_claim(storage, config)
+    reporter = Reporter(open_sink(config.run))
+    finished = manifest.find(storage, claimed.resume_hash)
+    if finished is not None:
+        return _finished_before(storage, reporter, finished)
+    ownership.hold(storage)
+    fence = ownership.Fence.take(storage, claimed, config.attempt)
+    scratch = _scratch(config)
+    try:
+        reporter.start()
+        checkpoints = Checkpoints(
+            storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
+        )
+        newest = checkpoints.newest()
+        rows = prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
+        files = fetch(config.model, weights=True, revision=claimed.model_revision)
+        total_steps = _total_steps(config, rows.rows)
+        stop.check("loading the model")
+        backend = _backend(config, files, stop)
+        backend.load()
+        samples = Samples(config, files, stop)
+        before = samples.before(backend, storage)
+        reporter.samples(samples.prompts, before, None)
+        attempt = Attempt(config, stop, backend, checkpoints, reporter, rows.rows, total_steps, newest)
+        attempt.train(rows)
+        result = manifest.Result(
+            config=config,
+            claim=claimed,
+            files=files,
+            data=rows.statistics,
+            history=attempt.history,
+            total_steps=total_steps,
+            prompts=samples.prompts,
+            before=before,
+        )
+        folder = scratch / "adapter"
+        backend.save_adapter(folder)
+        result.verification = backend.verify(folder, rows.row(0)[0])
+        log.info(
+            "adapter verified", delta=round(result.verification.delta, 3), parameters=result.verification.parameters
+        )
+        result.after = samples.answers(backend, "after")
+        artifacts = manifest.publish(result, storage, fence, folder, scratch)
+        reporter.samples(samples.prompts, before, result.after)
+        reporter.artifacts(artifacts)
+        log.info("done", manifest=artifacts.manifest)
+        return _completed(artifacts.manifest, total_steps)
+    finally:
+        reporter.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Finished) -> TerminationMessage:
+    """An earlier attempt has finished the run: only the status may still lack what it left."""
+    log.info("the run is finished already", manifest=storage.locate(manifest.NAME))
+    reporter.start()
+    reporter.artifacts(finished.artifacts)
+    reporter.close()
+    return _completed(storage.locate(manifest.NAME), finished.steps)
+
+
+def _completed(uri: str | None, steps: int) -> TerminationMessage:
+    return TerminationMessage(
+        reason=Reason.COMPLETED,
+        message=f"{steps} steps are done and the adapter is verified.",
+        step=steps,
+        manifest=uri,
+    )
+
+
+def _scratch(config: RunConfig) -> Path:
+    folder = cache_folder("runs") / f"{config.run.uid}-{config.attempt}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _identity(config: RunConfig, claimed: ownership.Claim) -> dict[str, object]:
+    return {
+        "resumeHash": claimed.resume_hash,
+        "dataHash": claimed.data_hash,
+        "attempt": config.attempt,
+        "versions": versions(),
+    }
+
+
+def _total_steps(config: RunConfig, rows: int) -> int:
+    size = config.training.global_batch_size
+    if rows < size:
+        raise DataInvalid(
+            f"the data has {rows} rows, one step needs {size}", "Lower training.globalBatchSize, or add rows."
+        )
+    return config.training.steps(rows)
+
+
+def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
+    """The backend of the run; its libraries are imported only here, after everything that can fail early."""
+    started = time.monotonic()
+    from gemmatune_trainer.backends.torch import TorchBackend
+
+    log.info("libraries loaded", seconds=round(time.monotonic() - started, 1))
+    stop.check("loading the model")
+    return TorchBackend(config, files, files.tokenizer(), stop)
+
+
+class StopTraining(Exception):
+    """Training shall end here; raised between two micro-batches."""
+
+
+@dataclass
+class _Schedule:
+    """When the next checkpoint is due."""
+
+    every_steps: int | None
+    every_seconds: int | None
+    step: int
+    time: float
+
+    def due(self, step: int, now: float) -> bool:
+        """Whether a checkpoint of `step` is due; the next one then counts from here."""
+        by_steps = self.every_steps is not None and step - self.step >= self.every_steps
+        by_time = self.every_seconds is not None and now - self.time >= self.every_seconds
+        if by_steps or by_time:
+            self.step, self.time = step, now
+        return by_steps or by_time
+
+
+class Attempt:
+    """Training from the newest checkpoint to the last step; implements backends.base.Training."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stop: StopFlag,
+        backend: Backend,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        rows: int,
+        total_steps: int,
+        start: Restored | None,
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._backend = backend
+        self._checkpoints = checkpoints
+        self._reporter = reporter
+        self._rows = rows
+        self._total_steps = total_steps
+        self._start = start
+        self._steps_per_epoch = steps_per_epoch(rows, config.training.global_batch_size)
+        every = config.training.log_every_steps
+        self.history = History.restored(every, start.folder) if start else History(every)
+        self._watch = LossWatch(point.loss for point in self.history.points)
+        self._step = start.step if start else 0
+        planned = config.checkpoint
+        self._schedule = _Schedule(planned.every_steps, planned.every_seconds, self._step, time.monotonic())
+
+    def train(self, rows: prepared.PreparedData) -> None:
+        """Trains to the last step.
+
+        Raises:
+            Interrupted: the process was asked to stop (a checkpoint is saved), or a newer attempt has taken over.
+            LossDiverged: the loss or the gradient ran away.
+        """
+        log.info("training", from_step=self._step, total_steps=self._total_steps, rows=self._rows)
+        self._report(urgent=True)
+        self._schedule.time = time.monotonic()
+        try:
+            start = self._start.folder if self._start else None
+            self._backend.train(rows, self._rows, self._total_steps, start, self)
+        except StopTraining:
+            self._interrupt()
+        self._checkpoints.wait()
+        self._report(urgent=True)
+
+    def micro_batch(self) -> None:
+        """Before every forward pass: looks whether to stop."""
+        if self._stop.requested:
+            raise StopTraining
+        self._checkpoints.poll()
+        self._reporter.alive()
+
+    def step_done(self, step: Step) -> None:
+        """After every optimizer step: records it, and saves a checkpoint where one is due."""
+        self._step = step.number
+        trouble = self._watch.add(step.loss, step.gradient_norm)
+        if trouble:
+            raise LossDiverged(f"at step {step.number} {trouble}", step=step.number)
+        point = self.history.add(step)
+        if point is not None:
+            left = (self._total_steps - step.number) * self.history.seconds_per_step
+            log.info(
+                "step",
+                step=f"{step.number}/{self._total_steps}",
+                loss=float(f"{point.loss:.4g}"),
+                learning_rate=float(f"{point.learning_rate:.3g}"),
+                tokens_per_second=round(point.tokens_per_second),
+                eta=duration_text(left),
+            )
+        self._report(urgent=False)
+        last = step.number == self._total_steps
+        if self._schedule.due(step.number, time.monotonic()) or last:
+            self._checkpoints.save(step.number, self._write)
+
+    def _write(self, folder: Path) -> None:
+        self._backend.save_state(folder)
+        self.history.save(folder)
+
+    def _report(self, urgent: bool) -> None:
+        self._reporter.progress(self._step, self._total_steps, self._steps_per_epoch, self.history, urgent)
+
+    def _interrupt(self) -> None:
+        """Saves the last optimizer step, and ends the attempt."""
+        log.info("stopping", signal=self._stop.by, step=self._step)
+        saved = self._step
+        begun = self._start.step if self._start else 0
+        if self._step > begun:
+            with suppress(TrainerError):
+                self._checkpoints.wait()  # of an older step; where it failed, this one may land
+            if self._checkpoints.last_step != self._step:
+                self._checkpoints.save(self._step, self._write)
+                self._checkpoints.wait()
+        self._report(urgent=True)
+        done = f"the checkpoint of step {saved} is saved" if saved else "no step was done"
+        raise Interrupted(f"{self._stop.by} stopped training: {done}", step=saved)

@@ -1,0 +1,62 @@
+"""The same prompts answered before and after training: greedy, so that a difference is the adapter's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tokenizers
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.backends.base import Backend
+from gemmatune_trainer.data.templates import prompt as render_prompt
+from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
+from gemmatune_trainer.logs import log
+from gemmatune_trainer.models import ModelFiles
+from gemmatune_trainer.stop import StopFlag
+from gemmatune_trainer.storage import ObjectMissing, Storage
+
+BEFORE = "samples/before.json"
+
+
+class Samples:
+    """The prompts of a run and how they are asked: through the chat template for instruct and chat."""
+
+    def __init__(self, config: RunConfig, files: ModelFiles, stop: StopFlag) -> None:
+        self.prompts = list(config.samples.prompts)
+        self._config = config
+        self._stop = stop
+        rules = files.model.rules
+        path = Path(files.folder, TOKENIZER_FILE)
+        self._encoder = RowTokenizer.load(path, rules)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._inputs = [
+            self._encoder.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
+        ]
+        found = (self._tokenizer.token_to_id(text) for text in rules.terminators)
+        self.terminators = [token for token in found if token is not None]
+
+    def answers(self, backend: Backend, when: str) -> list[str]:
+        """The model's answer to each prompt."""
+        answers = []
+        for text, ids in zip(self.prompts, self._inputs, strict=True):
+            self._stop.check(f"the samples {when} training")
+            tokens = backend.generate(ids, self._config.samples.max_new_tokens, self.terminators)
+            self._stop.check(f"the samples {when} training")
+            answers.append(self._tokenizer.decode(tokens, skip_special_tokens=True))
+            log.info("sample", when=when, prompt=text, answer=answers[-1])
+        return answers
+
+    def before(self, backend: Backend, storage: Storage) -> list[str]:
+        """The base model's answers: made by the first attempt, read from the bucket by the later ones."""
+        asked = {"prompts": self.prompts, "maxNewTokens": self._config.samples.max_new_tokens}
+        try:
+            found = json.loads(storage.read(BEFORE))
+            if {key: found.get(key) for key in asked} == asked:
+                return [str(answer) for answer in found["answers"]]
+        except (ObjectMissing, ValueError, KeyError):
+            log.debug("no samples of an earlier attempt")
+        answers = self.answers(backend, "before")
+        text = json.dumps({**asked, "answers": answers}, ensure_ascii=False, indent=2)
+        storage.write(BEFORE, text.encode())
+        return answers
