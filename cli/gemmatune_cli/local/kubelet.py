@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -53,6 +54,11 @@ class Kubelet:
     def status_file(self) -> Path:
         """Where trainers leave their status fields; one file for all attempts, which continue it."""
         return self._folder / "status.json"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process runs."""
+        return bool(self._processes)
 
     def log(self, job: str) -> Path:
         """Output of a Job's process."""
@@ -105,6 +111,10 @@ class Kubelet:
                 for process in running:
                     process.kill()
             time.sleep(0.02)
+
+    def clean(self) -> None:
+        """Removes the scratch space; logs stay."""
+        shutil.rmtree(self._folder / "cache", ignore_errors=True)
 
     def _end(self, uid: str, process: Process, grace: float) -> None:
         if uid not in self._deadlines:

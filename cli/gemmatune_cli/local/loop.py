@@ -64,16 +64,23 @@ class Loop:
         """Its status."""
         return FineTuneStatus.model_validate(self.resource.get("status") or {})
 
+    @property
+    def generation(self) -> int:
+        """Generation of its spec."""
+        return int(self.resource["metadata"]["generation"])
+
     async def until(self, done: Callable[[FineTuneStatus], bool]) -> FineTuneStatus:
         """Goes on until the status is such; the status.
 
         Raises:
             LocalError: a process cannot be started here.
         """
-        while not done(self.status):
+        while True:
+            # A turn comes first: what an earlier gft left in the status is looked at anew.
             await self.turn()
+            if done(self.status):
+                return self.status
             await asyncio.sleep(TICK_SECONDS)
-        return self.status
 
     async def turn(self) -> None:
         """One turn of everybody: what processes did becomes status, what the operator wants becomes processes."""

@@ -1,0 +1,148 @@
+"""A run of this machine on disk: its folder, its lock, and how a second `gft run` goes on with it.
+
+The folder holds `store.json` (the resource, its Jobs and Events), `status.json` (the trainer's fields), `jobs/NAME/`
+(log and termination message of each process), `cache/` (scratch space, removed after success) and `lock`. It lies in
+the output folder, so that deleting the output starts anew; where the output is a bucket, in the user's state folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from gemmatune_api import names
+from gemmatune_api.changes import forbidden
+from gemmatune_api.names import ANNOTATION_RETRY, Phase
+from gemmatune_api.spec import GemmaFineTune
+from gemmatune_cli.console import CommandError
+from gemmatune_cli.local.cluster import register_node
+from gemmatune_cli.local.folders import state_dir
+from gemmatune_cli.local.locks import LockedError, locked
+from gemmatune_cli.local.store import Store, StoreError
+from gemmatune_operator.ports import Object
+
+FOLDER = ".gemmatune"
+_KEPT_BY_RESET = ("lock",)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An opened run."""
+
+    store: Store
+    folder: Path
+    namespace: str
+    name: str
+    resumes: bool
+    """Whether an earlier `gft run` had begun it."""
+
+
+def run_folder(output_uri: str) -> Path:
+    """The folder of the run that writes to this output."""
+    parts = urlsplit(output_uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path)) / FOLDER
+    uri = output_uri.rstrip("/")
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return state_dir() / "runs" / f"{uri.rpartition('/')[2]}-{digest}"
+
+
+@contextmanager
+def open_session(resource: GemmaFineTune) -> Iterator[Session]:
+    """Opens the run of a resource: begins it, or goes on with what an earlier `gft run` left.
+
+    Raises:
+        CommandError: another gft works on it, the output belongs to another resource, or a field was changed that is
+            fixed by now.
+    """
+    folder = run_folder(resource.spec.output.uri)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock", wait=False):
+            yield _open(resource, folder)
+    except LockedError as error:
+        message = f"another gft ({error.holder}) runs {resource.metadata.name} in {folder.parent}"
+        raise CommandError(message, "Wait for it, stop it, or use another spec.output.uri.") from None
+    except PermissionError as error:
+        message = f"spec.output.uri: {error.filename} cannot be written: {error.strerror}"
+        raise CommandError(message, "Use a folder of your own.") from None
+
+
+def _open(resource: GemmaFineTune, folder: Path) -> Session:
+    store = _load(folder)
+    new = _document(resource)
+    found = store.list(names.KIND)
+    old = found[0] if found else None
+    if old is not None and _identity(old) != _identity(new):
+        if not resource.spec.output.overwrite:
+            raise CommandError(
+                f"spec.output.uri: {resource.spec.output.uri} holds the run {'/'.join(_identity(old))}",
+                "Use another output.uri, or set output.overwrite: true to replace that run.",
+            )
+        _reset(folder)
+        store, old = _load(folder), None
+    if old is None:
+        store.create(new)
+    else:
+        _go_on(store, old, new)
+    register_node(store, folder)
+    store.save()
+    return Session(store, folder, *_identity(new), resumes=old is not None)
+
+
+def _load(folder: Path) -> Store:
+    try:
+        return Store(folder / "store.json")
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+
+
+def _go_on(store: Store, old: Object, new: Object) -> None:
+    """Gives a begun run the spec of the file; a failed one is tried again.
+
+    Raises:
+        CommandError: a field differs that is fixed once an attempt exists.
+    """
+    problems = forbidden(old["spec"], new["spec"], old.get("status") or {})
+    if problems:
+        raise CommandError(
+            "\n".join(f"{problem.path}: {problem.message}" for problem in problems),
+            "Put the old value back, or make a new run with another metadata.name and another output.uri.",
+        )
+    retry = (old.get("status") or {}).get("phase") == Phase.FAILED
+    annotations = {ANNOTATION_RETRY: datetime.now(UTC).isoformat()} if retry else {}
+    store.write_spec(names.KIND, *_identity(old), new["spec"], annotations)
+
+
+def _document(resource: GemmaFineTune) -> Object:
+    document: Object = resource.model_dump(by_alias=True, exclude_none=True, exclude={"metadata", "status"})
+    meta = resource.metadata
+    document["metadata"] = {
+        "name": meta.name,
+        "namespace": meta.namespace,
+        "labels": dict(meta.labels),
+        "annotations": dict(meta.annotations),
+    }
+    return document
+
+
+def _identity(document: Object) -> tuple[str, str]:
+    meta = document["metadata"]
+    return str(meta["namespace"]), str(meta["name"])
+
+
+def _reset(folder: Path) -> None:
+    """Forgets a run; its lock stays, since it is held."""
+    for path in folder.iterdir():
+        if path.name in _KEPT_BY_RESET:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
