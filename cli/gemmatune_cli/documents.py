@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmatune_api import names, validate, yamlio
+from gemmatune_api.errors import InvalidResourceError
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_cli.console import CommandError
 
@@ -52,13 +53,19 @@ def fine_tunes(paths: Sequence[str]) -> list[GemmaFineTune]:
     """The GemmaFineTunes of all files, checked; other objects are left out.
 
     Raises:
-        CommandError: as `read`, and for files without a GemmaFineTune.
-        InvalidResourceError: a resource is not valid.
+        CommandError: as `read`, for a resource that is not valid, and for files without a GemmaFineTune.
     """
-    found = [validate.parse(document.content) for document in read(paths) if document.is_fine_tune]
+    found = [_parsed(document) for document in read(paths) if document.is_fine_tune]
     if not found:
         raise none_found(paths)
     return found
+
+
+def _parsed(document: Document) -> GemmaFineTune:
+    try:
+        return validate.parse(document.content)
+    except InvalidResourceError as error:
+        raise CommandError(f"{document.source}: {document.title} is not valid:\n{error}") from error
 
 
 def none_found(paths: Sequence[str]) -> CommandError:
@@ -82,9 +89,9 @@ def _documents(file: str) -> Iterator[Document]:
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{label}: cannot be read: {error}") from error
     try:
-        contents = [content for content in yamlio.load_all(text) if content is not None]
-    except ValueError as error:
-        raise CommandError(f"{label}: no YAML: {error}") from error
+        contents = yamlio.load_all(text)
+    except yamlio.YamlError as error:
+        raise CommandError(f"{label}: {error}") from error
     for number, content in enumerate(contents, start=1):
         source = label if len(contents) == 1 else f"{label} (document {number})"
         if not isinstance(content, dict):
