@@ -172,13 +172,13 @@ def _settings(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
 
 
 def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpointing: bool) -> Setting:
-    training, dataset = _set(spec.training), spec.dataset
-    packed = Setting(
+    training = _set(spec.training)
+    common = Setting(
         method=spec.method,
         rows=rows,
         length=length,
-        capacity=_set(dataset.max_length) if dataset.packing else length,
         checkpointing=checkpointing,
+        packed=spec.dataset.packing is not False,
         optimizer=_set(training.optimizer),
         precision=_set(training.precision),
         device=place.device,
@@ -186,10 +186,10 @@ def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpoi
         shards=place.chips if place.sharded else 1,
     )
     if spec.method == "full":
-        return packed
+        return common
     adapter = spec.adapter
     with_adapter = replace(
-        packed, rank=_set(adapter.rank), targets=_set(adapter.target_modules), dora=bool(adapter.dora)
+        common, rank=_set(adapter.rank), targets=_set(adapter.target_modules), dora=bool(adapter.dora)
     )
     if not isinstance(adapter, QloraSpec):
         return with_adapter

@@ -18,6 +18,8 @@ GIB = 1024**3
 
 HEAD_CHUNK = 256
 """Labelled positions whose logits exist at a time."""
+PACKED_TOKENS = 1024
+"""Longest sequence that rows are packed into; longer rows get sequences of their own length."""
 NF4_BLOCK = 64
 """Weights that share a quantisation constant (bitsandbytes)."""
 ABSMAX_BLOCK = 256
@@ -44,15 +46,15 @@ Device = Literal["cuda", "cpu", "tpu"]
 class Setting:
     """What the memory of one device depends on.
 
-    `rows` rows of `length` tokens pass at once, in sequences of at most `capacity` tokens where they are packed.
-    `all_logits`: the head is computed at every position at once, as trainers other than ours do.
+    `rows` rows of `length` tokens pass at once, several to a sequence where they are `packed`. `all_logits`: the head
+    is computed at every position at once, as trainers other than ours do.
     """
 
     method: MethodKind
     rows: int
     length: int
-    capacity: int
     checkpointing: bool
+    packed: bool = True
     rank: int = 8
     targets: TargetModules = "all-linear"
     dora: bool = False
@@ -75,7 +77,7 @@ class Setting:
     @property
     def sequence(self) -> int:
         """Longest sequence of one forward pass."""
-        return min(max(self.capacity, self.length), self.tokens)
+        return min(max(PACKED_TOKENS, self.length), self.tokens) if self.packed else self.length
 
     @property
     def activation_bytes(self) -> int:
@@ -112,6 +114,11 @@ def adapter_weights(model: GemmaModel, setting: Setting) -> int:
     return 0 if setting.method == "full" else 4 * trainable(model, setting)
 
 
+def autocast_copies(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the 16-bit copies that autocast keeps of fp32 weights during a pass."""
+    return 2 * trainable(model, setting) if setting.activation_bytes == 2 else 0
+
+
 def loading_reserve(model: GemmaModel, setting: Setting) -> int:
     """Bytes that stay reserved from loading on a GPU."""
     return int(2 * model.embedding * LOADING_SHARE) if setting.device == "cuda" else 0
@@ -140,8 +147,9 @@ def _factored_state(model: GemmaModel, setting: Setting) -> int:
 def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     """Bytes that one layer keeps for its backward pass, without checkpointing.
 
-    Norms keep their input in fp32, adapters theirs in fp32, attention its queries, keys, values and output, the
-    feed-forward block three tensors of its width; eager attention keeps its scores besides.
+    Norms keep their input in fp32, every adapted module its own copy of its input (autocast makes it), attention its
+    queries, keys, values and output, the feed-forward block three tensors of its width; eager attention keeps its
+    scores besides.
     """
     width = setting.activation_bytes
     kv_heads, head_dim = model.heads_of(layer)
@@ -174,11 +182,11 @@ def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) ->
     names = frozenset(target_names(setting.targets))
     sizes = {"q_proj": model.hidden, "k_proj": model.hidden, "v_proj": model.hidden, "o_proj": query}
     sizes |= {"gate_proj": model.hidden, "up_proj": model.hidden, "down_proj": ffn}
-    total = 4 * setting.rank * len(names & sizes.keys())  # what each A gives to its B
+    total = width * setting.rank * len(names & sizes.keys())  # what each A gives to its B
     if width == 2:
-        return total + 4 * sum(size for name, size in sizes.items() if name in names)
+        return total + width * sum(size for name, size in sizes.items() if name in names)
     shared = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
-    return total + 4 * sum(sizes[group[0]] for group in shared if names & set(group))
+    return total + width * sum(sizes[group[0]] for group in shared if names & set(group))
 
 
 def workspace(model: GemmaModel, setting: Setting) -> int:
@@ -204,7 +212,7 @@ def masks(model: GemmaModel, setting: Setting) -> int:
 def activations(model: GemmaModel, setting: Setting) -> int:
     """Bytes kept for the backward pass and its workspace; checkpointing keeps layer inputs and one layer at a time."""
     per_layer = [layer_activations(model, setting, layer) for layer in range(model.layers)]
-    fixed = workspace(model, setting) + masks(model, setting)
+    fixed = workspace(model, setting) + masks(model, setting) + autocast_copies(model, setting)
     if not setting.checkpointing:
         return sum(per_layer) + fixed
     streams = max(1, model.altup_inputs)
@@ -213,16 +221,18 @@ def activations(model: GemmaModel, setting: Setting) -> int:
 
 
 def logits(model: GemmaModel, setting: Setting) -> int:
-    """Bytes of logits, their softmax and their gradient at the positions of one chunk, and of the hidden gradients.
+    """Bytes of logits, their soft-max and their gradient at the positions of one chunk, and of the hidden gradients.
 
-    Ours: logits and gradient in the activations' width and the softmax in fp32, at 256 positions at a time. All
-    logits at once: the fp32 copy and its gradient at every position.
+    Ours, at 256 positions at a time: logits, their log-soft-max in fp32 (which becomes the gradient), and the gradient
+    of the chunk before or its copy in the head's width; a soft cap adds three fp32 tensors. `all_logits`: the fp32
+    copy and its gradient at every position.
     """
     width = setting.activation_bytes
     hidden = setting.tokens * model.hidden * (width + 4)
     if setting.all_logits:
         return setting.tokens * model.vocab * (width + 4 + 4) + hidden
-    return min(HEAD_CHUNK, setting.tokens) * model.vocab * (2 * width + 4) + hidden
+    per_logit = width + 4 + 4 + (12 if model.final_softcapping else 0)
+    return min(HEAD_CHUNK, setting.tokens) * model.vocab * per_logit + hidden
 
 
 def overhead(model: GemmaModel, setting: Setting) -> int:
