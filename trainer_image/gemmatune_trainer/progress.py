@@ -23,7 +23,9 @@ from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 
 INTERVAL_SECONDS = 10.0
-"""Shortest time between two writes that nothing important has happened between."""
+"""Shortest time between two writes to the API server that nothing important has happened between."""
+FILE_INTERVAL_SECONDS = 0.5
+"""The same for a file, which costs nobody anything: `gft run` shows every step."""
 FORBIDDEN_SECONDS = 30.0
 _CLOSE_SECONDS = 45.0
 _SAMPLE_CHARACTERS = 2000
@@ -32,6 +34,9 @@ _SAMPLES = 8
 
 class Sink(Protocol):
     """Where status fields go."""
+
+    interval: float
+    """Shortest time in seconds between two writes that nothing important has happened between."""
 
     def read(self) -> dict[str, Any]:
         """The fields as they were left."""
@@ -42,6 +47,8 @@ class Sink(Protocol):
 
 class FileSink:
     """A JSON file that is replaced as a whole (`gft run`)."""
+
+    interval = FILE_INTERVAL_SECONDS
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,6 +74,8 @@ class ApiSink:
 
     A refusal (403) is retried for 30 s: the pod may start before the operator has written `status.job`.
     """
+
+    interval = INTERVAL_SECONDS
 
     def __init__(self, server: ApiServer, identity: RunIdentity) -> None:
         self._server = server
@@ -109,9 +118,9 @@ class Reporter:
     sink has; what the bucket says replaces that.
     """
 
-    def __init__(self, sink: Sink | None, interval: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, sink: Sink | None) -> None:
         self._sink = sink
-        self._interval = interval
+        self._interval = sink.interval if sink is not None else INTERVAL_SECONDS
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
