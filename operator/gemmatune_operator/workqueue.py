@@ -1,0 +1,175 @@
+"""A keyed work queue: no key twice in it, none worked on twice at once, with priorities, backoff and delays."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+import structlog
+
+Key = TypeVar("Key", bound=Hashable)
+
+BACKOFF_SECONDS = 1.0
+BACKOFF_CAP_SECONDS = 300.0
+JITTER = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+class Priority(IntEnum):
+    """Which keys come first."""
+
+    URGENT = 0
+    """Something may have to be created: a new resource, a changed spec, a Job that ended."""
+    ROUTINE = 1
+    """Probably only the status changes."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    priority: Priority
+    since: float
+
+
+class WorkQueue(Generic[Key]):
+    """Calls `handle(key)` for every key that was added, in a bounded number of workers.
+
+    `handle` answers with the seconds after which the key shall come again, or None; when it raises, the key comes
+    again after a growing delay.
+
+    Args:
+        handle: the work.
+        workers: keys worked on at the same time.
+        picked: called with the seconds that a key has waited.
+        worked: called with the seconds that the work took, and whether it failed.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[Key], Awaitable[float | None]],
+        *,
+        workers: int,
+        picked: Callable[[float], None] = lambda seconds: None,
+        worked: Callable[[float, bool], None] = lambda seconds, failed: None,
+    ) -> None:
+        self._handle = handle
+        self._workers = workers
+        self._picked, self._worked = picked, worked
+        self._waiting: dict[Key, _Entry] = {}
+        self._active: dict[Key, float] = {}
+        self._again: dict[Key, Priority] = {}
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._lines: tuple[dict[Key, None], dict[Key, None]] = ({}, {})
+        self._wakeup = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def depth(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._waiting)
+
+    @property
+    def oldest_work(self) -> float:
+        """Seconds that the oldest piece of work under way has taken; 0 where there is none."""
+        return time.monotonic() - min(self._active.values()) if self._active else 0.0
+
+    def add(self, key: Key, priority: Priority = Priority.ROUTINE) -> None:
+        """Adds a key; one that waits already only rises in priority, one that is worked on comes again afterwards."""
+        if self._stopping:
+            return
+        if key in self._active:
+            self._again[key] = min(priority, self._again.get(key, priority))
+            return
+        entry = self._waiting.get(key)
+        if entry is not None and entry.priority <= priority:
+            return
+        if entry is not None:
+            del self._lines[entry.priority][key]
+        self._waiting[key] = _Entry(priority, entry.since if entry else time.monotonic())
+        self._lines[priority][key] = None
+        self._wakeup.set()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Adds a key later; of several times for one key the earliest holds."""
+        if self._stopping:
+            return
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self._due, key)
+
+    async def run(self) -> None:
+        """Works until `stop`; what is under way then is finished, what waits is left."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._workers):
+                group.create_task(self._work())
+
+    def stop(self) -> None:
+        """Ends `run` once the work under way is done."""
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._wakeup.set()
+
+    async def _work(self) -> None:
+        while True:
+            key = self._next()
+            if self._stopping:
+                return
+            if key is None:
+                self._wakeup.clear()
+                await self._wakeup.wait()
+                continue
+            await self._process(key)
+
+    def _next(self) -> Key | None:
+        for line in self._lines:
+            for key in line:
+                del line[key]
+                entry = self._waiting.pop(key)
+                self._active[key] = time.monotonic()
+                self._picked(time.monotonic() - entry.since)
+                return key
+        return None
+
+    async def _process(self, key: Key) -> None:
+        began, failed = time.monotonic(), False
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        try:
+            wake = await self._handle(key)
+            self._failures.pop(key, None)
+        except Exception:
+            failed = True
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            wake = backoff(failures)
+            log.exception("look failed", key=key, failures=failures, again_in=round(wake, 1))
+        finally:
+            del self._active[key]
+        self._worked(time.monotonic() - began, failed)
+        again = self._again.pop(key, None)
+        if again is not None and not failed:
+            self.add(key, again)
+        if wake is not None:
+            self.add_after(key, wake)
+
+    def _due(self, key: Key) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+
+def backoff(failures: int) -> float:
+    """Seconds before a key that has failed so often in a row comes again."""
+    delay = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
+    return delay * random.uniform(1 - JITTER, 1 + JITTER)
