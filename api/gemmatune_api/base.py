@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 DURATION_PATTERN = r"^([0-9]+[smhd])+$"
+OBJECT_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+OBJECT_KEY_PATTERN = r"^[-._a-zA-Z0-9]+$"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -31,11 +33,14 @@ class StatusModel(ApiModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=20, json_schema_extra={"x-format": "duration"})]
+Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=20)]
 """Text such as `90s`, `30m`, `12h` or `1h30m`."""
 
-ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=OBJECT_NAME_PATTERN)]
 """Name of a Kubernetes object."""
+
+ObjectKey = Annotated[str, Field(min_length=1, max_length=253, pattern=OBJECT_KEY_PATTERN)]
+"""Key in a Secret or ConfigMap."""
 
 
 def without_nulls(value: Any) -> Any:

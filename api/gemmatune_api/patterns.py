@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gemmatune_api.base import DURATION_PATTERN
+from gemmatune_api.base import DURATION_PATTERN, OBJECT_KEY_PATTERN, OBJECT_NAME_PATTERN
 from gemmatune_api.names import NAME_PATTERN
 
 MODEL_URI_PATTERN = r"^(hf|kaggle|ms|gs|pvc|file)://.+"
@@ -32,6 +32,14 @@ PATTERNS: Mapping[str, PatternText] = MappingProxyType(
         ),
         DURATION_PATTERN: PatternText(
             "must be a duration: numbers with the units s, m, h, d", "Write text such as 90s, 30m, 12h or 1h30m."
+        ),
+        OBJECT_NAME_PATTERN: PatternText(
+            "must be the name of a Kubernetes object: small letters, digits, - and ., beginning and ending with a "
+            "letter or digit",
+            "Write a name such as hf-token.",
+        ),
+        OBJECT_KEY_PATTERN: PatternText(
+            "must be a key of a Secret or ConfigMap: letters, digits, -, _ and .", "Write a key such as HF_TOKEN."
         ),
         MODEL_URI_PATTERN: PatternText(
             "must be one of hf://, kaggle://, ms://, gs://, pvc:// and file://, and something after it",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gemmatune_api.base import ApiModel, Duration, ObjectName, without_nulls
+from gemmatune_api.base import ApiModel, Duration, ObjectKey, ObjectName, without_nulls
 from gemmatune_api.patterns import ENV_NAME_PATTERN, TOPOLOGY_PATTERN
 
 Quantity = Annotated[
@@ -24,7 +24,7 @@ class SecretRef(ApiModel):
 
     name: ObjectName
     """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    key: ObjectKey | None = None
     """Key in it. Default by use: HF_TOKEN for hf://, WANDB_API_KEY for wandb."""
 
 
@@ -140,7 +140,7 @@ class KeySelector(ApiModel):
 
     name: ObjectName
     """Name of the object."""
-    key: Annotated[str, Field(min_length=1, max_length=253)]
+    key: ObjectKey
     """Key in it."""
     optional: bool | None = None
     """True: the variable stays unset when the object or key is absent."""

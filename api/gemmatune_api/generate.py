@@ -1,0 +1,64 @@
+"""Writes the files that follow from the models: `python -m gemmatune_api.generate [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from gemmatune_api import crd, docgen, names
+
+HEADER = "# Generated from api/gemmatune_api by `make generate`; do not edit.\n"
+
+
+def files() -> Mapping[str, str]:
+    """Text of each generated file by its path below the project's root."""
+    definition = yaml.safe_dump(crd.definition(), sort_keys=False, width=120, allow_unicode=True)
+    return {
+        f"crds/{names.PLURAL}.{names.GROUP}.yaml": HEADER + definition,
+        "docs/api.md": docgen.document(),
+    }
+
+
+def difference(root: Path) -> str:
+    """How the files below `root` differ from what they should be, as a unified diff; empty where they are current."""
+    found: list[str] = []
+    for name, text in files().items():
+        path = root / name
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        found += difflib.unified_diff(
+            old.splitlines(keepends=True), text.splitlines(keepends=True), name, f"{name} (generated)"
+        )
+    return "".join(found)
+
+
+def write(root: Path) -> None:
+    """Writes the files below `root`."""
+    for name, text in files().items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Entry point; 1 where `--check` finds a stale file."""
+    parser = argparse.ArgumentParser(description="Write the CRD and the reference of the API from the models.")
+    parser.add_argument("--check", action="store_true", help="only show what would change; exit 1 if anything would")
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the project's root (default: here)")
+    arguments = parser.parse_args()
+    if not arguments.check:
+        write(arguments.root)
+        return 0
+    stale = difference(arguments.root)
+    if stale:
+        sys.stdout.write(stale)
+        sys.stderr.write("generated files are stale: run `make generate` and commit them\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
