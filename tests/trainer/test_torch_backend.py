@@ -1,0 +1,214 @@
+"""The torch backend in one process, on tiny models: splits, quantised gradients, saved states, the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.backends import adapter
+from gemmatune_trainer.backends.base import Step
+from gemmatune_trainer.backends.forward import labelled_loss
+from gemmatune_trainer.backends.torch import TorchBackend
+from gemmatune_trainer.backends.torch_trainer import StepLoader
+from gemmatune_trainer.data.order import step_rows
+from gemmatune_trainer.models import fetch
+from gemmatune_trainer.stop import StopFlag
+from tests.trainer.conftest import ListedRows
+
+MakeConfig = Callable[..., RunConfig]
+LENGTHS = [9, 30, 14, 22, 6, 41, 17, 12, 25, 8]
+
+
+class Watcher:
+    """Keeps the steps of a training, and does something after one of them."""
+
+    def __init__(self, after: Callable[[int], None] | None = None) -> None:
+        self.steps: list[Step] = []
+        self.micro_batches = 0
+        self._after = after
+
+    def micro_batch(self) -> None:
+        self.micro_batches += 1
+
+    def step_done(self, step: Step) -> None:
+        self.steps.append(step)
+        if self._after:
+            self._after(step.number)
+
+
+def make_backend(config: RunConfig) -> TorchBackend:
+    files = fetch(config.model, weights=True)
+    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend.load()
+    return backend
+
+
+def weights(backend: TorchBackend) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in get_peft_model_state_dict(backend._model, save_embedding_layers=False).items()}
+
+
+def train(config: RunConfig, steps: int = 3, start: Path | None = None) -> tuple[dict[str, torch.Tensor], Watcher]:
+    backend = make_backend(config)
+    watcher = Watcher()
+    backend.train(ListedRows(LENGTHS, masked=2), len(LENGTHS), steps, start, watcher)
+    return weights(backend), watcher
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_every_split_of_a_step_trains_the_same(make_config: MakeConfig) -> None:
+    """Accumulation 1x4 equals 4x1, 2x2 and 3+1, within rounding; so does packing on and off."""
+    whole, watched = train(make_config(micro_batch_size=4))
+    assert watched.micro_batches == 3
+    for changes in ({"micro_batch_size": 1}, {"micro_batch_size": 2}, {"micro_batch_size": 3}, {"packing": False}):
+        split, others = train(make_config(**{"micro_batch_size": 4, **changes}))
+        for one, other in zip(watched.steps, others.steps, strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=1e-4)
+            assert other.labelled_tokens == one.labelled_tokens
+        assert largest_difference(whole, split) < 2e-3, changes
+
+
+def test_gradient_checkpointing_changes_nothing(make_config: MakeConfig) -> None:
+    plain, _ = train(make_config(dropout=0.1))
+    recomputed, _ = train(make_config(dropout=0.1, gradient_checkpointing=True))
+    assert largest_difference(plain, recomputed) < 1e-5
+
+
+def test_the_rows_of_a_step_come_from_order_alone(make_config: MakeConfig) -> None:
+    config = make_config(micro_batch_size=3, packing=False)
+    rows = ListedRows(LENGTHS)
+    batches = list(StepLoader(config, rows, len(LENGTHS), 4, first_step=2, pad_id=0))
+    assert [len(batch["input_ids"]) for batch in batches] == [3, 1, 3, 1]
+    expected = [tuple(rows.row(index)[0]) for step in (2, 3) for index in step_rows(42, step, len(LENGTHS), 4)]
+    seen = [tuple(token for token in row.tolist() if token) for batch in batches for row in batch["input_ids"]]
+    assert seen == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1, "micro_batch_size": 1}, {"optimizer": "adafactor"}])
+def test_a_saved_state_resumes_bit_equal(make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """fp32: steps 1-2 saved, steps 3-5 in a new backend = steps 1-5 in one."""
+    config = make_config(**changes)
+    rows = ListedRows(LENGTHS)
+    first = make_backend(config)
+    save = Watcher(lambda step: first.save_state(tmp_path / "state") if step == 2 else None)
+    first.train(rows, len(LENGTHS), 5, None, save)
+    second = make_backend(config)
+    rest = Watcher()
+    second.train(rows, len(LENGTHS), 5, tmp_path / "state", rest)
+    assert [step.number for step in rest.steps] == [3, 4, 5]
+    assert [step.loss for step in rest.steps] == [step.loss for step in save.steps[2:]]
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(second)[name]), name
+
+
+def test_a_state_saved_amid_a_step_is_that_of_the_last_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The partial accumulation and the random numbers it drew are dropped."""
+    config = make_config(dropout=0.1, micro_batch_size=1)
+    rows = ListedRows(LENGTHS)
+
+    class Stop(Watcher):
+        def micro_batch(self) -> None:
+            super().micro_batch()
+            if self.micro_batches == 11:  # two of four micro-batches of step 3 are done
+                raise KeyboardInterrupt
+
+    stopped = make_backend(config)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(rows, len(LENGTHS), 4, None, Stop())
+    stopped.save_state(tmp_path / "state")
+    resumed = make_backend(config)
+    rest = Watcher()
+    resumed.train(rows, len(LENGTHS), 4, tmp_path / "state", rest)
+    assert [step.number for step in rest.steps] == [3, 4]
+    undisturbed = make_backend(config)
+    undisturbed.train(rows, len(LENGTHS), 4, None, Watcher())
+    for name, value in weights(undisturbed).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_qlora_gradients_survive_a_forward_pass_before_training(make_config: MakeConfig, precision: str) -> None:
+    """bitsandbytes must not repack its weights in an eval pass: the gradients after it are bit-equal."""
+    backend = make_backend(make_config(kind="qlora", precision=precision))
+    ids, labels = ListedRows([40]).row(0)
+    batch = (torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0), torch.tensor([labels]))
+    with torch.no_grad():
+        for name, value in backend._model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 0.1, generator=torch.Generator().manual_seed(5))
+
+    def gradients() -> list[torch.Tensor]:
+        backend._model.train()
+        backend._model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            labelled_loss(backend._model, *batch).backward()
+        return [value.grad.clone() for value in backend._model.parameters() if value.requires_grad]
+
+    before = gradients()
+    backend.generate(ids[:8], 6, [1])
+    backend._logits(ids)
+    after = gradients()
+    assert any(float(value.abs().max()) > 0 for value in before)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch_fused"])
+def test_optimizers_by_name(make_config: MakeConfig, optimizer: str) -> None:
+    """Each of them trains on a CPU, QLoRA's adapter stays fp32, and the loss goes down."""
+    config = make_config(kind="qlora", precision="bf16", optimizer=optimizer, schedule="constant", learning_rate=2e-2)
+    backend = make_backend(config)
+    watcher = Watcher()
+    backend.train(ListedRows(LENGTHS[:4]), 4, 6, None, watcher)
+    adapter.check_dtypes(backend._model)
+    assert watcher.steps[-1].loss < 0.9 * watcher.steps[0].loss
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize("generation", ["2", "3"])
+def test_the_adapter_is_verified_after_a_reload(
+    make_config: MakeConfig, tmp_path: Path, generation: str, kind: str
+) -> None:
+    backend = make_backend(make_config(generation, kind=kind))
+    backend.train(ListedRows(LENGTHS), len(LENGTHS), 2, None, Watcher())
+    trained = weights(backend)
+    backend.save_adapter(tmp_path / "adapter")
+    found = backend.verify(tmp_path / "adapter", ListedRows([20]).row(0)[0])
+    assert found.largest_difference == 0
+    assert found.delta > 0
+    assert found.parameters == sum(value.numel() for value in trained.values())
+    assert largest_difference(trained, weights(backend)) == 0
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"].startswith("file://")
+    assert settings["inference_mode"] is True
+    assert set(settings["target_modules"]) >= {"q_proj", "down_proj"}
+    keys = load_file(tmp_path / "adapter" / adapter.WEIGHTS)
+    assert all(name.startswith("base_model.model.model.layers.") for name in keys)
+
+
+def test_an_adapter_that_is_not_the_trained_one_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    backend = make_backend(make_config())
+    folder = tmp_path / "adapter"
+    backend.save_adapter(folder)
+    with pytest.raises(adapter.AdapterInvalid, match="changes nothing"):
+        backend.verify(folder, ListedRows([20]).row(0)[0])
+    backend.load()
+    backend.train(ListedRows(LENGTHS), len(LENGTHS), 1, None, Watcher())
+    backend.save_adapter(folder)
+    tensors = load_file(folder / adapter.WEIGHTS)
+    renamed = {
+        name.replace("model.model.layers", "model.language_model.layers"): value for name, value in tensors.items()
+    }
+    save_file(renamed, folder / adapter.WEIGHTS)
+    with pytest.raises(adapter.AdapterInvalid, match="missing"):
+        backend.verify(folder, ListedRows([20]).row(0)[0])
