@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from gemmatune_api.placement import GpuSpec
+    from gemmatune_api.spec import FineTuneSpec
     from gemmatune_api.status import Plan
     from gemmatune_cli.planning import Planned
 
@@ -23,12 +26,8 @@ VERDICT_STYLES = {"fits": "bold green", "tight": "bold yellow", "does not fit": 
 
 def command(
     files: Annotated[list[str], typer.Argument(help="YAML or JSON files, folders of them, or - for standard input.")],
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the data; they give the steps.")
-    ] = None,
-    longest: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the longest row.")
-    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the data; they give the steps.")] = None,
+    longest: Annotated[int | None, typer.Option(min=1, help="Tokens of the longest row.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the catalog, where the URI does not tell.")] = None,
     prices: Annotated[
         str | None, typer.Option(help="YAML file of prices per hour by accelerator type, such as `nvidia-l4: 0.75`.")
@@ -36,13 +35,14 @@ def command(
 ) -> None:
     """Show memory, defaults and cost of a run before it starts. Exit code 1: it does not fit."""
     from gemmatune_cli.documents import fine_tunes
-    from gemmatune_cli.planning import memory_here, planned
+    from gemmatune_cli.local.cluster import memory_of_machine
+    from gemmatune_cli.planning import planned
 
     table = _prices(prices) if prices else None
     console = output()
     too_large = False
     for resource in fine_tunes(files):
-        here = memory_here() if resource.spec.accelerator.kind == "cpu" else 0
+        here = memory_of_machine() if resource.spec.accelerator.kind == "cpu" else 0
         found = planned(resource, model=model, rows=rows, longest=longest, host_memory=here, prices=table)
         too_large |= found.plan.verdict == "does not fit"
         for part in _report(found, resource.spec.model_dump(by_alias=True, exclude_none=True)):
@@ -81,18 +81,18 @@ def _report(found: Planned, written: Mapping[str, Any]) -> Iterator[RenderableTy
     for remedy in plan.remedies:
         yield Text(f"  remedy: {remedy}")
     yield _memory(plan)
-    yield _weights(plan, spec.method == "qlora")
+    yield _weights(plan, _loaded_bits(spec))
     yield _run(found)
     for note in plan.notes:
         yield Text(f"note: {note}")
     yield _defaults(spec.model_dump(by_alias=True, exclude_none=True), written)
 
 
-def _gpus(gpu: Any) -> str:
+def _gpus(gpu: GpuSpec) -> str:
     return f"{gpu.count or 1} x {gpu.type}"
 
 
-def _method(spec: Any) -> str:
+def _method(spec: FineTuneSpec) -> str:
     return spec.method if spec.method == "full" else f"{spec.method} r{spec.adapter.rank}"
 
 
@@ -104,6 +104,13 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
+
+
+def _loaded_bits(spec: FineTuneSpec) -> str:
+    """Bits in which the base's linear layers are loaded."""
+    if spec.qlora is not None and spec.method == "qlora":
+        return str(spec.qlora.bits)
+    return "32" if spec.training is not None and spec.training.precision == "fp32" else "16"
 
 
 def gib(size: int) -> str:
@@ -126,8 +133,7 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _weights(plan: Plan, quantised: bool) -> Table:
-    used = "4" if quantised else "16"
+def _weights(plan: Plan, used: str) -> Table:
     table = _table("Weights of the base model", *(f"{bits} bits" for bits in plan.weights_by_bits))
     table.add_row(*(gib(size) + (" *" if bits == used else "") for bits, size in plan.weights_by_bits.items()))
     table.caption, table.caption_justify = "* as this run loads them", "left"
@@ -159,7 +165,7 @@ def _defaults(resolved: Mapping[str, Any], written: Mapping[str, Any]) -> Table:
     table = _table("Defaults", "field", "value")
     for path, value in _leaves(resolved):
         if path not in given:
-            table.add_row(path, str(value))
+            table.add_row(path, json.dumps(value, ensure_ascii=False).strip('"'))
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +45,6 @@ def planned(
     return Planned(resource.model_copy(update={"spec": spec}), found, plan)
 
 
-def memory_here() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _model(spec: FineTuneSpec, name: str | None) -> GemmaModel:
     uri = spec.model.uri
     if name is not None:
@@ -61,6 +55,8 @@ def _model(spec: FineTuneSpec, name: str | None) -> GemmaModel:
         return named
     found = _local(uri) if uri.startswith("file://") else catalog.by_uri(uri)
     if found is None:
+        if uri.startswith("file://") and not Path(uri.removeprefix("file://")).exists():
+            raise CommandError(f"spec.model.uri {uri}: the folder does not exist", "Correct it, or add --model NAME.")
         raise CommandError(
             f"spec.model.uri {uri}: which Gemma this is cannot be told from here",
             "Add --model NAME, such as --model gemma-2-2b. In a cluster the preparation reads the model's config.json.",
