@@ -1,0 +1,100 @@
+"""Every example is valid, fits its accelerator, and renders; what the examples say of themselves holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_cli.documents import fine_tunes
+from gemmatune_cli.main import app
+from gemmatune_cli.planning import Planned, planned
+from gemmatune_cli.render import objects
+from gemmatune_operator.settings import Settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.yaml"))
+LOCAL_MODELS = {"quotes-cpu": "gemma-3-270m"}
+"""Models of the examples that name a folder of this machine."""
+
+
+def example(name: str) -> Planned:
+    (resource,) = fine_tunes([str(FOLDER / f"{name}.yaml")])
+    return planned(resource, model=LOCAL_MODELS.get(name))
+
+
+def config(name: str) -> RunConfig:
+    train = list(objects(example(name), 1, Settings()))[-1]
+    (container,) = train["spec"]["template"]["spec"]["containers"]
+    return RunConfig.from_env(container["env"][0]["value"])
+
+
+def test_there_are_examples() -> None:
+    assert {file.stem for file in EXAMPLES} >= {"minimal", "quotes-qlora-gpu", "persona-instruct-lora", "quotes-cpu"}
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_every_example_opens_with_what_it_shows(file: Path) -> None:
+    assert file.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_every_example_is_valid(file: Path) -> None:
+    result = CliRunner().invoke(app, ["validate", str(file)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_every_example_fits(file: Path) -> None:
+    assert example(file.stem).plan.verdict in ("fits", "tight")
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_every_example_renders(file: Path) -> None:
+    kinds = [item["kind"] for item in objects(example(file.stem), 1, Settings())]
+    assert kinds == ["ServiceAccount", "Role", "RoleBinding", "Job", "Job"]
+
+
+def test_quotes_qlora_gpu_is_the_recipe() -> None:
+    run = config("quotes-qlora-gpu")
+    assert run.model.uri == "hf://google/gemma-2b"
+    assert run.dataset.text is not None
+    assert run.dataset.text.template == "Quote: {quote}\nAuthor: {author}"
+    method, training = run.method, run.training
+    assert (method.kind, method.rank, method.quant_type) == ("qlora", 8, "nf4")
+    assert set(method.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert (training.micro_batch_size, training.global_batch_size) == (1, 4)
+    assert (training.max_steps, training.warmup_steps, training.log_every_steps) == (10, 2, 1)
+    assert (training.learning_rate, training.optimizer) == (2e-4, "paged_adamw_8bit")
+    assert training.precision == "bf16"
+    assert run.samples.max_new_tokens == 20
+
+
+def test_quotes_qlora_gpu_trains_as_many_weights_as_it_says() -> None:
+    assert example("quotes-qlora-gpu").plan.trainable_parameters == pytest.approx(9.8e6, rel=0.01)
+
+
+def test_persona_instruct_lora_is_the_recipe() -> None:
+    run = config("persona-instruct-lora")
+    assert run.dataset.instruct is not None
+    assert run.dataset.instruct.system_text
+    assert run.dataset.max_length == 384
+    method, training = run.method, run.training
+    assert (method.kind, method.rank, method.alpha, method.dropout) == ("lora", 8, 32, 0.1)
+    assert (training.micro_batch_size, training.global_batch_size, training.epochs) == (4, 16, 3)
+    assert (training.learning_rate, training.log_every_steps) == (1e-4, 10)
+    assert training.gradient_checkpointing
+    assert run.checkpoint.every_steps == 100
+    assert run.samples.max_new_tokens == 512
+
+
+def test_the_sample_data_has_what_the_template_names() -> None:
+    run = config("quotes-cpu")
+    lines = (FOLDER / "data" / Path(run.dataset.uri).name).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) >= (run.training.global_batch_size)
+    assert all(row.keys() == {"quote", "author"} and row["quote"] and row["author"] for row in rows)
+    assert len({row["quote"] for row in rows}) == len(rows)
