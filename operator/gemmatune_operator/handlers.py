@@ -76,14 +76,14 @@ def registry(enqueue: Enqueue) -> kopf.OperatorRegistry:
 async def _login(**_: Any) -> kopf.ConnectionInfo:
     """kopf reaches the API server as cluster.py does."""
     found = await login()
-    scheme, _, token = str(found.api_key.get("BearerToken") or "").rpartition(" ")
+    *scheme, token = str(found.api_key.get("BearerToken") or "").split(" ")
     authority = found.ca_cert_data
     return kopf.ConnectionInfo(
         server=found.host,
         ca_path=found.ssl_ca_cert,
-        ca_data=base64.b64encode(authority.encode()).decode() if authority else None,
+        ca_data=base64.b64encode(authority.encode()).decode() if isinstance(authority, str) else None,
         insecure=not found.verify_ssl,
-        scheme=scheme.capitalize() or None,
+        scheme=scheme[0].capitalize() if scheme else None,
         token=token or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,

@@ -1,0 +1,113 @@
+"""The operator as a real process against the real control plane, and a process that dies at a failpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.servers import LOOPBACK, Server, free_ports
+from tests.support.wait import wait_for
+
+MODULE = ("-m", "gemmatune_operator")
+DYING = ("-m", "tests.support.operator_process")
+ENV_KILLED = "TEST_FAILPOINTS_KILLED"
+ENV_PASSED = "TEST_FAILPOINTS_PASSED"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class OperatorProcess:
+    """One operator; `namespaces` bounds what it watches."""
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        log: Path,
+        *,
+        namespaces: Sequence[str] = (),
+        command: Sequence[str] = MODULE,
+        environment: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.port = free_ports(1)[0]
+        flags = ["--bind", LOOPBACK, "--port", str(self.port), "--namespaces", ",".join(namespaces), *arguments]
+        variables = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": str(ROOT), **(environment or {})}
+        self.server = Server("operator", [sys.executable, *command, *flags], log, variables)
+
+    @property
+    def ended(self) -> int | None:
+        """The process's exit code; None while it runs."""
+        return self.server.process.poll()
+
+    def ready(self) -> OperatorProcess:
+        """Waits until it watches."""
+
+        def answers() -> bool:
+            self.server.check()
+            return self.probe("readyz") == 200
+
+        wait_for(answers, "the operator to be ready", seconds=60, detail=self.server.tail)
+        return self
+
+    def probe(self, path: str) -> int:
+        """HTTP code of a probe; 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{self.port}/{path}", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def metrics(self) -> str:
+        """A scrape."""
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{self.port}/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def kill(self) -> None:
+        """SIGKILL: the process has no chance to tidy up."""
+        self.server.process.send_signal(signal.SIGKILL)
+        self.server.process.wait()
+
+    def stop(self, patience: float = 10.0) -> int:
+        """SIGTERM; its exit code."""
+        self.server.stop(patience)
+        return self.server.process.returncode
+
+
+def die_once(point: str) -> None:
+    """A failpoint that kills this process the first time that a write is passed, ever."""
+    passed, killed = Path(os.environ[ENV_PASSED]), os.environ.get(ENV_KILLED)
+    with passed.open("a") as file:
+        file.write(point + "\n")
+    if killed is None:
+        return
+    known = Path(killed).read_text().splitlines() if Path(killed).exists() else []
+    if point not in known:
+        with Path(killed).open("a") as file:
+            file.write(point + "\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """The operator with that failpoint."""
+    from gemmatune_operator import options
+    from gemmatune_operator.process import Process, set_up_logs
+
+    found = options.read()
+    set_up_logs(found.log_format)
+
+    async def run() -> None:
+        await Process(found, failpoint=die_once).run()
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()
