@@ -13,7 +13,8 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.observe import JobView, open_attempt
-from gemmatune_operator.policies import cleanup, deadline, describe, provisioning, retry
+from gemmatune_operator.policies import deadline, describe, provisioning, retry
+from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.close import closed, training_time
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
@@ -89,8 +90,8 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     due = parse_time(decision.status.next_attempt_time)
     if due is not None and due > situation.now:
         return decision.waking((due - situation.now).total_seconds()).settle()
-    if cleanup.in_the_way(situation, keep=current.job):
-        return decision.waking(cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
+    if in_the_way(situation, keep=current.job):
+        return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     current = current.model_copy(update={"provisioning": provisioning.mode(situation, decision)})
     decision = decision.update(attempts=[*decision.status.attempts[:-1], current], next_attempt_time=None)
     plan = _plan(decision)
@@ -127,10 +128,10 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
     ending = diagnose.ended(job)
     if ending is not None:
         return Outcome(_verified(decision, ending))
-    if cleanup.stuck(situation, job):
+    if stuck(situation, job):
         return Outcome(diagnose.lost(next(pod for pod in job.pods if not pod.ended)))
     if job.deleting:
-        return Outcome(wake=cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS)
+        return Outcome(wake=seconds_to_stuck(situation) or PENDING_LOOK_SECONDS)
     found = [
         deadline.training(situation, decision, current, job),
         stall(situation, decision, current, job),
@@ -139,7 +140,7 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
     ]
     ended = next((outcome for outcome in found if outcome.cause is not None), None)
     wakes = [outcome.wake for outcome in found if outcome.wake is not None]
-    wakes += [wake] if (wake := cleanup.seconds_to_stuck(situation)) is not None else []
+    wakes += [wake] if (wake := seconds_to_stuck(situation)) is not None else []
     return ended or Outcome(wake=min(wakes) if wakes else None)
 
 

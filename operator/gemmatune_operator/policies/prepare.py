@@ -15,7 +15,8 @@ from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import access
 from gemmatune_operator.manifests import prepare as manifest
 from gemmatune_operator.observe import JobView
-from gemmatune_operator.policies import cleanup, deadline, describe, results, retry
+from gemmatune_operator.policies import deadline, describe, results, retry
+from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck
 from gemmatune_operator.policies.accept import config_of, model_of, planned
 
 RETRIES = 3
@@ -78,8 +79,8 @@ def _create(situation: Situation, decision: Decision, record: JobRecord) -> Deci
     due = parse_time(decision.status.next_attempt_time)
     if due is not None and due > situation.now:
         return decision.waking((due - situation.now).total_seconds()).settle()
-    if cleanup.in_the_way(situation, keep=record.job):
-        return decision.waking(cleanup.seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
+    if in_the_way(situation, keep=record.job):
+        return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     config = config_of(situation, record.number, decision.status.plan)
     job = manifest.job(situation.run, config, record.number, situation.settings)
     return decision.creating(*access_objects(situation), job).waking(YOUNG_LOOK_SECONDS).settle()

@@ -7,7 +7,7 @@ from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import cause
 from gemmatune_operator.observe import open_attempt
-from gemmatune_operator.policies import cleanup
+from gemmatune_operator.policies.cleanup import in_the_way
 from gemmatune_operator.policies.close import closed
 
 
@@ -21,7 +21,7 @@ def suspend(situation: Situation, decision: Decision) -> Decision:
         ending = cause(Reason.SUSPENDED, "The run was suspended.")
         decision = closed(situation, decision, attempt, jobs.get(attempt.job), ending, counted=False)
     decision = decision.update(next_attempt_time=None)
-    if cleanup.in_the_way(situation):
+    if in_the_way(situation):
         message = "The trainer saves a checkpoint and stops."
         decision = decision.condition(situation, ConditionType.SUSPENDED, False, Reason.SUSPENDING, message)
     else:
