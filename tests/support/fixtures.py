@@ -48,8 +48,15 @@ def crd(control_plane: ControlPlane) -> ControlPlane:
         pytest.fail("crds/ holds no YAML file: run `make generate`")
     for file in files:
         control_plane.kubectl("apply", "--server-side", "-f", str(file))
-        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(file))
+    # `kubectl wait` fails on a definition that has no conditions yet.
+    wait_for(lambda: _established(control_plane), "the CustomResourceDefinitions to be served")
     return control_plane
+
+
+def _established(control_plane: ControlPlane) -> bool:
+    found = control_plane.api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
+    conditions = [item.get("status", {}).get("conditions") or [] for item in found]
+    return all({"Established": "True"}.items() <= {c["type"]: c["status"] for c in each}.items() for each in conditions)
 
 
 @pytest.fixture(scope="session")
