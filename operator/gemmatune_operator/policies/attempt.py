@@ -14,8 +14,8 @@ from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.observe import JobView, open_attempt
 from gemmatune_operator.policies import deadline, describe, provisioning, retry
-from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.accept import config_of
+from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
 from gemmatune_operator.policies.prepare import (
