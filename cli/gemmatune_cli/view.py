@@ -158,13 +158,16 @@ class PlainView:
 
 def summary(console: Console, status: FineTuneStatus) -> None:
     """The end of a run: samples before and after, and where the results lie; or what went wrong and what to do."""
+    if status.phase == Phase.SUCCEEDED:
+        console.print(Text.assemble((f"{status.phase}: ", _PHASE_STYLES[Phase.SUCCEEDED]), status.message))
     for sample in status.samples or []:
         console.print(Text.assemble("\n", ("prompt  ", "dim"), (sample.prompt, "bold")))
         for label, text in (("before", sample.before), ("after", sample.after)):
             if text is not None:
                 console.print(Text.assemble((f"{label:<7} ", "dim"), _indented(text)))
     if status.phase == Phase.FAILED:
-        console.print(Text.assemble("\n", (f"{status.reason}: ", "bold red"), status.message))
+        end = f"{status.phase}, {status.reason}: "
+        console.print(Text.assemble((end, _PHASE_STYLES[Phase.FAILED]), status.message))
         if status.remedy:
             console.print(Text(status.remedy))
     artifacts = status.artifacts
