@@ -1,0 +1,29 @@
+"""Every example can be applied as it stands: kubectl and the real API server take it, and warn of nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.controlplane import ControlPlane
+
+pytestmark = pytest.mark.cluster
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_is_applied(crd: ControlPlane, namespace: str, file: Path) -> None:
+    done = crd.kubectl("apply", "--validate=strict", "-n", namespace, "-f", str(file))
+    assert "created" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
+    listed = crd.kubectl("get", "gft", "-n", namespace, "--no-headers").stdout.split()
+    assert listed
+
+
+def test_a_changed_example_is_refused(crd: ControlPlane, namespace: str) -> None:
+    text = (EXAMPLES[0].parent / "minimal.yaml").read_text(encoding="utf-8").replace("dataset:", "datasett:")
+    done = crd.kubectl("apply", "-n", namespace, "-f", "-", input=text, check=False)
+    assert done.returncode != 0
+    assert "datasett" in done.stderr
