@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from gemmatune_api.names import ENV_GCS_ENDPOINT
 from tests.support.controlplane import ControlPlane
 from tests.support.fakegcs import FakeGcs
 from tests.support.nodeagent import NodeAgent
-from tests.support.operator import OperatorProcess
+from tests.support.operator_process import OperatorProcess
 from tests.support.quotes import quote_rows
 from tests.support.wait import wait_for
 
@@ -64,37 +65,30 @@ def test_from_kubectl_apply_to_a_better_model(
     fake_gcs.client().bucket(bucket).blob("data/quotes.jsonl").upload_from_string(lines)
     manifest = RESOURCE.format(model=gemma_270m, bucket=bucket, steps=STEPS)
 
-    with OperatorProcess(crd.kubeconfig, tmp_path) as operator:
+    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
+    try:
         crd.kubectl("apply", "-n", namespace, "-f", "-", input=manifest)
 
-        def status() -> dict:
-            operator.check()
-            return crd.kubectl_json("get", "gft", "quotes", "-n", namespace).get("status", {})
+        def status() -> dict[str, Any]:
+            operator.server.check()
+            found: dict[str, Any] = crd.kubectl_json("get", "gft", "quotes", "-n", namespace).get("status", {})
+            return found
 
-        def finished() -> dict | None:
+        def finished() -> dict[str, Any] | None:
             now = status()
             return now if now.get("phase") in ("Succeeded", "Failed") else None
 
-        end = wait_for(
-            finished, "the run to finish", seconds=MINUTES, interval=0.5, detail=lambda: (status(), operator.tail())
-        )
-        assert end["phase"] == "Succeeded", (end, operator.tail())
+        def detail() -> str:
+            return f"{json.dumps(status(), indent=1)}\n{operator.server.tail()}"
+
+        end = wait_for(finished, "the run to finish", seconds=MINUTES, interval=0.5, detail=detail)
+        assert end["phase"] == "Succeeded", detail()
         crd.kubectl("wait", "--for=condition=Finished", "gft/quotes", "-n", namespace, "--timeout=10s")
-
-        assert end["progress"]["step"] == STEPS
-        assert end["progress"]["stepText"] == f"{STEPS}/{STEPS}"
-        assert end["progress"]["loss"] < end["progress"]["historyLoss"][0]
-        assert end["checkpoint"]["step"] == STEPS
-        assert end["data"]["rows"] == ROWS
-        assert end["plan"]["method"] == "qlora"
-        assert end["counters"]["attempts"] == 1
-        assert end["samples"][0]["prompt"] == "Quote: Imagination is"
-        assert end["samples"][0]["before"]
-        assert end["samples"][0]["after"]
-        assert end["artifacts"]["adapter"] == f"gs://{bucket}/runs/quotes/adapter"
-
+        check_status(end, bucket)
         table = crd.kubectl("get", "gft", "-n", namespace)
         described = crd.kubectl("describe", "gft", "quotes", "-n", namespace)
+    finally:
+        operator.stop()
     for shown in ("Succeeded", "gemma-3-270m", "qlora", f"{STEPS}/{STEPS}"):
         assert shown in table, table
     for shown in ("Prepared", "Training", "Succeeded", "Events:"):
@@ -102,6 +96,21 @@ def test_from_kubectl_apply_to_a_better_model(
 
     before, after = nll_without_and_with(gemma_270m, download(fake_gcs, bucket, "runs/quotes/adapter/", tmp_path), rows)
     assert after < before - 0.3, f"NLL of held-out quotes: {before:.3f} -> {after:.3f}"
+
+
+def check_status(end: dict[str, Any], bucket: str) -> None:
+    """What the status says of a finished run."""
+    assert end["progress"]["step"] == STEPS
+    assert end["progress"]["stepText"] == f"{STEPS}/{STEPS}"
+    assert end["progress"]["loss"] < end["progress"]["historyLoss"][0]
+    assert end["checkpoint"]["step"] == STEPS
+    assert end["data"]["rows"] == ROWS
+    assert end["plan"]["method"] == "qlora"
+    assert end["counters"]["attempts"] == 1
+    assert end["samples"][0]["prompt"] == "Quote: Imagination is"
+    assert end["samples"][0]["before"]
+    assert end["samples"][0]["after"]
+    assert end["artifacts"]["adapter"] == f"gs://{bucket}/runs/quotes/adapter"
 
 
 def download(fake_gcs: FakeGcs, bucket: str, prefix: str, folder: Path) -> Path:
