@@ -85,8 +85,8 @@ def test_from_kubectl_apply_to_a_better_model(
         assert end["phase"] == "Succeeded", detail()
         crd.kubectl("wait", "--for=condition=Finished", "gft/quotes", "-n", namespace, "--timeout=10s")
         check_status(end, bucket)
-        table = crd.kubectl("get", "gft", "-n", namespace)
-        described = crd.kubectl("describe", "gft", "quotes", "-n", namespace)
+        table = crd.kubectl("get", "gft", "-n", namespace).stdout
+        described = crd.kubectl("describe", "gft", "quotes", "-n", namespace).stdout
     finally:
         operator.stop()
     for shown in ("Succeeded", "gemma-3-270m", "qlora", f"{STEPS}/{STEPS}"):
