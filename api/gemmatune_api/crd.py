@@ -138,7 +138,7 @@ class _Structural:
         self.bounds = bounds
 
     def convert(self, node: Schema) -> Schema:
-        """The structural schema of a node; a field's own description wins over that of its type."""
+        """The structural schema of a node, described by its field and its type."""
         node = self.plain(node)
         found: Schema = {"description": node["description"]} if "description" in node else {}
         if node.get(_INT_OR_STRING):
@@ -163,10 +163,12 @@ class _Structural:
         """A node without reference and null."""
         outer = {key: value for key, value in node.items() if key not in ("$ref", "anyOf")}
         if "$ref" in node:
-            return {**self.plain(self.definitions[node["$ref"].rsplit("/", 1)[1]]), **outer}
+            block = self.plain(self.definitions[node["$ref"].rsplit("/", 1)[1]])
+            return {**block, **outer, "description": _joined(outer.get("description"), block.get("description", ""))}
         branches = [branch for branch in node.get("anyOf", []) if branch.get("type") != "null"]
         if len(branches) == 1:
-            return {**self.plain(branches[0]), **outer}
+            block = self.plain(branches[0])
+            return {**block, **outer, "description": _joined(outer.get("description"), block.get("description", ""))}
         return {**outer, "anyOf": branches} if branches else outer
 
     def validations(self, node: Schema) -> Schema:
@@ -210,3 +212,10 @@ class _Structural:
             "object": ("maxProperties", "required"),
         }[node["type"]]
         return {"not": {empty: 0}, **({most: node[most]} if most in node else {})}
+
+
+def _joined(field: str | None, block: str) -> str:
+    """The description of a field and that of its block, without saying the same twice."""
+    if not field or block.startswith(field.rstrip(".")):
+        return block
+    return field if not block or block in field else f"{field} {block}"

@@ -136,7 +136,7 @@ class Toleration(ApiModel):
 
 
 class KeySelector(ApiModel):
-    """A key of a Secret or ConfigMap."""
+    """One key of an object."""
 
     name: ObjectName
     """Name of the object."""
@@ -201,7 +201,7 @@ class PodSpec(ApiModel):
 
 
 class LimitsSpec(ApiModel):
-    """What a run may use up before it is given up."""
+    """What the run may use up before it is given up."""
 
     max_retries: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Counted retries. Default 3."""

@@ -245,7 +245,7 @@ class FineTuneSpec(ApiModel):
     dataset: DatasetSpec
     """The data."""
     qlora: QloraSpec | None = None
-    """QLoRA; at most one of qlora, lora and full. Default qlora on gpu with torch, else lora."""
+    """At most one of qlora, lora and full. Default: qlora on gpu with torch, else lora."""
     lora: LoraSpec | None = None
     """LoRA."""
     full: FullSpec | None = None
@@ -257,7 +257,7 @@ class FineTuneSpec(ApiModel):
     output: OutputSpec
     """Where results go."""
     samples: SamplesSpec | None = None
-    """Completions before and after."""
+    """Completions generated before and after training."""
     accelerator: AcceleratorSpec
     """What trains."""
     mesh: MeshSpec | None = None
@@ -267,9 +267,9 @@ class FineTuneSpec(ApiModel):
     scheduling: SchedulingSpec | None = None
     """Who admits the run."""
     pod: PodSpec | None = None
-    """Additions to the pods."""
+    """What the operator adds to the pods of the run."""
     limits: LimitsSpec | None = None
-    """What the run may use up."""
+    """What the run may use up before it is given up."""
     tracking: TrackingSpec | None = None
     """Experiment trackers."""
     suspend: bool | None = None

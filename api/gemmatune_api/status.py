@@ -140,7 +140,7 @@ class Counters(StatusModel):
 
 
 class BudgetBase(StatusModel):
-    """The counters at the last retry on demand."""
+    """Counters at the last retry on demand."""
 
     retries: int = 0
     """Counted retries before it."""
