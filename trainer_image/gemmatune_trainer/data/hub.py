@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemmatune_api.names import ENV_DATASET_TOKEN
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
 from gemmatune_trainer.data.rows import Row
-from gemmatune_trainer.errors import AccessDenied, DataInvalid, HubUnavailable, InvalidConfig
+from gemmatune_trainer.errors import AccessDenied, DataInvalid, HubUnavailable, InvalidConfig, TrainerError, text_of
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 _MODEL_TOKEN = "HF_TOKEN"
 
@@ -26,7 +31,13 @@ class HubFile:
 
     @classmethod
     def of(cls, uri: str) -> HubFile:
-        """Reads `hf://datasets/ORG/NAME@COMMIT/PATH`, the form in which the datasets library names files."""
+        """Reads `hf://datasets/ORG/NAME@COMMIT/PATH`, the form in which the datasets library names files.
+
+        Raises:
+            DataInvalid: the file lies elsewhere.
+        """
+        if not uri.startswith("hf://datasets/") or "@" not in uri:
+            raise DataInvalid(f"the repository names {uri}, which lies outside it", "Use data inside the repository.")
         place, _, path = uri.removeprefix("hf://datasets/").partition("@")
         commit, _, path = path.partition("/")
         return cls(place, commit, path)
@@ -68,28 +79,10 @@ def hub_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
 def _files(dataset: RunDataset, cache: Path) -> list[str]:
     """The files of the split, as the datasets library finds them (README.md's configurations, or names of files)."""
     import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from datasets.data_files import EmptyDatasetError
 
     name = dataset.uri.removeprefix("hf://").removeprefix("datasets/").strip("/")
-    try:
-        commit = HfApi(token=token(), library_name="gemmatune").dataset_info(name, revision=dataset.revision).sha
-    except GatedRepoError as error:
-        raise AccessDenied(
-            f"dataset.uri: {dataset.uri} is gated, and the token may not read it",
-            f"Accept the conditions on the page of {name} with the account of the token in dataset.secretRef.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise AccessDenied(
-            f"dataset.uri: {dataset.uri} does not exist, or the token may not see it",
-            "Correct the name, or set dataset.secretRef to a token that may read the repository.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InvalidConfig(
-            f"dataset.revision: {dataset.uri} has no revision {dataset.revision!r}", "Name a branch, tag or commit."
-        ) from error
-    if not commit:
-        raise HubUnavailable(f"the hub names no commit of {name}")
+    commit = _commit(name, dataset)
     # The hub's dataset viewer would only add checksums and column types, which nobody asks for here.
     datasets.config.USE_PARQUET_EXPORT = False
     download = datasets.DownloadConfig(cache_dir=cache / "downloads", token=token(), disable_tqdm=True)
@@ -102,10 +95,19 @@ def _files(dataset: RunDataset, cache: Path) -> list[str]:
             download_config=download,
             token=token(),
         )
-    except (datasets.exceptions.DataFilesNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+    except datasets.exceptions.DatasetNotFoundError as error:  # its description is public, its files are not
+        who = "the token may not read it" if token() else "there is no token"
+        raise AccessDenied(
+            f"dataset.uri: {dataset.uri} is gated, and {who}",
+            f"Accept the conditions on the page of {name}, and set dataset.secretRef to a token of that account.",
+        ) from error
+    except ConnectionError as error:
+        raise HubUnavailable(f"{dataset.uri}: {error}") from error
+    except (datasets.exceptions.DataFilesNotFoundError, EmptyDatasetError) as error:
         raise DataInvalid(f"{dataset.uri} holds no data file that can be read: {error}", f"Use {SUPPORTED}.") from error
     except ValueError as error:  # unknown or missing configuration: the message lists those that there are
-        raise InvalidConfig(f"dataset.config: {dataset.uri}: {error}", "Correct dataset.config.") from error
+        told = " ".join(str(error).partition("Example of usage")[0].split())
+        raise InvalidConfig(f"dataset.config: {dataset.uri}: {told}", "Correct dataset.config.") from error
     splits = builder.config.data_files or {}
     if dataset.split not in splits:
         known = ", ".join(map(repr, splits)) or "none"
@@ -114,3 +116,38 @@ def _files(dataset: RunDataset, cache: Path) -> list[str]:
             "Correct dataset.split.",
         )
     return [str(uri) for uri in splits[dataset.split]]
+
+
+def _commit(name: str, dataset: RunDataset) -> str:
+    """The commit of the revision, which all files are then read at."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        found = HfApi(token=token(), library_name="gemmatune").dataset_info(name, revision=dataset.revision).sha
+    except HfHubHTTPError as error:
+        raise _refused(error, dataset) from error
+    if not found:
+        raise HubUnavailable(f"the hub names no commit of {name}")
+    return found
+
+
+def _refused(error: HfHubHTTPError, dataset: RunDataset) -> TrainerError:
+    """What the hub's answer to the question for a repository means."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, RevisionNotFoundError):
+        return InvalidConfig(
+            f"dataset.revision: {dataset.uri} has no revision {dataset.revision!r}", "Name a branch, tag or commit."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return AccessDenied(
+            f"dataset.uri: {dataset.uri} does not exist, or the token may not see it",
+            "Correct the name, or set dataset.secretRef to a token that may read the repository.",
+        )
+    if error.response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return AccessDenied(
+            f"dataset.uri: the hub refuses the token for {dataset.uri}: {error.server_message or error}",
+            "Put a valid token into the Secret of dataset.secretRef.",
+        )
+    return HubUnavailable(f"dataset.uri: the hub does not answer for {dataset.uri}: {text_of(error)}")

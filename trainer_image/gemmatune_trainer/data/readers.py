@@ -75,6 +75,8 @@ def _parse(text: str, where: str) -> Any:
             f"{where} is no JSON: {error.msg} at character {error.colno}, found {described(text)}",
             "Write one JSON object a line.",
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise DataInvalid(f"{where} cannot be read: {error}", "Correct the line.") from error
 
 
 def _object(value: Any, where: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ _CORRECT_URI = "Correct spec.dataset.uri."
 def open_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
     """The rows of a dataset, file after file, in the order of the files' names.
 
-    A file is fetched (into `cache`, where it is not local) only when its first row is asked for.
+    A file is fetched (below the folder `cache`, where it is not local) only when its first row is asked for.
 
     Raises:
         InvalidConfig: no such file, repository, configuration or split.
@@ -165,13 +166,11 @@ def _bucket_rows(uri: str, cache: Path) -> Iterator[Row]:
 
 
 def _bucket_file(storage: Storage, name: str, cache: Path) -> Iterator[Row]:
-    local = cache / "object"
-    local.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        storage.download({name: local})
-    except ObjectMissing as error:
-        raise InvalidConfig(f"{storage.locate(name)} was deleted while it was read", _CORRECT_URI) from error
-    try:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="object-", dir=cache) as folder:
+        local = Path(folder) / "object"
+        try:
+            storage.download({name: local})
+        except ObjectMissing as error:
+            raise InvalidConfig(f"{storage.locate(name)} was deleted while it was read", _CORRECT_URI) from error
         yield from read(local, name)
-    finally:
-        local.unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""Tokenised rows under the output prefix, by the hash of what they were made from: written once, loaded memory-mapped.
+
+`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>), statistics.json and,
+written last, manifest.json with the sizes and CRC32C of both. Without it nothing there exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemmatune_api.catalog import GenerationRules
+from gemmatune_api.runconfig import RunDataset
+from gemmatune_api.status import DataStatus
+from gemmatune_trainer.data.formats import Document
+from gemmatune_trainer.data.pack import IGNORED
+from gemmatune_trainer.data.spool import Spool
+from gemmatune_trainer.data.templates import render
+from gemmatune_trainer.data.tokenize import RowTokenizer, Tokens, fit
+from gemmatune_trainer.errors import DataInvalid
+from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, crc32c
+
+ROWS = "rows.arrow"
+STATISTICS = "statistics.json"
+MANIFEST = "manifest.json"
+BATCH_ROWS = 1000
+"""Rows that are tokenised and written at once: the bound of memory."""
+_VERSION = 1
+"""To be raised when the same documents would become other tokens or labels."""
+_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
+
+
+def prefix_of(data_hash: str) -> str:
+    """Name prefix of the prepared data below the output prefix."""
+    return f"prepared/{data_hash}"
+
+
+def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer) -> str:
+    """Hash of what decides the tokenised rows: documents, templates, tokenizer and lengths (hex, 16 characters)."""
+    decides = {
+        "version": _VERSION,
+        "documents": spool.digest,
+        "rules": _template_rules(tokenizer.rules),
+        "tokenizer": tokenizer.fingerprint,
+        "maxLength": dataset.max_length,
+        "tooLong": dataset.too_long,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_TEMPLATE_FIELDS = (
+    "bos", "eos", "turn_start", "turn_end", "user_role", "model_role", "system", "system_role", "system_separator",
+)  # fmt: skip
+
+
+def _template_rules(rules: GenerationRules) -> dict[str, Any]:
+    fields = asdict(rules)
+    return {name: fields[name] for name in _TEMPLATE_FIELDS}
+
+
+@dataclass
+class _Counts:
+    """What is counted while rows are tokenised."""
+
+    rows: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    truncated_rows: int = 0
+    cut_tokens: int = 0
+    dropped_rows: int = 0
+    longest: int = 0
+
+
+def write(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, folder: Path) -> DataStatus:
+    """Tokenises the documents into `folder` (rows.arrow and statistics.json), in batches; what was counted.
+
+    Raises:
+        DataInvalid: a row is too long and tooLong is fail (names the row), or no row is left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = _Counts()
+    with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for batch in _batches(fitted_rows(spool, dataset, tokenizer, counts)):
+            writer.write_batch(batch)
+    if not counts.rows:
+        raise DataInvalid(
+            f"no row is left: all {counts.dropped_rows} rows are longer than dataset.maxLength "
+            f"({dataset.max_length} tokens; the longest has {counts.longest}), or have no answer within it",
+            "Raise dataset.maxLength.",
+        )
+    status = DataStatus(hash=data_hash(spool, dataset, tokenizer), duplicates=spool.duplicates, **asdict(counts))
+    text = status.model_dump_json(by_alias=True, indent=2)
+    (folder / STATISTICS).write_text(text, encoding="utf-8")
+    return status
+
+
+def fitted_rows(
+    documents: Iterable[tuple[str, Document]], dataset: RunDataset, tokenizer: RowTokenizer, counts: _Counts
+) -> Iterator[Tokens]:
+    """The tokens of the documents that are trained, and the counts of all of them.
+
+    Raises:
+        DataInvalid: a row is too long and tooLong is fail.
+    """
+    remaining = iter(documents)
+    while group := list(islice(remaining, BATCH_ROWS)):
+        encoded = tokenizer.encode_batch([render(document, tokenizer.rules) for _, document in group])
+        for (where, _), tokens in zip(group, encoded, strict=True):
+            length = len(tokens.input_ids)
+            counts.longest = max(counts.longest, length)
+            fitted = fit(tokens, dataset.max_length, dataset.too_long)
+            if fitted is None:
+                raise DataInvalid(
+                    f"{where} has {length} tokens, dataset.maxLength is {dataset.max_length} and dataset.tooLong is "
+                    "fail",
+                    "Raise dataset.maxLength, shorten the row, or set dataset.tooLong to truncate or drop.",
+                )
+            if fitted.tokens is None:
+                counts.dropped_rows += 1
+                continue
+            counts.rows += 1
+            counts.tokens += len(fitted.tokens.input_ids)
+            counts.labelled_tokens += fitted.tokens.labelled
+            counts.truncated_rows += fitted.cut > 0
+            counts.cut_tokens += fitted.cut
+            yield fitted.tokens
+
+
+def _batches(rows: Iterator[Tokens]) -> Iterator[pa.RecordBatch]:
+    while group := list(islice(rows, BATCH_ROWS)):
+        columns = [
+            pa.array([row.input_ids for row in group], _SCHEMA.field(0).type),
+            pa.array([[label != IGNORED for label in row.labels] for row in group], _SCHEMA.field(1).type),
+        ]
+        yield pa.record_batch(columns, schema=_SCHEMA)
+
+
+def find(storage: Storage, name: str) -> DataStatus | None:
+    """What a preparation of this hash counted, where a whole one is there; else None."""
+    prefix = prefix_of(name)
+    try:
+        files = _manifest_files(storage, name)
+        sizes = {item.name: item.size for item in storage.list(f"{prefix}/")}
+        if any(sizes.get(f"{prefix}/{file['name']}") != file["size"] for file in files):
+            return None
+        return DataStatus.model_validate_json(storage.read(f"{prefix}/{STATISTICS}"))
+    except (ObjectMissing, ValueError):
+        return None
+
+
+def publish(storage: Storage, name: str, folder: Path) -> None:
+    """Uploads what `write` left in `folder`, the manifest last."""
+    prefix = prefix_of(name)
+    files = {file: folder / file for file in (ROWS, STATISTICS)}
+    manifest = {
+        "version": _VERSION,
+        "dataHash": name,
+        "files": [{"name": file, "size": path.stat().st_size, "crc32c": crc32c(path)} for file, path in files.items()],
+    }
+    storage.delete([f"{prefix}/{MANIFEST}"])  # of a preparation that `find` did not trust
+    storage.upload({f"{prefix}/{file}": path for file, path in files.items()})
+    try:
+        storage.write(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=2).encode(), if_generation_match=0)
+    except PreconditionFailed:
+        return  # another preparation of the same rows was faster
+
+
+def _manifest_files(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """The files of a manifest. Raises ObjectMissing; ValueError where it is none of this hash."""
+    manifest = json.loads(storage.read(f"{prefix_of(name)}/{MANIFEST}"))
+    if not isinstance(manifest, dict) or manifest.get("dataHash") != name:
+        raise ValueError("a manifest of something else")
+    files = manifest["files"]
+    if {file["name"] for file in files} != {ROWS, STATISTICS}:
+        raise ValueError("a manifest of other files")
+    return list(files)
+
+
+class PreparedData:
+    """Tokenised rows, memory-mapped: opening costs nothing, whatever their number."""
+
+    def __init__(self, path: Path, statistics: DataStatus) -> None:
+        self.statistics = statistics
+        """What prepare counted."""
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self._begins = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self._begins[-1])
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of every row, shape [rows]."""
+        parts = [np.diff(batch.column(0).offsets.to_numpy()) for batch in self._batches]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def row(self, index: int) -> tuple[list[int], list[int]]:
+        """Input ids and labels of a row (labels IGNORED where not trained).
+
+        Raises:
+            IndexError: no such row.
+        """
+        if not 0 <= index < self.rows:
+            raise IndexError(f"row {index} of {self.rows}")
+        batch_index = int(np.searchsorted(self._begins, index, side="right")) - 1
+        batch, place = self._batches[batch_index], index - int(self._begins[batch_index])
+        ids: Sequence[int] = batch.column(0)[place].values.to_pylist()
+        trained = batch.column(1)[place].values.to_pylist()
+        return list(ids), [token if label else IGNORED for token, label in zip(ids, trained, strict=True)]
+
+
+def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedData:
+    """The prepared rows of a hash, downloaded once into `cache`.
+
+    Raises:
+        DataInvalid: they are missing, or do not fit their manifest.
+    """
+    where = f"{output_uri}/{prefix_of(name)}"
+    remedy = f"Delete {where} and prepare the run again."
+    try:
+        files = _manifest_files(storage, name)
+        folder = cache / name
+        wanted = {file["name"]: file for file in files}
+        if any(not _fits(folder / file, entry) for file, entry in wanted.items()):
+            folder.mkdir(parents=True, exist_ok=True)
+            storage.download({f"{prefix_of(name)}/{file}": folder / file for file in wanted})
+    except (ObjectMissing, ValueError, KeyError, TypeError) as error:
+        raise DataInvalid(f"{where} is not whole: {error}", remedy) from error
+    damaged = next((file for file, entry in wanted.items() if not _fits(folder / file, entry)), None)
+    if damaged is not None:
+        raise DataInvalid(f"{where}/{damaged} does not fit its manifest", remedy)
+    statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
+    return PreparedData(folder / ROWS, statistics)
+
+
+def _fits(path: Path, entry: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["size"] and crc32c(path) == entry["crc32c"]

@@ -1,0 +1,75 @@
+"""The documents of a dataset kept in one local file: read and hashed once, tokenised from there in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn
+from gemmatune_trainer.errors import DataInvalid
+
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """Documents on disk, with their places in the source."""
+
+    path: Path
+    rows: int
+    digest: str
+    """SHA-256 over all documents in order (hex); places do not count."""
+    duplicates: int
+    """Documents that repeat another."""
+
+    def __iter__(self) -> Iterator[tuple[str, Document]]:
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                where, content = json.loads(line)
+                yield where, _document(content)
+
+
+def write(documents: Iterable[tuple[str, Document]], path: Path) -> Spool:
+    """Writes documents into the file `path`. Memory: 8 bytes a document.
+
+    Raises:
+        DataInvalid: a text holds half of a character (a lone surrogate), which no tokenizer takes.
+    """
+    whole = hashlib.sha256()
+    digests = bytearray()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for where, document in documents:
+            content = json.dumps(_content(document), ensure_ascii=False)
+            try:
+                data = content.encode()
+            except UnicodeEncodeError as error:
+                raise DataInvalid(
+                    f"{where}: the text holds half of a character ({error.object[error.start]!r})",
+                    "Write the character whole: a \\u escape of a surrogate needs its other half.",
+                ) from error
+            whole.update(data + b"\n")
+            digests += hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+            file.write(f"[{json.dumps(where)}, {content}]\n")
+    rows = len(digests) // _DIGEST_BYTES
+    unique = len(np.unique(np.frombuffer(bytes(digests), dtype=np.uint64)))
+    return Spool(path, rows, whole.hexdigest(), rows - unique)
+
+
+def _content(document: Document) -> object:
+    if isinstance(document, Text):
+        return {"text": document.text}
+    return {"system": document.system, "turns": [[turn.role, turn.text, turn.trained] for turn in document.turns]}
+
+
+def _document(content: dict[str, object]) -> Document:
+    if "text" in content:
+        return Text(str(content["text"]))
+    turns = content["turns"]
+    assert isinstance(turns, list)
+    return Conversation(str(content["system"]), tuple(Turn(*turn) for turn in turns))

@@ -1,0 +1,107 @@
+"""The story of a preparation: access first, then data read and hashed, then ownership, then tokenised rows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from gemmatune_api import catalog
+from gemmatune_api.messages import PreparedModel, PrepareResult
+from gemmatune_api.names import Reason
+from gemmatune_api.runconfig import RunConfig, RunDataset
+from gemmatune_api.status import DataStatus
+from gemmatune_trainer import ownership
+from gemmatune_trainer.access import PATIENCE_SECONDS, granted, in_pod, probe
+from gemmatune_trainer.data import prepared, spool
+from gemmatune_trainer.data.formats import documents, formatter
+from gemmatune_trainer.data.sources import open_rows
+from gemmatune_trainer.data.spool import Spool
+from gemmatune_trainer.data.templates import check
+from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
+from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.logs import log
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
+from gemmatune_trainer.stop import StopFlag
+from gemmatune_trainer.storage import Storage, open_storage
+
+
+def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) -> PrepareResult:
+    """Checks access to model, output and data, and leaves the tokenised rows under the output prefix.
+
+    `patience`: seconds for which a bucket's refusal is asked again (default: 120 in a pod, else 0).
+
+    Raises:
+        TrainerError: an end that has an exit code of its own.
+    """
+    seconds = patience if patience is not None else (PATIENCE_SECONDS if in_pod() else 0.0)
+    namespace = config.run.namespace
+    formatter(config.dataset)  # a template that cannot be read is told before anything is fetched
+    files = granted(config.model.uri, lambda: fetch(config.model, weights=False), seconds, namespace)
+    check(config.dataset, files.model.rules)
+    tokenizer = open_tokenizer(files)
+    storage = granted(config.output.uri, lambda: _reach(config.output.uri), seconds, namespace)
+    log.info("access works", model=files.model.label, revision=files.revision, output=storage.uri)
+    scratch = Path(tempfile.mkdtemp(prefix="prepare-", dir=cache_folder("data")))
+    try:
+        stop.check("reading the data")
+        read = granted(config.dataset.uri, lambda: read_documents(config.dataset, scratch), seconds, namespace)
+        name = prepared.data_hash(read, config.dataset, tokenizer)
+        log.info("data read", rows=read.rows, hash=name)
+        ownership.claim(storage, config, files.revision, name)
+        stop.check("tokenising the data")
+        data = _prepared(storage, name, read, config, tokenizer, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return PrepareResult(
+        reason=Reason.PREPARED,
+        message=f"{data.rows} rows of {data.tokens} tokens are prepared.",
+        model=PreparedModel(
+            family=files.model.family,
+            size=files.model.name or None,
+            revision=files.revision,
+            shape=catalog.planner_shape(files.config),
+        ),
+        data=data,
+    )
+
+
+def open_tokenizer(files: ModelFiles) -> RowTokenizer:
+    """The tokenizer of a model. Raises InvalidConfig where it has none."""
+    path = files.folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise InvalidConfig(f"model.uri: {files.uri} has no {TOKENIZER_FILE}", "Copy the published one beside it.")
+    return RowTokenizer.load(path, files.model.rules)
+
+
+def _reach(uri: str) -> Storage:
+    storage = open_storage(uri)
+    probe(storage)
+    return storage
+
+
+def read_documents(dataset: RunDataset, scratch: Path) -> Spool:
+    """The documents of the data, kept below `scratch`. Raises DataInvalid and what `open_rows` raises."""
+    return spool.write(documents(open_rows(dataset, cache_folder("")), dataset), scratch / "documents.jsonl")
+
+
+def _prepared(
+    storage: Storage, name: str, read: Spool, config: RunConfig, tokenizer: RowTokenizer, scratch: Path
+) -> DataStatus:
+    """The prepared rows: those that are there already, else made and uploaded."""
+    data = prepared.find(storage, name)
+    if data is not None:
+        log.info("prepared rows found", hash=name, rows=data.rows)
+    else:
+        data = prepared.write(read, config.dataset, tokenizer, scratch / "rows")
+    size = config.training.global_batch_size
+    if data.rows < size:
+        raise DataInvalid(
+            f"the data has {data.rows} rows, one step needs training.globalBatchSize = {size}",
+            "Lower training.globalBatchSize, or add rows.",
+        )
+    if not (scratch / "rows").exists():
+        return data
+    prepared.publish(storage, name, scratch / "rows")
+    log.info("rows prepared", **data.model_dump(by_alias=False))
+    return data
