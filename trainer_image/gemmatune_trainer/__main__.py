@@ -1,4 +1,4 @@
-"""The trainer process: `prepare` or `train`; every end becomes an exit code and a termination message."""
+"""The trainer process: `prepare`, `train` or `inspect`; every end becomes an exit code and a termination message."""
 
 from __future__ import annotations
 
@@ -48,7 +48,20 @@ def _role(arguments: Sequence[str]) -> Callable[[RunConfig, StopFlag], Terminati
         from gemmatune_trainer.run import run
 
         return run
-    raise InvalidConfig(f"the arguments are {list(arguments)}", "Use `python -m gemmatune_trainer prepare` or `train`.")
+    if len(arguments) == 3 and list(arguments[:2]) == ["inspect", "-n"] and arguments[2].isdigit():
+        return lambda config, stop: _inspect(config, int(arguments[2]))
+    raise InvalidConfig(
+        f"the arguments are {list(arguments)}",
+        "Use `python -m gemmatune_trainer prepare`, `train` or `inspect -n ROWS`.",
+    )
+
+
+def _inspect(config: RunConfig, rows: int) -> TerminationMessage:
+    """Prints rows for `gft inspect`; its process leaves nothing else."""
+    from gemmatune_trainer.inspect import inspect
+
+    inspect(config, rows)
+    return TerminationMessage()
 
 
 def _ending(error: BaseException) -> tuple[TerminationMessage, ExitCode]:
