@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gemmatune_api.runconfig import (
 )
 from gemmatune_api.spec import TextFormat
 from tests.support.standin import write_tokenizer
+from tests.support.trainerhost import TrainerHost
 
 GENERATIONS = ("1", "2", "3")
 SLIDING_WINDOW = 16
@@ -77,6 +78,13 @@ def write_tiny_model(folder: Path, generation: str) -> Path:
             value.normal_(0.0, 0.15)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trainer_host() -> Iterator[TrainerHost]:
+    """Starts trainer processes without paying for their imports each time."""
+    with TrainerHost() as host:
+        yield host
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""Trainer processes that start at once: a host imports the trainer's libraries one time and forks for every run.
+
+Each run is a process of its own, with its own environment, signals and exit code, that does what
+`python -m gemmatune_trainer ROLE` does. The host reads one JSON request per line on stdin and answers on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from gemmatune_api.messages import TerminationMessage, from_text
+from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
+from gemmatune_api.runconfig import RunConfig
+from tests.support.wait import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class TrainerProcess:
+    """One run that was started."""
+
+    def __init__(self, host: TrainerHost, pid: int, folder: Path) -> None:
+        self._host = host
+        self.pid = pid
+        self.folder = folder
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code (minus the signal's number where one ended it), None while it runs."""
+        if self._code is None:
+            self._code = self._host.ask({"poll": self.pid})["code"]
+        return self._code
+
+    def wait(self, seconds: float = 120) -> int:
+        """Waits for its end; the exit code."""
+        wait_for(lambda: self.poll() is not None, "the trainer's end", seconds=seconds, detail=self.log)
+        assert self._code is not None
+        return self._code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def log(self) -> str:
+        """What it wrote to stderr."""
+        path = self.folder / "stderr"
+        return path.read_text() if path.exists() else ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Its log lines of one event."""
+        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{") and line.endswith("}"))
+        return [line for line in lines if line.get("event") == name]
+
+    @property
+    def message(self) -> TerminationMessage:
+        """Its termination message."""
+        found = from_text((self.folder / "termination").read_text(), TerminationMessage)
+        assert found is not None
+        return found
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The status fields that it left."""
+        found: dict[str, Any] = json.loads((self.folder / "status.json").read_text())
+        return found
+
+
+class TrainerHost:
+    """The host process, and the runs it was asked for."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.trainerhost"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+        self._runs: list[TrainerProcess] = []
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends a request; the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def start(
+        self, role: str, config: RunConfig | str, folder: Path, env: Mapping[str, str] | None = None
+    ) -> TrainerProcess:
+        """Starts a run whose termination message, status and stderr go to `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            ENV_RUN: config if isinstance(config, str) else config.to_env(),
+            ENV_TERMINATION_LOG: str(folder / "termination"),
+            ENV_STATUS_FILE: str(folder / "status.json"),
+            ENV_CACHE: os.environ.get(ENV_CACHE, str(folder / "cache")),
+            **(env or {}),
+        }
+        pid = self.ask({"role": role, "env": environment, "stderr": str(folder / "stderr")})["pid"]
+        self._runs.append(TrainerProcess(self, pid, folder))
+        return self._runs[-1]
+
+    def run(
+        self, role: str, config: RunConfig | str, folder: Path, env: Mapping[str, str] | None = None
+    ) -> TrainerProcess:
+        """Starts a run and waits for its end."""
+        started = self.start(role, config, folder, env)
+        started.wait()
+        return started
+
+    def __enter__(self) -> TrainerHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for run in self._runs:
+            run.signal(signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """The host's loop: forks a run per request, and tells how runs have ended."""
+    import gemmatune_trainer.backends.torch
+    import gemmatune_trainer.prepare
+    import gemmatune_trainer.run  # noqa: F401
+
+    for line in requests:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            answer = {"pid": _fork(request)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _fork(request: Mapping[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        target = os.open(request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        os.environ.update(request["env"])
+        from gemmatune_trainer.__main__ import main
+
+        code = main([request["role"]])
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout)
