@@ -275,9 +275,7 @@ def test_a_run_in_a_bucket(
 
 
 def test_a_run_away_loss_ends_the_run(make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path) -> None:
-    config = make_config(
-        max_steps=200, learning_rate=1.0, schedule="constant", max_grad_norm=1e6, optimizer="adamw_torch"
-    )
+    config = make_config(max_steps=200, learning_rate=1.0, alpha=4096, schedule="constant", max_grad_norm=1e6)
     prepared(trainer_host, config, tmp_path)
     run = trainer_host.run("train", config, tmp_path / "train")
     assert run.poll() == ExitCode.LOSS_DIVERGED, run.log()

@@ -15,6 +15,8 @@ from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredO
 
 _LOCK = "write"
 _INODE_BITS = 20
+_HELD: list[BinaryIO] = []
+"""Locks that end with the process."""
 
 
 class FileStorage:
@@ -28,7 +30,6 @@ class FileStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = root.as_uri()
-        self._locks: dict[str, BinaryIO] = {}
 
     def locate(self, name: str) -> str:
         """The object's URI."""
@@ -125,8 +126,9 @@ class FileStorage:
 
     def share_lock(self, name: str) -> None:
         """Holds a lock of the prefix, together with whoever else holds it, until this process ends."""
-        self._locks[name] = self._lock_file(name)
-        fcntl.flock(self._locks[name], fcntl.LOCK_SH)
+        file = self._lock_file(name)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _HELD.append(file)
 
     def is_locked(self, name: str) -> bool:
         """Whether another process holds the lock."""
