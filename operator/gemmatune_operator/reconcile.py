@@ -69,7 +69,12 @@ async def write_status(cluster: Cluster, observed: Observed, decision: Decision)
 def operator_fields(status: FineTuneStatus) -> Object:
     """The status as the operator writes it: everything but the trainer's four fields."""
     dumped = status.model_dump(by_alias=True, exclude_none=True, exclude=set(TRAINER_STATUS_FIELDS), mode="json")
-    return {name: value for name, value in dumped.items() if value not in ("", [])}
+    dumped["attempts"] = [_filled(attempt) for attempt in dumped.get("attempts", [])]
+    return _filled(dumped)
+
+
+def _filled(fields: Object) -> Object:
+    return {name: value for name, value in fields.items() if value not in ("", [])}
 
 
 async def act(cluster: Cluster, observed: Observed, decision: Decision) -> Refusal | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from gemmatune_api import names
 from gemmatune_operator.conditions import rfc3339
-
 from tests.support.api import APPLY, STRATEGIC, Api, Object
 from tests.support.play import PREPARED, SPEC, ended
 from tests.support.wait import wait_for

@@ -17,7 +17,7 @@ from gemmatune_operator.observe import open_attempt, status_of
 from gemmatune_operator.policies import describe, results
 from gemmatune_operator.ports import Object
 
-RIVAL_SECONDS = 30.0
+RIVAL_SECONDS = 10.0
 """Between two looks at another resource that holds the output."""
 
 

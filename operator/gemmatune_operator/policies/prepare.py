@@ -23,7 +23,7 @@ RETRIES = 3
 PENDING_LOOK_SECONDS = 15.0
 """Between two looks at Jobs and pods that do not run: their Events wake nobody."""
 YOUNG_LOOK_SECONDS = 2.0
-REFUSED_SECONDS = 15.0
+REFUSED_SECONDS = 10.0
 """Until a Job that could not be created is tried again."""
 _MAY_CHANGE = frozenset({"suspend", "limits", "ttlAfterFinished"})
 
