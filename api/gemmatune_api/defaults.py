@@ -35,7 +35,8 @@ FIRST_STEP_STALL_SECONDS = 45 * 60
 
 DATASET: dict[str, Any] = {"split": "train", "max_length": 1024, "too_long": "truncate", "packing": True}
 LORA: dict[str, Any] = {"rank": RANK, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
-QLORA: dict[str, Any] = {**LORA, "bits": 4, "quant_type": "nf4", "double_quant": True}
+QLORA: dict[str, Any] = {**LORA, "bits": 4}
+FOUR_BITS: dict[str, Any] = {"quant_type": "nf4", "double_quant": True}
 TRAINING: dict[str, Any] = {
     "global_batch_size": 16,
     "schedule": "cosine",
@@ -117,6 +118,8 @@ def _dataset(dataset: DatasetSpec) -> DatasetSpec:
 
 def _adapter(adapter: LoraSpec, method: MethodKind) -> LoraSpec:
     adapter = _filled(adapter, QLORA if isinstance(adapter, QloraSpec) and method == "qlora" else LORA)
+    if isinstance(adapter, QloraSpec) and adapter.bits == 4:
+        adapter = _filled(adapter, FOUR_BITS)
     rank = adapter.rank or RANK
     return _filled(adapter, {"alpha": ALPHA_PER_RANK * rank})
 
