@@ -14,7 +14,7 @@ import requests
 import tenacity
 
 from gemmatune_api.names import DEFAULT_SERVICE_ACCOUNT_DIR, ENV_SERVICE_ACCOUNT_DIR
-from gemmatune_trainer.errors import AccessDenied, explain
+from gemmatune_trainer.errors import AccessDenied, InvalidConfig, explain
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import Storage
 
@@ -71,11 +71,20 @@ def probe(storage: Storage) -> None:
 
     Raises:
         AccessDenied: writing or deleting is refused.
+        InvalidConfig: there can be no such directory.
     """
     name = f"probe-{secrets.token_hex(8)}"
-    storage.write(name, b"access", if_generation_match=0)
-    storage.read(name)
-    storage.delete([name])
+    try:
+        storage.write(name, b"access", if_generation_match=0)
+        storage.read(name)
+        storage.delete([name])
+    except OSError as error:
+        if explain(error) is not None:
+            raise
+        reason = error.strerror or str(error)
+        raise InvalidConfig(
+            f"output.uri: {storage.uri} cannot be written: {reason}", "Use a directory that can be made and written."
+        ) from error
 
 
 def grant_command(uri: str, namespace: str) -> str:

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.data.formats import documents
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.sources import open_rows
 from gemmatune_trainer.data.templates import check, render
 from gemmatune_trainer.data.tokenize import fit
-from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.models import cache_folder, fetch
 from gemmatune_trainer.prepare import open_tokenizer
-from gemmatune_trainer.stop import StopFlag
 
 DEFAULT_ROWS = 3
-
-
-def role(arguments: Sequence[str]) -> Callable[[RunConfig, StopFlag], TerminationMessage]:
-    """The role `inspect [-n ROWS]` of the trainer process. Raises InvalidConfig for other arguments."""
-    parser = argparse.ArgumentParser(prog="python -m gemmatune_trainer inspect", exit_on_error=False)
-    parser.add_argument("-n", type=int, default=DEFAULT_ROWS, metavar="ROWS")
-    try:
-        options, unknown = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise InvalidConfig(f"inspect: {error}", "Use `inspect -n ROWS`.") from error
-    if unknown or options.n < 1:
-        raise InvalidConfig(f"inspect: the arguments are {list(arguments)}", "Use `inspect -n ROWS`, from 1.")
-
-    def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
-        inspect(config, options.n)
-        return TerminationMessage()
-
-    return run
 
 
 def inspect(config: RunConfig, rows: int = DEFAULT_ROWS, out: TextIO | None = None) -> None:
