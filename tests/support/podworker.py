@@ -128,7 +128,10 @@ class PodWorker(threading.Thread):
         container = self.pod["spec"]["containers"][0]
         mounts = self._mounts(container)
         base = {**self.node.environment, **self._own_variables(mounts)}
-        variables = relocate(environment(self.pod, container, self._lookup, base), mounts)
+        wanted = environment(self.pod, container, self._lookup, base)
+        # The node's own values are paths of this machine already.
+        asked = {name: value for name, value in wanted.items() if base.get(name) != value}
+        variables = {**base, **relocate(asked, mounts)}
         command = [expand(word, variables) for word in [*container["command"], *container.get("args", [])]]
         return ProcessSpec(
             command=command,
