@@ -72,7 +72,7 @@ def config_of(situation: Situation, number: int, plan: Plan | None, overrides: O
 
 
 def rival_of(situation: Situation) -> str | None:
-    """Name of another resource of the namespace that holds output.uri; of two that have not begun, the older one."""
+    """Name of another resource of the namespace that holds output.uri; of two new ones, the older one."""
     uri, mine = situation.spec.output.uri, _rank(situation.observed.raw)
     for raw in situation.observed.rivals:
         if raw.get("metadata", {}).get("deletionTimestamp") or _output(raw) != uri or _rank(raw) > mine:
@@ -149,8 +149,12 @@ def _output(raw: Object) -> str:
     return str((spec.get("output") or {}).get("uri") or "").rstrip("/")
 
 
-def _rank(raw: Object) -> tuple[bool, str, str]:
-    """Sort key of claims on an output: one with attempts first, then the older one."""
-    meta = raw.get("metadata") or {}
-    begun = bool((raw.get("status") or {}).get("attempts"))
-    return (not begun, str(meta.get("creationTimestamp") or ""), str(meta.get("uid") or ""))
+def _rank(raw: Object) -> tuple[bool, bool, str, str]:
+    """Sort key of claims on an output: one with attempts first, then one with a preparation, then the older one."""
+    meta, status = raw.get("metadata") or {}, raw.get("status") or {}
+    return (
+        not status.get("attempts"),
+        not status.get("prepare"),
+        str(meta.get("creationTimestamp") or ""),
+        str(meta.get("uid") or ""),
+    )
