@@ -54,7 +54,7 @@ def seconds(duration: str) -> int:
     Raises:
         ValueError: the text is no sequence of numbers with the units s, m, h, d.
     """
-    if not re.match(DURATION_PATTERN, duration):
+    if not re.fullmatch(DURATION_PATTERN, duration):
         raise ValueError(f"{duration!r} is no duration: write text such as 90s, 30m, 12h or 1h30m")
     return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in re.findall(r"([0-9]+)([smhd])", duration))
 

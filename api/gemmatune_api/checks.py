@@ -275,6 +275,7 @@ RULES: tuple[Rule, ...] = (
     checkpoint,
     checks_data.output,
     checks_data.samples,
+    checks_data.size,
     accelerator,
     provisioning,
     checks_pod.labels,

@@ -9,10 +9,14 @@ from gemmatune_api import template
 from gemmatune_api.defaults import DATASET, backend_of
 from gemmatune_api.errors import Problem, shown
 from gemmatune_api.placement import SecretRef
+from gemmatune_api.runconfig import RUN_CONFIG_BYTES
 from gemmatune_api.spec import FineTuneSpec, ImagePrompt
 
 _HUBS = ("hf", "ms", "kaggle")
 """Schemes of hubs: they have revisions and tokens; the others use the pod's ServiceAccount or nothing."""
+
+TEXT_BYTES = RUN_CONFIG_BYTES - 8 * 1024
+"""Bytes of text in a spec; what else RunConfig holds takes less than the rest."""
 
 _SHAPES = {
     "hf": (r"[^/\s]+(/[^/\s]+){0,1}", "hf://ORG/NAME"),
@@ -138,6 +142,20 @@ def output(spec: FineTuneSpec) -> Iterator[Problem]:
         yield Problem("spec.output.uri", "has a space, line break, *, ? or #", "Remove it.", shown(uri))
     if ".." in uri.split("/"):
         yield Problem("spec.output.uri", "has a .. in its path", "Write the path without it.", shown(uri))
+
+
+def size(spec: FineTuneSpec) -> Iterator[Problem]:
+    """The texts that a trainer is told fit into its one environment variable."""
+    blocks = (spec.model, spec.dataset, spec.output, spec.samples, spec.lora, spec.qlora)
+    texts = "".join(block.model_dump_json(by_alias=True) for block in blocks if block is not None)
+    length = len(texts.replace("$", "\\u0024").encode())
+    if length > TEXT_BYTES:
+        yield Problem(
+            "spec",
+            f"model, dataset, output, samples and adapter have more than {TEXT_BYTES} bytes of text together",
+            "Shorten templates, prompts or system text.",
+            f"{length} bytes",
+        )
 
 
 def samples(spec: FineTuneSpec) -> Iterator[Problem]:

@@ -53,14 +53,28 @@ class PrepareResult(TerminationMessage):
 
 
 def to_text(message: TerminationMessage) -> str:
-    """The message as JSON of at most 3,500 bytes: its longest text is cut as far as needed."""
+    """The message as JSON of at most 3,500 bytes: its largest part is cut as far as needed."""
     data = message.model_dump(by_alias=True, exclude_none=True)
-    text = json.dumps(data, ensure_ascii=False)
-    while (excess := len(text.encode()) - TERMINATION_MESSAGE_BYTES) > 0:
-        longest = max((name for name in data if isinstance(data[name], str)), key=lambda name: len(data[name]))
-        data[longest] = data[longest][: -(excess // 4 + 1)]
-        text = json.dumps(data, ensure_ascii=False)
+    while (excess := len((text := _json(data)).encode()) - TERMINATION_MESSAGE_BYTES) > 0:
+        _cut(data, excess)
     return text
+
+
+def _json(value: Any) -> str:
+    # A lone surrogate, which a file name can bring into an error's text, has no UTF-8.
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def _cut(block: dict[str, Any], excess: int) -> None:
+    """Shortens the largest text in a block, or takes out its largest entry that is no text."""
+    largest = max(block, key=lambda name: len(_json(block[name])))
+    value = block[largest]
+    if isinstance(value, str) and value:
+        block[largest] = value[: -(excess // 4 + 1)]
+    elif isinstance(value, dict) and value:
+        _cut(value, excess)
+    else:
+        del block[largest]
 
 
 def from_text(text: str | None, kind: type[Message]) -> Message | None:
@@ -68,5 +82,5 @@ def from_text(text: str | None, kind: type[Message]) -> Message | None:
     try:
         data = json.loads(text or "")
         return kind.model_validate(data) if isinstance(data, dict) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
