@@ -15,6 +15,7 @@ from gemmatune_cli.main import app
 from gemmatune_cli.render import PLACEHOLDER_UID
 from gemmatune_operator.manifests import access, attempt, prepare
 from gemmatune_operator.settings import Settings
+from tests.support.play import SPEC, Play
 
 DOCUMENT: dict[str, Any] = {
     "apiVersion": names.API_VERSION,
@@ -90,3 +91,22 @@ def test_an_invalid_resource_is_not_rendered(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "spec.backend" in result.stderr
+
+
+def created(play: Play, job: str) -> dict[str, Any]:
+    """A Job as the operator created it, without what the API server and the Job controller add."""
+    found = play.job(job)
+    added = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
+    metadata = {name: value for name, value in found["metadata"].items() if name not in added}
+    return {**{name: value for name, value in found.items() if name != "status"}, "metadata": metadata}
+
+
+def test_render_prints_what_the_operator_creates(tmp_path: Path) -> None:
+    play = Play({**SPEC, "provisioning": {"mode": "spot"}, "limits": {"deadline": "1h"}})
+    play.look()
+    assert created(play, "quotes-p1") == render(tmp_path, play.resource)[-2]
+    play.prepared()
+    assert created(play, "quotes-t1") == render(tmp_path, play.resource)[-1]
+    play.ends("quotes-t1", 20, {"reason": "AcceleratorOutOfMemory", "message": "out of memory"})
+    play.wait(600)
+    assert created(play, "quotes-t2") == render(tmp_path, play.resource, "--attempt", "2")[-1]
