@@ -29,7 +29,7 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.access import granted
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.errors import AccessDenied, DataInvalid, InvalidConfig, OutputInUse
-from gemmatune_trainer.prepare import prepare
+from gemmatune_trainer.prepare import prepare, summary
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import open_storage
 from tests.support.hub import TOKEN, Hub
@@ -84,6 +84,8 @@ def test_a_process_prepares_and_says_what_it_found(config, tmp_path):
     assert message.model.shape["num_hidden_layers"] == 2
     assert (message.data.rows, message.data.duplicates, message.data.dropped_rows) == (24, 0, 0)
     assert message.data.labelled_tokens == message.data.tokens - 24  # all but each row's BOS
+    trained = message.data.labelled_tokens
+    assert message.message == f"24 rows are prepared: {message.data.tokens} tokens, {trained} of them trained."
     storage = open_storage(f"file://{tmp_path}/out")
     names = [item.name for item in storage.list()]
     folder = f"prepared/{message.data.hash}"
@@ -117,6 +119,7 @@ def test_a_correction_before_the_first_attempt_is_prepared_anew(config, tmp_path
     assert second is not None
     assert second.hash != first.hash
     assert second.truncated_rows > 0
+    assert f"{second.truncated_rows} rows were cut at dataset.maxLength" in summary(second)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["dataHash"] == second.hash
 

@@ -55,7 +55,7 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
         shutil.rmtree(scratch, ignore_errors=True)
     return PrepareResult(
         reason=Reason.PREPARED,
-        message=f"{data.rows} rows of {data.tokens} tokens are prepared.",
+        message=summary(data),
         model=PreparedModel(
             family=files.model.family,
             size=files.model.name or None,
@@ -64,6 +64,18 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
         ),
         data=data,
     )
+
+
+def summary(data: DataStatus) -> str:
+    """What was prepared, in a sentence; what was cut, dropped or doubled is always said."""
+    text = f"{data.rows} rows are prepared: {data.tokens} tokens, {data.labelled_tokens} of them trained"
+    if data.truncated_rows:
+        text += f"; {data.truncated_rows} rows were cut at dataset.maxLength ({data.cut_tokens} tokens lost)"
+    if data.dropped_rows:
+        text += f"; {data.dropped_rows} rows were dropped as too long"
+    if data.duplicates:
+        text += f"; {data.duplicates} rows repeat another"
+    return f"{text}."
 
 
 def open_tokenizer(files: ModelFiles) -> RowTokenizer:

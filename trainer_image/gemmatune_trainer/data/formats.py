@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
+from gemmatune_api import template
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.spec import ChatFormat, InstructFormat, TextFormat
 from gemmatune_trainer.data.rows import Row
@@ -88,40 +89,13 @@ def system_text(dataset: RunDataset) -> str:
 # text
 
 
-def parse_template(template: str) -> list[tuple[str, str | None]]:
-    """A template as pairs of literal text and the column that follows it (None at the end).
-
-    `{column}` is replaced, `{{` and `}}` are braces; a single `}` stands for itself.
-
-    Raises:
-        InvalidConfig: a brace is not closed or names no column.
-    """
-    parts: list[tuple[str, str | None]] = []
-    literal, position = "", 0
-    while position < len(template):
-        pair = template[position : position + 2]
-        if pair in ("{{", "}}"):
-            literal += pair[0]
-            position += 2
-        elif template[position] == "{":
-            end = template.find("}", position)
-            column = template[position + 1 : end] if end > 0 else ""
-            if not column.strip() or "{" in column:
-                raise InvalidConfig(
-                    f"dataset.text.template: the brace at character {position + 1} names no column, found "
-                    f"{template[position : position + 20]!r}",
-                    "Write {column} for a value and {{ for a brace.",
-                )
-            parts.append((literal, column))
-            literal, position = "", end + 1
-        else:
-            literal += template[position]
-            position += 1
-    return [*parts, (literal, None)]
-
-
 def _text(block: TextFormat) -> Format:
-    parts = parse_template(block.template)
+    try:
+        parts = template.parse(block.template)
+    except template.TemplateError as error:
+        raise InvalidConfig(
+            f"dataset.text.template: {error}", "Write {column} for a value, {{ and }} for braces."
+        ) from error
 
     def make(row: Row) -> Text:
         text = "".join(literal + ("" if column is None else _shown_value(row, column)) for literal, column in parts)
