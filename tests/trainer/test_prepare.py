@@ -28,7 +28,7 @@ from gemmatune_api.names import (
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.access import granted
 from gemmatune_trainer.data import prepared
-from gemmatune_trainer.errors import AccessDenied, DataInvalid, InvalidConfig, OutputInUse
+from gemmatune_trainer.errors import AccessDenied, DataInvalid, Interrupted, InvalidConfig, OutputInUse
 from gemmatune_trainer.prepare import prepare, summary
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import open_storage
@@ -214,6 +214,29 @@ def test_prepare_on_a_bucket(config, tmp_path, fake_gcs, bucket, monkeypatch):
         *(f"{folder}/{name}" for name in ("manifest.json", "rows.arrow", "statistics.json")),
         "runs/one/run.json",
     ]
+
+
+class StopsAt(StopFlag):
+    """Is raised at the n-th look."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self._looks_left = look
+
+    def check(self, doing: str) -> None:
+        self._looks_left -= 1
+        if self._looks_left == 0:
+            self.request("SIGTERM")
+        super().check(doing)
+
+
+@pytest.mark.parametrize(("look", "doing"), [(10, "the data was read"), (25, "the data was tokenised")])
+def test_a_preparation_that_is_stopped_leaves_nothing_half_done(look, doing, config, tmp_path):
+    with pytest.raises(Interrupted, match=f"SIGTERM came before {doing}"):
+        prepare(config(), StopsAt(look))
+    assert not (tmp_path / "out" / "prepared").exists()
+    assert [path for path in (tmp_path / "cache" / "data").rglob("*") if path.is_file()] == []
+    assert prepare(config(), StopFlag()).data is not None
 
 
 # Access.

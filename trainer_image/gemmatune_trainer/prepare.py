@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gemmatune_api import catalog
@@ -15,6 +16,7 @@ from gemmatune_trainer import ownership
 from gemmatune_trainer.access import PATIENCE_SECONDS, granted, in_pod, probe
 from gemmatune_trainer.data import prepared, spool
 from gemmatune_trainer.data.formats import documents, formatter
+from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.data.sources import open_rows
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import check
@@ -44,13 +46,11 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
     log.info("access works", model=files.model.label, revision=files.revision, output=storage.uri)
     scratch = Path(tempfile.mkdtemp(prefix="prepare-", dir=cache_folder("data")))
     try:
-        stop.check("reading the data")
-        read = granted(config.dataset.uri, lambda: read_documents(config.dataset, scratch), seconds, namespace)
+        read = granted(config.dataset.uri, lambda: _read(config.dataset, scratch, stop), seconds, namespace)
         name = prepared.data_hash(read, config.dataset, tokenizer)
         log.info("data read", rows=read.rows, hash=name)
         ownership.claim(storage, config, files.revision, name)
-        stop.check("tokenising the data")
-        data = _prepared(storage, name, read, config, tokenizer, scratch)
+        data = _prepared(storage, name, read, config, tokenizer, scratch, stop)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return PrepareResult(
@@ -92,20 +92,35 @@ def _reach(uri: str) -> Storage:
     return storage
 
 
-def read_documents(dataset: RunDataset, scratch: Path) -> Spool:
-    """The documents of the data, kept below `scratch`. Raises DataInvalid and what `open_rows` raises."""
-    return spool.write(documents(open_rows(dataset, cache_folder("")), dataset), scratch / "documents.jsonl")
+def _read(dataset: RunDataset, scratch: Path, stop: StopFlag) -> Spool:
+    """The documents of the data, kept below `scratch`."""
+    rows = _watched(open_rows(dataset, cache_folder("")), stop)
+    return spool.write(documents(rows, dataset), scratch / "documents.jsonl")
+
+
+def _watched(rows: Iterable[Row], stop: StopFlag) -> Iterator[Row]:
+    """The rows, until the process is asked to stop."""
+    for row in rows:
+        stop.check("the data was read")
+        yield row
 
 
 def _prepared(
-    storage: Storage, name: str, read: Spool, config: RunConfig, tokenizer: RowTokenizer, scratch: Path
+    storage: Storage,
+    name: str,
+    read: Spool,
+    config: RunConfig,
+    tokenizer: RowTokenizer,
+    scratch: Path,
+    stop: StopFlag,
 ) -> DataStatus:
     """The prepared rows: those that are there already, else made and uploaded."""
     data = prepared.find(storage, name)
     if data is not None:
         log.info("prepared rows found", hash=name, rows=data.rows)
     else:
-        data = prepared.write(read, config.dataset, tokenizer, scratch / "rows")
+        folder = scratch / "rows"
+        data = prepared.write(read, config.dataset, tokenizer, folder, lambda: stop.check("the data was tokenised"))
     size = config.training.global_batch_size
     if data.rows < size:
         raise DataInvalid(

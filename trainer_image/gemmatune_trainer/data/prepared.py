@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,8 +80,16 @@ class _Counts:
     longest: int = 0
 
 
-def write(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, folder: Path) -> DataStatus:
+def write(
+    spool: Spool,
+    dataset: RunDataset,
+    tokenizer: RowTokenizer,
+    folder: Path,
+    before_batch: Callable[[], None] = lambda: None,
+) -> DataStatus:
     """Tokenises the documents into `folder` (rows.arrow and statistics.json), in batches; what was counted.
+
+    `before_batch` is called before each batch and may raise to end the work.
 
     Raises:
         DataInvalid: a row is too long and tooLong is fail (names the row), or no row is left.
@@ -90,6 +98,7 @@ def write(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, folder: Pa
     counts = _Counts()
     with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for batch in _batches(fitted_rows(spool, dataset, tokenizer, counts)):
+            before_batch()
             writer.write_batch(batch)
     if not counts.rows:
         raise DataInvalid(
