@@ -36,7 +36,7 @@ spec:
     uri: {data}
     text:
       template: "Quote: {{text}}\\nAuthor: {{from}}"
-    maxLength: 128
+    maxLength: 256
   lora:
     rank: 8
   training:
