@@ -139,7 +139,7 @@ def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
     started = time.monotonic()
     from gemmatune_trainer.backends.torch import TorchBackend
 
-    log.info("libraries loaded", seconds=round(time.monotonic() - started, 1))
+    log.info("libraries loaded", backend=config.backend, seconds=round(time.monotonic() - started, 1))
     stop.check("loading the model")
     return TorchBackend(config, files, files.tokenizer(), stop)
 
