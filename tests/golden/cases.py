@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gemmatune_api.status import FineTuneStatus
+from gemmatune_api import catalog, defaults
+from gemmatune_api.spec import FineTuneSpec
+from gemmatune_api.status import FineTuneStatus, Plan, PlanMemory
 from gemmatune_cli.documents import fine_tunes
-from gemmatune_cli.planning import planned
+from gemmatune_cli.planning import Planned
 from gemmatune_cli.render import objects, text
 from gemmatune_operator.settings import Settings
 
 FOLDER = Path(__file__).parent / "manifests"
 EXPECTED = ".expected.yaml"
 SETTINGS = Settings(image="registry.example.com/gemmatune/trainer-torch:0.1.0")
-MODELS = {"cpu": "gemma-3-270m"}
-"""Models of resources whose URI is a folder, which need not exist here."""
+GIB = 2**30
 
 
 def cases() -> list[str]:
@@ -32,5 +33,27 @@ def manifests(case: str) -> str:
     (resource,) = fine_tunes([str(FOLDER / f"{case}.yaml")])
     recorded = FineTuneStatus.model_validate(resource.status or {}).attempts
     number = recorded[-1].number if recorded else 1
-    rendered = objects(planned(resource, model=MODELS.get(case)), number, SETTINGS)
-    return "".join(f"---\n{text(item)}" for item in rendered)
+    spec = defaults.resolve(resource.spec)
+    model = catalog.by_uri(spec.model.uri)
+    assert model is not None, f"{case}: {spec.model.uri} names no model of the catalog"
+    found = Planned(resource.model_copy(update={"spec": spec}), model, plan(spec))
+    return "".join(f"---\n{text(item)}" for item in objects(found, number, SETTINGS))
+
+
+def plan(spec: FineTuneSpec) -> Plan:
+    """A plan of round numbers: what the planner estimates is not the manifests' affair, and changes as it is tuned."""
+    training = spec.training
+    assert training is not None
+    return Plan(
+        backend="torch",
+        method=spec.method,
+        trainable_parameters=10_000_000,
+        micro_batch_size=training.micro_batch_size or 2,
+        accumulation=8,
+        gradient_checkpointing=bool(training.gradient_checkpointing),
+        memory=PlanMemory(weights=GIB, optimizer=0, activations=2 * GIB, logits=0, total=3 * GIB, capacity=0),
+        weights_by_bits={},
+        disk=12 * GIB,
+        host_memory=(20 if spec.model.uri.endswith("27b-it") else 8) * GIB,
+        verdict="fits",
+    )
