@@ -143,8 +143,7 @@ class KubernetesCluster:
         kind, meta = obj["kind"], obj["metadata"]
         path = f"{_path(kind, meta['namespace'], meta['name'])}/status"
         query = {"fieldManager": names.FIELD_MANAGER_OPERATOR, "force": "true"}
-        status = obj["status"]
-        point = f"apply status {status.get('phase', '')} {status.get('reason', '')}"
+        point = f"apply status {obj['status'].get('phase', '')}"
         try:
             return await self._write(point, "apply", kind, "PATCH", path, obj, query, APPLY)
         except _ApiError as error:
@@ -157,7 +156,7 @@ class KubernetesCluster:
         event = _event(resource, type_, reason, message)
         path = _path("Event", event["metadata"]["namespace"])
         try:
-            await self._write(f"create Event {reason}", "create", "Event", "POST", path, event)
+            await self._write("create Event", "create", "Event", "POST", path, event)
         except _ApiError as error:
             log.warning("event not recorded", run=resource["metadata"]["name"], reason=reason, error=str(error))
 

@@ -11,6 +11,8 @@ import pytest
 
 from gemmatune_api import names
 from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.manifests import quantities
+from tests.support.api import Object
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import OperatorProcess
 from tests.support.play import PREPARED
@@ -184,12 +186,7 @@ def test_same_name_again(stage: Stage) -> None:
     old = stage.job("p1")
     stage.api.delete(f"{stage.runs}/quotes")
     stage.create()
-    new = wait_for(
-        lambda: (job := stage.api.find(f"{stage.jobs}/quotes-p1")) and job["metadata"]["uid"] != old["metadata"]["uid"],
-        "a Job of its own",
-        seconds=60,
-    )
-    assert new
+    _wait_for_another(stage, old)
     stage.ends("p1", 0, PREPARED)
     stage.job("t1")
 
@@ -204,12 +201,7 @@ def test_foreign_job_is_left_alone(stage: Stage) -> None:
     assert stage.condition("Failed") == {}
     assert stage.job("p1")["metadata"]["uid"] == foreign["metadata"]["uid"]
     stage.api.delete(f"{stage.jobs}/quotes-p1", {"propagationPolicy": "Background"})
-    wait_for(
-        lambda: (
-            (job := stage.api.find(f"{stage.jobs}/quotes-p1")) and job["metadata"]["uid"] != foreign["metadata"]["uid"]
-        ),
-        "a Job of its own",
-    )
+    _wait_for_another(stage, foreign)
 
 
 def test_what_only_pydantic_sees(stage: Stage) -> None:
@@ -352,10 +344,16 @@ def test_probes_and_metrics(operator: OperatorProcess, stage: Stage) -> None:
     assert 'outcome="error"' not in text
 
 
-def _limit(job: dict[str, object], resource: str) -> float:
-    from gemmatune_operator.manifests import quantities
+def _wait_for_another(stage: Stage, old: Object) -> None:
+    def another() -> bool:
+        job = stage.api.find(f"{stage.jobs}/{old['metadata']['name']}")
+        return job is not None and job["metadata"]["uid"] != old["metadata"]["uid"]
 
-    container = job["spec"]["template"]["spec"]["containers"][0]  # type: ignore[index]
+    wait_for(another, "a Job of its own", seconds=60)
+
+
+def _limit(job: Object, resource: str) -> float:
+    container = job["spec"]["template"]["spec"]["containers"][0]
     return float(quantities.parse(container["resources"]["limits"][resource]))
 
 
