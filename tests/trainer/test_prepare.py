@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,21 @@ def test_gated_models_say_where_to_accept_the_licence(config, tmp_path):
         assert not any(
             "safetensors" in path for method, path, _ in hub.requests if method == "GET" and "resolve" in path
         )
+
+
+def test_a_hub_out_of_order_is_not_the_users_fault(config, tmp_path):
+    with Hub() as hub:
+        hub.add("models", "google/gemma-2-small", hub_files(tmp_path / "model"))
+        hub.failing = HTTPStatus.SERVICE_UNAVAILABLE
+        remote = config()
+        remote = remote.model_copy(
+            update={"model": remote.model.model_copy(update={"uri": "hf://google/gemma-2-small"})}
+        )
+        code, message, _ = process(remote, tmp_path, HF_HOME=str(tmp_path / "home"), **hub.environment())
+    assert code == ExitCode.HUB_UNAVAILABLE
+    assert message is not None
+    assert message.reason == Reason.HUB_UNAVAILABLE
+    assert "503" in message.message
 
 
 def token(subject: str) -> str:
