@@ -98,6 +98,8 @@ class HubUnavailable(TrainerError):
     exit_code = ExitCode.HUB_UNAVAILABLE
 
 
+_FULL = ("No space left on device", "PytorchStreamWriter failed writing file", "unexpected pos")
+"""What safetensors and torch.save make of the system's error."""
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
@@ -147,7 +149,7 @@ def _operating_system(error: BaseException) -> TrainerError | None:
         return DiskFull(message, _DISK_REMEDY)
     if isinstance(error, PermissionError):
         return AccessDenied(message, f"Give the trainer's user access to {error.filename or 'the path'}.")
-    if "No space left on device" in message:  # safetensors and torch wrap the system's error in their own
+    if any(words in message for words in _FULL):
         return DiskFull(message, _DISK_REMEDY)
     if isinstance(error, RuntimeError) and ("CUDA out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message):
         return AcceleratorOutOfMemory(message)
