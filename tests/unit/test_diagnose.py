@@ -1,0 +1,229 @@
+"""Causes: the whole table, its precedence, and that no pod status is too odd."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmatune_api.messages import TerminationMessage
+from gemmatune_api.names import EXIT_REASONS, REASONS, ExitCode, Reason
+from gemmatune_operator import diagnose
+from gemmatune_operator.diagnose import ANSWERS, Answer
+from gemmatune_operator.observe import EventView, JobView, events_of, job_view, machine_of, of_resource, pod_view
+from tests.support.situations import NOW, ended_pod, failed_job, job, pod
+
+FAILED = {"failed": True, "failure_target": True, "active": 0}
+
+ENDS = [
+    (ended_pod(137, disruption="EvictionByEvictionAPI"), Reason.PREEMPTED),
+    (ended_pod(30, disruption="PreemptionByScheduler"), Reason.PREEMPTED),
+    (ended_pod(12, disruption="TerminationByKubelet"), Reason.PREEMPTED),
+    (ended_pod(137, disruption="DeletionByTaintManager"), Reason.NODE_LOST),
+    (ended_pod(None, disruption="DeletionByPodGC"), Reason.NODE_LOST),
+    (ended_pod(137, disruption="X", termination_reason="OOMKilled"), Reason.PREEMPTED),
+    (ended_pod(137, termination_reason="OOMKilled"), Reason.HOST_OUT_OF_MEMORY),
+    (ended_pod(5, termination_reason="OOMKilled"), Reason.HOST_OUT_OF_MEMORY),
+    (ended_pod(20, termination_reason="OOMKilled"), Reason.HOST_OUT_OF_MEMORY),
+    (ended_pod(137, reason="Evicted", message="Usage of EmptyDir volume cache exceeds the limit"), Reason.DISK_FULL),
+    (ended_pod(None, reason="Evicted"), Reason.DISK_FULL),
+    (ended_pod(137, termination_reason="ContainerStatusUnknown"), Reason.POD_LOST),
+    (ended_pod(137), Reason.KILLED),
+    (ended_pod(1), Reason.CRASHED),
+    (ended_pod(139), Reason.CRASHED),
+    (ended_pod(10), Reason.INVALID_CONFIG),
+    (ended_pod(11), Reason.ACCESS_DENIED),
+    (ended_pod(12), Reason.DATA_INVALID),
+    (ended_pod(13), Reason.DISK_FULL),
+    (ended_pod(14), Reason.OUTPUT_IN_USE),
+    (ended_pod(20), Reason.ACCELERATOR_OUT_OF_MEMORY),
+    (ended_pod(21), Reason.LOSS_DIVERGED),
+    (ended_pod(30), Reason.INTERRUPTED),
+    (ended_pod(31), Reason.STALLED),
+    (ended_pod(40), Reason.STORAGE_UNAVAILABLE),
+    (ended_pod(41), Reason.HUB_UNAVAILABLE),
+    (ended_pod(None, reason="UnexpectedAdmissionError"), Reason.POD_REJECTED),
+    (ended_pod(None, reason="OutOfcpu"), Reason.POD_REJECTED),
+    (ended_pod(None, reason="NodeShutdown"), Reason.POD_REJECTED),
+]
+
+
+@pytest.mark.parametrize(("view", "reason"), ENDS, ids=[f"{p.exit_code}-{r}-{i}" for i, (p, r) in enumerate(ENDS)])
+def test_every_end_of_a_pod(view: Any, reason: Reason) -> None:
+    found = diagnose.ended(job("quotes-t1", view, **FAILED))
+    assert found is not None
+    assert found.reason is reason
+    assert found.message
+    assert found.remedy
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    reasons = {diagnose.ended(failed_job(code)).reason for code in ExitCode if code is not ExitCode.DONE}  # type: ignore[union-attr]
+    assert reasons == set(EXIT_REASONS.values())
+
+
+def test_failure_target_is_enough() -> None:
+    open_job = job("quotes-t1", ended_pod(12))
+    assert diagnose.ended(open_job) is None
+    early = job("quotes-t1", ended_pod(12), failure_target=True)
+    assert diagnose.ended(early).reason is Reason.DATA_INVALID  # type: ignore[union-attr]
+
+
+def test_the_trainers_words() -> None:
+    words = {"reason": "DataInvalid", "message": "row 7 has no text", "remedy": "Fix row 7.", "step": 12}
+    found = diagnose.ended(failed_job(12, termination_message=json.dumps(words)))
+    assert found is not None
+    assert (found.message, found.remedy, found.step) == ("row 7 has no text", "Fix row 7.", 12)
+
+
+def test_the_last_line_of_a_log() -> None:
+    log = "Traceback ...\n  File x\nValueError: no such thing\n\n"
+    found = diagnose.ended(failed_job(1, termination_message=log))
+    assert found is not None
+    assert found.message == "The trainer ended with exit code 1: ValueError: no such thing"
+
+
+def test_no_words_at_all() -> None:
+    found = diagnose.ended(failed_job(11))
+    assert found is not None
+    assert REASONS[Reason.ACCESS_DENIED].meaning in found.message
+    assert found.remedy == REASONS[Reason.ACCESS_DENIED].remedy
+
+
+def test_the_first_pod_to_end_counts() -> None:
+    first = ended_pod(20, name="b", finished=NOW)
+    second = ended_pod(1, name="a", finished=NOW + timedelta(seconds=2))
+    unknown = ended_pod(12, name="c")
+    found = diagnose.ended(job("quotes-t1", second, unknown, first, **FAILED))
+    assert found is not None
+    assert found.reason is Reason.ACCELERATOR_OUT_OF_MEMORY
+
+
+def test_success_carries_the_manifest() -> None:
+    message = TerminationMessage(message="done", step=100, manifest="gs://b/manifest.json").model_dump_json()
+    found = diagnose.ended(job("quotes-t1", ended_pod(0, termination_message=message), complete=True))
+    assert found is not None
+    assert found.answer is Answer.SUCCEED
+    assert found.step == 100
+    assert found.said is not None
+    assert found.said.manifest == "gs://b/manifest.json"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("Container trainer for pod ns/quotes-t1-x failed with exit code 20 matching FailJob rule at index 1", "20"),
+        ("Pod ns/quotes-t1-x has condition DisruptionTarget matching FailJob rule at index 0", "Preempted"),
+        ("Job has reached the specified backoff limit", "PodLost"),
+    ],
+)
+def test_the_jobs_message_survives_the_pod(message: str, reason: str) -> None:
+    expected = Reason.ACCELERATOR_OUT_OF_MEMORY if reason == "20" else Reason(reason)
+    found = diagnose.ended(job("quotes-t1", failure_reason="PodFailurePolicy", failure_message=message, **FAILED))
+    assert found is not None
+    assert found.reason is expected
+
+
+def test_the_jobs_own_deadline_comes_first() -> None:
+    late = job("quotes-t1", ended_pod(30), failure_reason="DeadlineExceeded", **FAILED)
+    assert diagnose.ended(late).reason is Reason.DEADLINE_EXCEEDED  # type: ignore[union-attr]
+
+
+def pending(**fields: Any) -> JobView:
+    return job("quotes-t1", pod(phase="Pending", **fields))
+
+
+def event(reason: str, message: str, seconds: int = 0) -> EventView:
+    return EventView(reason, message, NOW + timedelta(seconds=seconds))
+
+
+QUOTA = 'Error creating: pods "x" is forbidden: exceeded quota: none, requested: pods=1'
+WAITS = [
+    (pending(waiting_reason="ImagePullBackOff", waiting_message="not found"), Reason.IMAGE_PULL_FAILED),
+    (pending(waiting_reason="InvalidImageName"), Reason.IMAGE_PULL_FAILED),
+    (
+        pending(waiting_reason="CreateContainerConfigError", waiting_message='secret "hf-token" not found'),
+        Reason.SECRET_MISSING,
+    ),
+    (
+        pending(waiting_reason="CreateContainerConfigError", waiting_message="couldn't find key HF_TOKEN in Secret x"),
+        Reason.SECRET_MISSING,
+    ),
+    (
+        pending(waiting_reason="CreateContainerConfigError", waiting_message='configmap "x" not found'),
+        Reason.PROVISIONING,
+    ),
+    (pending(events=(event("FailedMount", 'secret "x" not found'),)), Reason.SECRET_MISSING),
+    (pending(scheduled=False, unscheduled_message="0/3 nodes are available"), Reason.UNSCHEDULABLE),
+    (
+        pending(scheduled=False, events=(event("FailedScaleUp", "GCE out of resources"),), unscheduled_message="0/3"),
+        Reason.CAPACITY_UNAVAILABLE,
+    ),
+    (
+        pending(scheduled=False, events=(event("TriggeredScaleUp", "pool 0->1"),), unscheduled_message="0/3"),
+        Reason.PROVISIONING,
+    ),
+    (pending(scheduled=False), Reason.PROVISIONING),
+    (pending(waiting_reason="ContainerCreating"), Reason.PROVISIONING),
+    (job("quotes-t1", events=(event("FailedCreate", QUOTA),)), Reason.QUOTA_EXCEEDED),
+    (job("quotes-t1", events=(event("FailedCreate", "violates PodSecurity"),)), Reason.POLICY_DENIED),
+    (job("quotes-t1"), Reason.PROVISIONING),
+]
+
+
+@pytest.mark.parametrize(("view", "reason"), WAITS, ids=[f"{r}-{i}" for i, (_, r) in enumerate(WAITS)])
+def test_every_wait(view: JobView, reason: Reason) -> None:
+    found = diagnose.waiting(view)
+    assert found.reason is reason
+    assert found.message
+
+
+def test_the_newest_event_tells() -> None:
+    old, new = event("FailedCreate", "violates PodSecurity"), event("FailedCreate", QUOTA, 5)
+    raw = [
+        {"reason": e.reason, "message": e.message, "lastTimestamp": e.last.isoformat() if e.last else ""}
+        for e in (new, old)
+    ]
+    view = job("quotes-t1", events=events_of(raw))
+    assert diagnose.waiting(view).reason is Reason.QUOTA_EXCEEDED
+
+
+def test_every_cause_has_an_answer() -> None:
+    """All causes of operator.md's table, and nothing that is no cause."""
+    causes = list(Reason)[: list(Reason).index(Reason.INVALID_SPEC)]
+    assert set(causes) <= set(ANSWERS)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.floats(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=5),
+    max_leaves=12,
+)
+KEYS = [
+    "phase", "reason", "message", "conditions", "containerStatuses", "state", "terminated", "waiting", "exitCode",
+    "type", "status", "lastState", "finishedAt", "startedAt", "name", "running", "lastTimestamp",
+]  # fmt: skip
+NESTED = st.recursive(
+    ODD | st.sampled_from(["True", "Failed", "trainer", "DisruptionTarget", "Complete", "2026-03-01T12:00:00Z"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pod_status=NESTED, job_status=NESTED, meta=NESTED, node=NESTED)
+def test_nothing_is_too_odd(pod_status: Any, job_status: Any, meta: Any, node: Any) -> None:
+    """Whatever stands in the objects, there is a cause or none, and no exception."""
+    view = pod_view({"metadata": meta, "spec": node, "status": pod_status})
+    one = job_view({"metadata": meta, "spec": node, "status": job_status}, (view,))
+    for candidate in (one, job("quotes-t1", view, **FAILED), job("quotes-t1", view, complete=True)):
+        found = diagnose.ended(candidate)
+        assert found is None or isinstance(found.reason, Reason)
+        assert diagnose.waiting(candidate).message is not None
+    machine_of({"status": node})
+    events_of([{"reason": meta, "lastTimestamp": node}])
+    of_resource({"metadata": meta, "status": job_status})
