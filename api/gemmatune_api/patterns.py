@@ -42,15 +42,15 @@ PATTERNS: Mapping[str, PatternText] = MappingProxyType(
             "must be a key of a Secret or ConfigMap: letters, digits, -, _ and .", "Write a key such as HF_TOKEN."
         ),
         MODEL_URI_PATTERN: PatternText(
-            "must be one of hf://, kaggle://, ms://, gs://, pvc:// and file://, and something after it",
+            "must be an hf://, kaggle://, ms://, gs://, pvc:// or file:// URI",
             "Write a URI such as hf://google/gemma-2-2b.",
         ),
         DATASET_URI_PATTERN: PatternText(
-            "must be one of hf://, ms://, gs://, pvc:// and file://, and something after it",
+            "must be an hf://, ms://, gs://, pvc:// or file:// URI",
             "Write a URI such as gs://my-bucket/rows.jsonl.",
         ),
         OUTPUT_URI_PATTERN: PatternText(
-            "must be gs://BUCKET/PATH or file:///PATH", "Write a URI such as gs://my-bucket/quotes."
+            "must be a gs:// or file:/// URI", "Write a URI such as gs://my-bucket/quotes."
         ),
         TOPOLOGY_PATTERN: PatternText("must be two or three numbers with x between them", "Write text such as 2x4."),
         ENV_NAME_PATTERN: PatternText(

@@ -131,14 +131,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "spec.pod.env[0].name: Invalid value: names that begin with GEMMATUNE_ are reserved",
     ),
     # URI schemes
-    "a model by https": ({"spec.model.uri": "https://h.co/m"}, "must be one of hf://, kaggle://, ms://, gs://, pvc://"),
+    "a model by https": (
+        {"spec.model.uri": "https://h.co/m"},
+        "must be an hf://, kaggle://, ms://, gs://, pvc:// or file:// URI",
+    ),
     "a model without scheme": ({"spec.model.uri": "google/gemma-2-2b"}, "write a URI such as hf://google/gemma-2-2b"),
     "data by s3": (
         {"spec.dataset.uri": "s3://b/d"},
-        'spec.dataset.uri: Invalid value: "s3://b/d": must be one of hf://, ms://',
+        'spec.dataset.uri: Invalid value: "s3://b/d": must be an hf://, ms://',
     ),
-    "output to a hub": ({"spec.output.uri": "hf://me/x"}, "must be gs://BUCKET/PATH or file:///PATH"),
-    "output to a relative path": ({"spec.output.uri": "file://out"}, "must be gs://BUCKET/PATH or file:///PATH"),
+    "output to a hub": ({"spec.output.uri": "hf://me/x"}, "must be a gs:// or file:/// URI"),
+    "output to a relative path": ({"spec.output.uri": "file://out"}, "must be a gs:// or file:/// URI"),
     # bounds and types
     "rank 0": ({"spec.lora": {"rank": 0}}, "spec.lora.rank in body should be greater than or equal to 1"),
     "dropout 1": ({"spec.lora": {"dropout": 1}}, "spec.lora.dropout in body should be less than 1"),

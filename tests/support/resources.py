@@ -5,6 +5,11 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from gemmatune_api import checks
+from gemmatune_api.defaults import resolve
+from gemmatune_api.errors import Problem
+from gemmatune_api.spec import FineTuneSpec
+
 Object = dict[str, Any]
 
 MISSING = object()
@@ -43,3 +48,9 @@ def changed(document: Object, changes: dict[str, Any]) -> Object:
         else:
             block[last] = deepcopy(value)
     return copy
+
+
+def problems_between_fields(changes: dict[str, Any], *, resolved: bool = False) -> list[Problem]:
+    """What the cross-field rules find in the small resource with `changes`, or in its resolved spec."""
+    spec = FineTuneSpec.model_validate(resource(changes=changes)["spec"], strict=True)
+    return checks.problems(resolve(spec) if resolved else spec)

@@ -1,0 +1,223 @@
+"""The rules for model, dataset, output and samples: specs that keep and break each."""
+
+from __future__ import annotations
+
+from inspect import isfunction
+from typing import Any
+
+import pytest
+
+from gemmatune_api import checks, checks_data
+from tests.support.resources import MISSING, problems_between_fields
+
+Changes = dict[str, Any]
+
+IMAGES: Changes = {
+    "spec.backend": "keras",
+    "spec.accelerator": {"cpu": {}},
+    "spec.dataset.text": MISSING,
+    "spec.dataset.imageText": {"image": "file", "prefix": "caption", "suffix": "{text}"},
+}
+
+
+GOOD: dict[str, Changes] = {
+    "model from a bucket": {"spec.model": {"uri": "gs://b/model"}},
+    "model from a file": {"spec.model": {"uri": "file:///models/gemma"}},
+    "model revision": {"spec.model.revision": "v2"},
+    "kaggle token": {"spec.model": {"uri": "kaggle://google/gemma/keras/x", "secretRef": {"name": "kaggle"}}},
+    "a dataset repository of one name": {"spec.dataset.uri": "hf://imdb"},
+    "split and configuration of a repository": {"spec.dataset.split": "test", "spec.dataset.config": "en"},
+    "split train of a file": {"spec.dataset.uri": "gs://b/rows.jsonl", "spec.dataset.split": "train"},
+    "images on keras": IMAGES,
+    "braces in a template": {"spec.dataset.text.template": '{{"a": "{quote}"}}'},
+    "output with dots in a name": {"spec.output.uri": "gs://b/v1..2"},
+    "long prompts": {"spec.samples": {"prompts": ["x" * 4096] * 8}},
+    "prompt as a block": {"spec.samples": {"prompts": ["a", {"text": "b"}]}},
+    "prompt with an image": {**IMAGES, "spec.samples": {"prompts": [{"text": "b", "image": "gs://b/i.png"}]}},
+}
+
+BAD: dict[str, tuple[Changes, str, str, str]] = {
+    # rule: (changes, path, message, remedy)
+    "model: hub without organisation": (
+        {"spec.model.uri": "hf://gemma"},
+        "spec.model.uri",
+        "names no org",
+        "hf://ORG/NAME",
+    ),
+    "model: hub with a folder": (
+        {"spec.model.uri": "hf://a/b/c"},
+        "spec.model.uri",
+        "is no hf:// URI",
+        "hf://ORG/NAME",
+    ),
+    "model: bucket without path": (
+        {"spec.model": {"uri": "gs://b"}},
+        "spec.model.uri",
+        "is no gs:// URI",
+        "gs://BUCKET/PATH",
+    ),
+    "model: relative file": (
+        {"spec.model": {"uri": "file://m"}},
+        "spec.model.uri",
+        "is no file:// URI",
+        "file:///PATH",
+    ),
+    "model: claim without path": (
+        {"spec.model": {"uri": "pvc://c"}},
+        "spec.model.uri",
+        "is no pvc:// URI",
+        "pvc://CLAIM",
+    ),
+    "model: line break": ({"spec.model": {"uri": "gs://b/a\nb"}}, "spec.model.uri", "control character", "Remove"),
+    "model: revision of a bucket": (
+        {"spec.model": {"uri": "gs://b/m", "revision": "v1"}},
+        "spec.model.revision",
+        "has no meaning with gs://",
+        "Remove it",
+    ),
+    "model: token for a bucket": (
+        {"spec.model": {"uri": "gs://b/m", "secretRef": {"name": "s"}}},
+        "spec.model.secretRef",
+        "uses the pod's ServiceAccount",
+        "Remove it",
+    ),
+    "model: token for a file": (
+        {"spec.model": {"uri": "file:///m", "secretRef": {"name": "s"}}},
+        "spec.model.secretRef",
+        "uses no token",
+        "Remove it",
+    ),
+    "model: one key for kaggle": (
+        {"spec.model": {"uri": "kaggle://google/gemma/keras/x", "secretRef": {"name": "s", "key": "k"}}},
+        "spec.model.secretRef.key",
+        "reads two keys, KAGGLE_USERNAME and KAGGLE_KEY",
+        "Remove it",
+    ),
+    "dataset: no format": ({"spec.dataset.text": MISSING}, "spec.dataset", "exactly one of text, instruct", "Add one"),
+    "dataset: two formats": (
+        {"spec.dataset.chat": {}},
+        "spec.dataset",
+        "exactly one of text",
+        "Keep one of text and chat",
+    ),
+    "dataset: images on torch": (
+        {**IMAGES, "spec.backend": "torch"},
+        "spec.dataset.imageText",
+        "needs backend keras",
+        "Set backend to keras",
+    ),
+    "dataset: configuration of a file": (
+        {"spec.dataset.uri": "gs://b/d.jsonl", "spec.dataset.config": "en"},
+        "spec.dataset.config",
+        "has no meaning with gs://",
+        "Remove it",
+    ),
+    "dataset: split of a file": (
+        {"spec.dataset.uri": "file:///d.jsonl", "spec.dataset.split": "test"},
+        "spec.dataset.split",
+        "has no meaning with file://",
+        "Remove it",
+    ),
+    "dataset: revision of a file": (
+        {"spec.dataset.uri": "file:///d.jsonl", "spec.dataset.revision": "a"},
+        "spec.dataset.revision",
+        "has no meaning with file://",
+        "Remove it",
+    ),
+    "dataset: token for a bucket": (
+        {"spec.dataset.uri": "gs://b/d.jsonl", "spec.dataset.secretRef": {"name": "s"}},
+        "spec.dataset.secretRef",
+        "has no meaning with gs://",
+        "Remove it",
+    ),
+    "dataset: bad evaluation URI": (
+        {"spec.dataset.evalUri": "gs://b"},
+        "spec.dataset.evalUri",
+        "is no gs:// URI",
+        "gs://BUCKET/PATH",
+    ),
+    "templates: open brace": (
+        {"spec.dataset.text.template": "{quote} {"},
+        "spec.dataset.text.template",
+        "the brace at character 9 names no column",
+        "{{ and }} for braces",
+    ),
+    "templates: closing brace": (
+        {"spec.dataset.text.template": "{quote} }"},
+        "spec.dataset.text.template",
+        "the brace at character 9 closes nothing",
+        "{{ and }} for braces",
+    ),
+    "templates: no name": (
+        {"spec.dataset.text.template": "{}"},
+        "spec.dataset.text.template",
+        "names no column",
+        "Write",
+    ),
+    "templates: no column at all": (
+        {"spec.dataset.text.template": "Quote: {{quote}}"},
+        "spec.dataset.text.template",
+        "takes nothing from the row",
+        "Name a column",
+    ),
+    "templates: suffix": (
+        {**IMAGES, "spec.dataset.imageText": {"image": "i", "prefix": "p", "suffix": "}"}},
+        "spec.dataset.imageText.suffix",
+        "closes nothing",
+        "Write",
+    ),
+    "output: a glob": ({"spec.output.uri": "gs://b/*"}, "spec.output.uri", "has a space", "Remove it"),
+    "output: a space": ({"spec.output.uri": "gs://b/a b"}, "spec.output.uri", "has a space", "Remove it"),
+    "output: upwards": (
+        {"spec.output.uri": "file:///a/../b"},
+        "spec.output.uri",
+        "has a .. in its path",
+        "Write the path",
+    ),
+    "samples: an image without images": (
+        {"spec.samples": {"prompts": ["a", {"text": "b", "image": "i"}]}},
+        "spec.samples.prompts[1].image",
+        "has no meaning without dataset.imageText",
+        "Remove it",
+    ),
+    "size: long prompts": (
+        {"spec.samples": {"prompts": ["😀" * 4000] * 4}},
+        "spec",
+        "more than 57344 bytes of text together",
+        "Shorten",
+    ),
+    "size: dollars": ({"spec.samples": {"prompts": ["$" * 4000] * 3}}, "spec", "more than 57344 bytes", "Shorten"),
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_good(case: str) -> None:
+    assert [str(problem) for problem in problems_between_fields(GOOD[case])] == []
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad(case: str) -> None:
+    changes, path, message, remedy = BAD[case]
+
+    found = problems_between_fields(changes)
+
+    assert [problem.path for problem in found] == [path]
+    assert message in found[0].message
+    assert remedy in found[0].remedy
+
+
+def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case() -> None:
+    rules = {rule.__name__ for rule in checks.RULES if rule.__module__ == checks_data.__name__}
+
+    assert {case.split(":")[0] for case in BAD} == rules
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_a_resolved_spec_passes_again(case: str) -> None:
+    assert [str(problem) for problem in problems_between_fields(GOOD[case], resolved=True)] == []
+
+
+def test_every_public_function_of_the_module_is_a_rule() -> None:
+    functions = {value for name, value in vars(checks_data).items() if isfunction(value) and not name.startswith("_")}
+
+    assert {function for function in functions if function.__module__ == checks_data.__name__} <= set(checks.RULES)
