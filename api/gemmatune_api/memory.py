@@ -30,8 +30,11 @@ LOADING_SHARE = 0.5
 """Segments that the CUDA allocator keeps from loading, as a share of the 16-bit embedding, its largest block.
 
 Read off twelve measured loads of seven generations (tests/unit/test_fit_measurements.py); all lie within 10%."""
-RUNTIME = 1_000 * MIB
-"""Resident size of Python with torch, transformers, PEFT and TRL before a model is loaded (measured)."""
+RUNTIME = 1_640 * MIB
+"""Resident size of Python with torch, transformers, PEFT, TRL and Gemma's tokenizer before the weights (measured)."""
+HEAP_HOLES = 0.4
+"""On a CPU: freed memory between tensors that are kept, as a share of them; the C library cannot give it back
+(measured)."""
 GPU_HOST_RUNTIME = 4 * GIB
 """Host memory of a process that uses CUDA: the libraries, pinned buffers and the runtime."""
 LARGEST_SHARD = 5 * GIB
@@ -148,8 +151,8 @@ def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     """Bytes that one layer keeps for its backward pass, without checkpointing.
 
     Norms keep their input in fp32, every adapted module its own copy of its input (autocast makes it), attention its
-    queries, keys, values and output, the feed-forward block three tensors of its width; eager attention keeps its
-    scores besides.
+    queries, keys, values and output, the feed-forward block three tensors of its width. Eager attention keeps its
+    scores besides, SDPA its mask as numbers.
     """
     width = setting.activation_bytes
     kv_heads, head_dim = model.heads_of(layer)
@@ -167,11 +170,10 @@ def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
         per_token += 4 * model.hidden + 3 * width * model.ple_width
     if model.altup_inputs:
         per_token += model.altup_inputs * model.hidden * (3 * width + 4)
-    scores = 0
     if model.rules.attention == "eager":
         copies = 4 + width + (width if model.attn_softcapping else 0)
-        scores = setting.tokens * setting.sequence * model.heads * copies
-    return per_token * setting.tokens + scores
+        return setting.tokens * (per_token + setting.sequence * model.heads * copies)
+    return setting.tokens * (per_token + setting.sequence * width)
 
 
 def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) -> int:
@@ -203,21 +205,27 @@ def workspace(model: GemmaModel, setting: Setting) -> int:
 
 
 def masks(model: GemmaModel, setting: Setting) -> int:
-    """Bytes of the attention masks: one for global and one for sliding layers, and its copy as numbers."""
-    sequences = -(-setting.tokens // setting.sequence)
+    """Bytes of the attention masks that all layers share: one for global and one for sliding layers."""
     kinds = 2 if model.sliding_window else 1
-    return sequences * setting.sequence**2 * (kinds + setting.activation_bytes)
+    width = setting.activation_bytes if model.rules.attention == "eager" else 1
+    return setting.tokens * setting.sequence * kinds * width
 
 
 def activations(model: GemmaModel, setting: Setting) -> int:
-    """Bytes kept for the backward pass and its workspace; checkpointing keeps layer inputs and one layer at a time."""
+    """Bytes kept for the backward pass, and what its workspace takes beyond the logits, which are free by then.
+
+    Checkpointing keeps the layers' inputs and one layer at a time.
+    """
     per_layer = [layer_activations(model, setting, layer) for layer in range(model.layers)]
-    fixed = workspace(model, setting) + masks(model, setting) + autocast_copies(model, setting)
-    if not setting.checkpointing:
-        return sum(per_layer) + fixed
-    streams = max(1, model.altup_inputs)
-    inputs = setting.tokens * model.hidden * streams * setting.activation_bytes * model.layers
-    return inputs + max(per_layer) + fixed
+    kept = sum(per_layer)
+    if setting.checkpointing:
+        streams = max(1, model.altup_inputs)
+        inputs = setting.tokens * model.hidden * streams * setting.activation_bytes * model.layers
+        kept = min(kept, inputs + max(per_layer))
+    kept += masks(model, setting) + autocast_copies(model, setting)
+    if setting.device == "cpu":
+        kept = int(kept * (1 + HEAP_HOLES))
+    return kept + max(0, workspace(model, setting) - logits(model, setting))
 
 
 def logits(model: GemmaModel, setting: Setting) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
@@ -112,17 +113,9 @@ class DecoderShape:
             found.append(Matrix("modality_router", self.hidden, self.altup_inputs))
         return found
 
-    def matrices(self) -> list[Matrix]:
+    def matrices(self) -> tuple[Matrix, ...]:
         """All linear modules of the decoder, equal ones counted together; not the embeddings, not fused experts."""
-        counts: dict[Matrix, int] = {}
-        for layer in range(self.layers):
-            for matrix in self.layer_matrices(layer):
-                counts[matrix] = counts.get(matrix, 0) + 1
-        if self.ple_width:
-            counts[Matrix("per_layer_model_projection", self.hidden, self.layers * self.ple_width)] = 1
-        if self.altup_inputs:
-            counts[Matrix("altup_projections", self.hidden, self.hidden)] = 2 * (self.altup_inputs - 1)
-        return [Matrix(m.name, m.inputs, m.outputs, count) for m, count in counts.items()]
+        return _matrices(self)
 
     @property
     def embedding(self) -> int:
@@ -183,6 +176,19 @@ class DecoderShape:
                 magnitude = matrix.outputs if dora else 0
                 total += matrix.count * (rank * (matrix.inputs + matrix.outputs) + magnitude)
         return total
+
+
+@lru_cache(maxsize=128)
+def _matrices(shape: DecoderShape) -> tuple[Matrix, ...]:
+    counts: dict[Matrix, int] = {}
+    for layer in range(shape.layers):
+        for matrix in shape.layer_matrices(layer):
+            counts[matrix] = counts.get(matrix, 0) + 1
+    if shape.ple_width:
+        counts[Matrix("per_layer_model_projection", shape.hidden, shape.layers * shape.ple_width)] = 1
+    if shape.altup_inputs:
+        counts[Matrix("altup_projections", shape.hidden, shape.hidden)] = 2 * (shape.altup_inputs - 1)
+    return tuple(Matrix(m.name, m.inputs, m.outputs, count) for m, count in counts.items())
 
 
 def siglip_parameters(

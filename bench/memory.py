@@ -1,0 +1,180 @@
+"""Peak host memory of the trainer on a CPU against the planner's estimate, on the real Gemma 3 270M.
+
+`python -m bench.memory` runs one trainer process for each setting and writes bench/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gemmatune_api import catalog, fit
+from gemmatune_api.defaults import resolve
+from gemmatune_api.messages import PrepareResult, from_text
+from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
+from gemmatune_api.runconfig import RunIdentity, build
+from gemmatune_api.spec import FineTuneSpec, MethodKind
+from gemmatune_api.status import PlanMemory
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+STEPS = 2
+"""The optimizer's state exists from the end of the first step on."""
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: rows of exactly `length` tokens, `rows` of them in a forward pass."""
+
+    method: MethodKind
+    rows: int
+    length: int
+    checkpointing: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.rows} x {self.length}{', checkpointing' if self.checkpointing else ''}"
+
+
+SETTINGS = (
+    Setting("lora", 1, 128),
+    Setting("lora", 4, 128),
+    Setting("lora", 1, 512),
+    Setting("lora", 4, 512),
+    Setting("qlora", 1, 128),
+    Setting("qlora", 4, 512),
+)
+"""Two lengths, two batches, both methods."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a run took and what was planned, in bytes."""
+
+    setting: Setting
+    peak: int
+    plan: PlanMemory
+
+    @property
+    def error(self) -> float:
+        """The estimate's error as a share of the peak: positive where more was planned than used."""
+        return self.plan.total / self.peak - 1
+
+
+class RunFailed(Exception):
+    """A trainer process ended with an error."""
+
+
+def measure(setting: Setting, model: Path, steps: int = STEPS) -> Measurement:
+    """Runs prepare and train as processes of their own; the peak is the resident size that the kernel noted of train.
+
+    Raises:
+        RunFailed: a process ended with an error, or the rows have another length than asked for.
+    """
+    with tempfile.TemporaryDirectory(prefix="gemmatune-memory-") as folder:
+        work = Path(folder)
+        spec = _spec(setting, model, work, steps)
+        found = catalog.by_name("gemma-3-270m")
+        if found is None:
+            raise RunFailed("the catalog has no gemma-3-270m")
+        plan = fit.plan(spec, found, rows=setting.rows * steps, longest=setting.length)
+        config = build(spec, RunIdentity(name="memory", namespace="bench", uid=work.name), 1, plan)
+        environment = {
+            **os.environ,
+            ENV_RUN: config.to_env(),
+            ENV_CACHE: str(work / "cache"),
+            ENV_TERMINATION_LOG: str(work / "message.json"),
+            ENV_STATUS_FILE: str(work / "status.json"),
+        }
+        _run("prepare", environment, work)
+        result = from_text((work / "message.json").read_text(), PrepareResult)
+        if result is None or result.data is None or result.data.longest != setting.length:
+            raise RunFailed(f"rows of {setting.length} tokens were asked for, prepare found {result}")
+        return Measurement(setting, _run("train", environment, work), plan.memory)
+
+
+def _spec(setting: Setting, model: Path, work: Path, steps: int) -> FineTuneSpec:
+    """The resource of a run; every token is labelled, which is the worst case for the head."""
+    # One token a word: with <bos> before and <eos> after, a row of `length` tokens has `length - 2` words.
+    text = " ".join(["word"] * (setting.length - 2))
+    data = work / "data.jsonl"
+    data.write_text((json.dumps({"text": text}) + "\n") * (setting.rows * steps))
+    return resolve(
+        FineTuneSpec.model_validate(
+            {
+                "model": {"uri": model.as_uri()},
+                "dataset": {"uri": data.as_uri(), "text": {"template": "{text}"}, "maxLength": setting.length},
+                "output": {"uri": (work / "out").as_uri()},
+                "accelerator": {"cpu": {}},
+                setting.method: {},
+                "training": {
+                    "maxSteps": steps,
+                    "globalBatchSize": setting.rows,
+                    "microBatchSize": setting.rows,
+                    "gradientCheckpointing": setting.checkpointing,
+                },
+                "samples": {"prompts": ["Quote: Imagination is"], "maxNewTokens": 8},
+            }
+        )
+    )
+
+
+def _run(role: str, environment: Mapping[str, str], work: Path) -> int:
+    """Runs a role to its end; the largest resident size of its process in bytes."""
+    with (work / f"{role}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gemmatune_trainer", role], env=dict(environment), stdout=log, stderr=log, cwd=work
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RunFailed(f"{role} ended with {process.returncode}:\n{(work / f'{role}.log').read_text()[-2000:]}")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _table(measurements: list[Measurement]) -> str:
+    lines = [f"{'setting':24} {'measured':>10} {'planned':>10} {'error':>7}"]
+    for item in measurements:
+        planned, peak = item.plan.total / MIB, item.peak / MIB
+        lines.append(f"{item.setting!s:24} {peak:6.0f} MiB {planned:6.0f} MiB {item.error:+7.1%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures every setting, prints a table and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="folder of the Gemma 3 270M; default: the demo's")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    model = arguments.model
+    if model is None:
+        from gemmatune_cli.local.model import gemma_3_270m
+
+        model = gemma_3_270m(print)
+    measurements = []
+    for setting in SETTINGS:
+        measurements.append(measure(setting, model))
+        print(_table(measurements[-1:]), flush=True)
+    print(_table(measurements))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    rows = [
+        {**asdict(item.setting), "peak": item.peak, "plan": item.plan.model_dump(by_alias=True)}
+        for item in measurements
+    ]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    document = {"commit": commit, "date": today, "machine": machine, "measurements": rows}
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
