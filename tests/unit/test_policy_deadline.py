@@ -1,0 +1,67 @@
+"""deadline: training time over all attempts, and the wait of one attempt."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from gemmatune_api.names import ANNOTATION_RETRY, Reason
+from gemmatune_api.status import Timers
+from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.policies.deadline import pending, training
+from tests.support.situations import NOW, attempt, decision, job, pod, resource, situation
+
+LIMITED = {"limits": {"deadline": "1h", "pendingDeadline": "30m"}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "ends"),
+    [(0, 3599, False), (0, 3600, True), (3000, 599, False), (3000, 600, True), (4000, 0, True)],
+)
+def test_training_time_is_summed(before: float, now: int, ends: bool) -> None:
+    seen = situation(resource(LIMITED), now=NOW + timedelta(seconds=now))
+    current = attempt(training_time=rfc3339(NOW))
+    found = training(seen, decision(timers=Timers(active_seconds=before)), current, job())
+    assert (found.cause is not None) == ends
+    if found.cause is not None:
+        assert found.cause.reason is Reason.DEADLINE_EXCEEDED
+        assert "1h" in found.cause.message
+        assert ANNOTATION_RETRY in found.cause.remedy
+    else:
+        assert found.wake == 3600 - before - now
+
+
+def test_waiting_does_not_count() -> None:
+    late = situation(resource(LIMITED), now=NOW + timedelta(days=9))
+    assert training(late, decision(), attempt(), job()).cause is None
+
+
+def test_no_deadline_by_default() -> None:
+    late = situation(now=NOW + timedelta(days=9))
+    assert training(late, decision(), attempt(training_time=rfc3339(NOW)), job()).cause is None
+
+
+@pytest.mark.parametrize(("waited", "ends"), [(1799, False), (1800, True)])
+def test_pending_deadline(waited: int, ends: bool) -> None:
+    seen = situation(resource(LIMITED), now=NOW + timedelta(seconds=waited))
+    waits = job("quotes-t1", pod(phase="Pending", scheduled=False, unscheduled_message="0/3 nodes"))
+    found = pending(seen, waits, NOW)
+    assert (found.cause is not None) == ends
+    if found.cause is not None:
+        assert found.cause.reason is Reason.DEADLINE_EXCEEDED
+        assert "Unschedulable: 0/3 nodes" in found.cause.message
+        assert ANNOTATION_RETRY in found.cause.remedy
+    else:
+        assert found.wake == 1
+
+
+def test_a_running_attempt_does_not_wait() -> None:
+    late = situation(resource(LIMITED), now=NOW + timedelta(days=9))
+    assert pending(late, job("quotes-t1", pod()), NOW).cause is None
+    assert pending(late, job(), None).cause is None
+
+
+def test_pending_deadline_is_a_day_by_default() -> None:
+    assert pending(situation(now=NOW + timedelta(hours=23, minutes=59)), job(), NOW).cause is None
+    assert pending(situation(now=NOW + timedelta(hours=24)), job(), NOW).cause is not None

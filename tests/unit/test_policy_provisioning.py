@@ -1,0 +1,64 @@
+"""provisioning: spot until preemptions or waiting speak against it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from gemmatune_api.names import Reason
+from gemmatune_api.status import BudgetBase, Counters, Timers
+from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.policies.provisioning import mode, no_spot_node
+from tests.support.situations import NOW, attempt, decision, job, pod, resource, situation
+
+SPOT = {"provisioning": {"mode": "spot", "fallback": {"afterPreemptions": 2, "afterPending": "10m"}}}
+
+
+def test_on_demand_stays_on_demand() -> None:
+    assert mode(situation(), decision(counters=Counters(preemptions=9))) == "onDemand"
+
+
+@pytest.mark.parametrize(("preemptions", "base", "expected"), [(0, 0, "spot"), (1, 0, "spot"), (2, 0, "onDemand"),
+                                                              (3, 0, "onDemand"), (3, 2, "spot"), (4, 2, "onDemand")])  # fmt: skip
+def test_after_preemptions(preemptions: int, base: int, expected: str) -> None:
+    found = decision(counters=Counters(preemptions=preemptions), budget_base=BudgetBase(preemptions=base))
+    assert mode(situation(resource(SPOT)), found) == expected
+
+
+def test_after_waiting_in_vain() -> None:
+    waited = attempt(provisioning="spot", end_time=rfc3339(NOW), reason=Reason.CAPACITY_UNAVAILABLE)
+    assert mode(situation(resource(SPOT)), decision(waited)) == "onDemand"
+
+
+def test_defaults_fall_back_after_three() -> None:
+    raw = resource({"provisioning": {"mode": "spot"}})
+    assert mode(situation(raw), decision(counters=Counters(preemptions=2))) == "spot"
+    assert mode(situation(raw), decision(counters=Counters(preemptions=3))) == "onDemand"
+
+
+@pytest.mark.parametrize(("waited", "ends"), [(0, False), (599, False), (600, True), (6000, True)])
+def test_no_spot_node(waited: int, ends: bool) -> None:
+    since = rfc3339(NOW)
+    seen = situation(resource(SPOT), now=NOW + timedelta(seconds=waited))
+    pending = job("quotes-t1", pod(phase="Pending", scheduled=False, unscheduled_message="0/3 nodes"))
+    found = no_spot_node(
+        seen, decision(timers=Timers(pending_since=since)), attempt(provisioning="spot"), pending
+    )
+    if ends:
+        assert found.cause is not None
+        assert found.cause.reason is Reason.CAPACITY_UNAVAILABLE
+        assert "10m" in found.cause.message
+        assert "0/3 nodes" in found.cause.message
+    else:
+        assert found.cause is None
+        assert found.wake == 600 - waited
+
+
+def test_only_waiting_spot_attempts_end() -> None:
+    late = situation(resource(SPOT), now=NOW + timedelta(days=1))
+    timers = Timers(pending_since=rfc3339(NOW))
+    assert no_spot_node(late, decision(timers=timers), attempt(provisioning="onDemand"), job()).cause is None
+    assert no_spot_node(late, decision(timers=Timers()), attempt(provisioning="spot"), job()).cause is None
+    plain = situation(now=NOW + timedelta(days=1))
+    assert no_spot_node(plain, decision(timers=timers), attempt(provisioning="spot"), job()).cause is None

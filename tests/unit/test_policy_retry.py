@@ -1,0 +1,244 @@
+"""retry: what follows each cause, with which budget, backoff, memory and batch; and trying again on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
+from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
+from gemmatune_operator.diagnose import Cause, cause, ended
+from gemmatune_operator.observe import Machine
+from gemmatune_operator.policies import retry
+from tests.support.situations import (
+    GIB,
+    attempt,
+    decision,
+    ended_pod,
+    failed_job,
+    job,
+    plan,
+    resource,
+    said,
+    situation,
+)
+
+
+def after(why: Cause, *, counters: Counters | None = None, base: BudgetBase | None = None, **own: Any) -> retry.Verdict:
+    """The verdict on attempt 1 that ended by this cause."""
+    status: dict[str, Any] = {"counters": counters or Counters(attempts=1), "budget_base": base}
+    first = attempt(**{key: value for key, value in own.items() if key in ("provisioning", "overrides")})
+    found = decision(first, **status, **({"plan": own["plan"]} if "plan" in own else {}))
+    spec = {"limits": {"maxRetries": 2, "maxPreemptions": 3}}
+    seen = situation(resource(spec), machines=own.get("machines"))
+    return retry.verdict(seen, found, first, own.get("job"), why)
+
+
+COUNTED = (
+    Reason.HOST_OUT_OF_MEMORY, Reason.DISK_FULL, Reason.STALLED, Reason.KILLED, Reason.STORAGE_UNAVAILABLE,
+    Reason.HUB_UNAVAILABLE, Reason.CRASHED, Reason.JOB_VANISHED, Reason.POD_LOST, Reason.RESULT_MISSING,
+)  # fmt: skip
+FREE = (Reason.PREEMPTED, Reason.NODE_LOST, Reason.POD_REJECTED, Reason.INTERRUPTED)
+FATAL = (
+    Reason.INVALID_CONFIG, Reason.ACCESS_DENIED, Reason.DATA_INVALID, Reason.OUTPUT_IN_USE, Reason.LOSS_DIVERGED,
+    Reason.DEADLINE_EXCEEDED,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", COUNTED)
+def test_counted(reason: Reason) -> None:
+    found = after(cause(reason))
+    assert (found.again, found.counted) == (True, True)
+    assert (found.counters.retries, found.counters.preemptions) == (1, 0)
+    assert found.counters.stalls == (1 if reason is Reason.STALLED else 0)
+    last = after(cause(reason), counters=Counters(attempts=3, retries=2))
+    assert (last.again, last.counters.retries) == (False, 2)
+    assert "limits.maxRetries (2)" in last.message
+
+
+@pytest.mark.parametrize("reason", FREE)
+def test_free(reason: Reason) -> None:
+    found = after(cause(reason), counters=Counters(attempts=3, retries=2))
+    assert (found.again, found.counted) == (True, False)
+    assert (found.counters.retries, found.counters.preemptions) == (2, 1)
+    last = after(cause(reason), counters=Counters(attempts=4, preemptions=3))
+    assert not last.again
+    assert "limits.maxPreemptions (3)" in last.message
+
+
+@pytest.mark.parametrize("reason", FATAL)
+def test_fatal(reason: Reason) -> None:
+    found = after(cause(reason, "said so"))
+    assert (found.again, found.counted, found.message) == (False, False, "said so")
+    assert found.counters == Counters(attempts=1)
+
+
+def test_budgets_start_anew_after_a_retry_on_demand() -> None:
+    used = Counters(attempts=3, retries=2, preemptions=3, out_of_memory=3)
+    base = BudgetBase(retries=2, preemptions=3, out_of_memory=3)
+    assert after(cause(Reason.KILLED), counters=used, base=base).again
+    assert after(cause(Reason.PREEMPTED), counters=used, base=base).again
+    assert after(cause(Reason.ACCELERATOR_OUT_OF_MEMORY), counters=used, base=base).again
+
+
+@pytest.mark.parametrize("reason", [Reason.JOB_VANISHED, Reason.POD_LOST])
+def test_what_vanishes_on_spot_was_preempted(reason: Reason) -> None:
+    found = after(cause(reason), provisioning="spot")
+    assert (found.counted, found.counters.preemptions, found.counters.retries) == (False, 1, 0)
+    assert after(cause(Reason.CRASHED), provisioning="spot").counted
+
+
+def test_no_spot_node_is_no_preemption() -> None:
+    found = after(cause(Reason.CAPACITY_UNAVAILABLE), provisioning="spot")
+    assert (found.again, found.counted, found.counters) == (True, False, Counters(attempts=1))
+
+
+def test_backoff_grows_and_is_deterministic() -> None:
+    delays = [retry.backoff("uid", 3, failures) for failures in range(8)]
+    assert delays == [retry.backoff("uid", 3, failures) for failures in range(8)]
+    assert all(8 <= delay <= 360 for delay in delays)
+    assert delays[1] == pytest.approx(2 * delays[0])
+    assert delays[7] == delays[6] == pytest.approx(delays[0] * 30)
+    assert len({retry.backoff(f"uid-{i}", 1, 0) for i in range(50)}) == 50
+
+
+def test_only_some_causes_back_off() -> None:
+    for reason in COUNTED + FREE:
+        assert (after(cause(reason)).delay > 0) == (reason in retry.BACKS_OFF), reason
+    second = after(cause(Reason.CRASHED), counters=Counters(attempts=1, retries=1))
+    assert second.delay > after(cause(Reason.CRASHED)).delay
+
+
+OOM = cause(Reason.ACCELERATOR_OUT_OF_MEMORY)
+
+
+def test_downshifts_halve_the_batch() -> None:
+    found = after(OOM)
+    assert (found.again, found.counted, found.counters.out_of_memory) == (True, False, 1)
+    assert found.overrides == Overrides(micro_batch_size=2)
+    again = after(OOM, counters=Counters(attempts=2, out_of_memory=1), overrides=found.overrides)
+    assert again.overrides == Overrides(micro_batch_size=1)
+
+
+def test_then_checkpointing_then_nothing() -> None:
+    used = Counters(attempts=3, out_of_memory=1)
+    found = after(OOM, counters=used, overrides=Overrides(micro_batch_size=1))
+    assert found.overrides == Overrides(micro_batch_size=1, gradient_checkpointing=True)
+    last = after(OOM, counters=used, overrides=found.overrides)
+    assert not last.again
+    assert last.counters == used
+    planned = plan(micro_batch_size=1, accumulation=16, gradient_checkpointing=True)
+    assert not after(OOM, plan=planned).again
+
+
+def test_the_third_downshift_does_both_and_is_the_last() -> None:
+    planned = plan(micro_batch_size=16, accumulation=1)
+    third = after(
+        OOM, counters=Counters(attempts=3, out_of_memory=2), overrides=Overrides(micro_batch_size=4), plan=planned
+    )
+    assert third.overrides == Overrides(micro_batch_size=2, gradient_checkpointing=True)
+    assert not after(OOM, counters=Counters(attempts=4, out_of_memory=3), plan=planned).again
+
+
+def test_a_halved_batch_divides_the_step() -> None:
+    planned = plan(micro_batch_size=6, accumulation=2)
+    assert after(OOM, plan=planned).overrides == Overrides(micro_batch_size=3)
+    planned = plan(micro_batch_size=5, accumulation=3)
+    assert after(OOM, plan=planned).overrides == Overrides(micro_batch_size=1)
+
+
+def test_more_memory() -> None:
+    why = ended(failed_job(137, termination_reason="OOMKilled"))
+    assert why is not None
+    limited = job("quotes-t1", ended_pod(137), memory=10 * GIB)
+    free = after(why, job=limited)
+    assert free.overrides == Overrides(memory=15 * GIB)
+    machines = {"n1": Machine(memory=12 * GIB)}
+    assert after(why, job=limited, machines=machines).overrides == Overrides(memory=int(12 * GIB * 0.9))
+    full = after(why, job=limited, machines={"n1": Machine(memory=11 * GIB)})
+    assert full.again
+    assert full.overrides in (None, Overrides())
+    unlimited = after(why, job=job("quotes-t1", ended_pod(137)))
+    assert unlimited.overrides in (None, Overrides())
+
+
+def test_more_disk() -> None:
+    why = ended(failed_job(13))
+    assert why is not None
+    limited = job("quotes-t1", memory=10 * GIB, ephemeral_storage=20 * GIB)
+    found = after(why, job=limited)
+    assert found.overrides == Overrides(ephemeral_storage=30 * GIB)
+    machines = {"n1": Machine(ephemeral_storage=25 * GIB)}
+    assert after(why, job=limited, machines=machines).overrides == Overrides(ephemeral_storage=int(22.5 * GIB))
+
+
+def test_what_was_granted_is_carried_on() -> None:
+    granted = Overrides(memory=15 * GIB, micro_batch_size=2)
+    used = Counters(attempts=3, out_of_memory=1)
+    assert after(cause(Reason.PREEMPTED), counters=used, overrides=granted).overrides == granted
+    assert after(cause(Reason.KILLED), counters=used, overrides=granted).overrides == granted
+    another_plan = BudgetBase(out_of_memory=1)
+    kept = after(cause(Reason.KILLED), counters=used, base=another_plan, overrides=granted).overrides
+    assert kept == Overrides(memory=15 * GIB), "downshifts belong to the plan they were made for"
+
+
+def test_remedies_of_the_end() -> None:
+    bad_data = ended(failed_job(12))
+    killed = cause(Reason.KILLED)
+    assert bad_data is not None
+    before, later = retry.final_remedy(bad_data, started=False), retry.final_remedy(bad_data, started=True)
+    assert ANNOTATION_RETRY not in before
+    assert "new resource with another output.uri" in later
+    assert ANNOTATION_RETRY in retry.final_remedy(killed, started=True)
+    assert ANNOTATION_RETRY in retry.final_remedy(cause(Reason.ACCESS_DENIED), started=False)
+    assert retry.final_remedy(cause(Reason.DEADLINE_EXCEEDED), started=True).count(ANNOTATION_RETRY) == 1
+    memory = retry.final_remedy(OOM, started=True)
+    assert "accelerator" in memory
+    assert ANNOTATION_RETRY in memory
+    own = ended(failed_job(21, termination_message='{"message": "nan", "remedy": "Lower it."}'))
+    assert own is not None
+    assert retry.final_remedy(own, started=True) == "Lower it."
+
+
+FAILED = (ConditionType.FAILED, ConditionType.FINISHED)
+
+
+def demanded(raw: Any, **status: Any) -> Any:
+    return retry.on_demand(situation(raw), decision(attempt(end_time="2026-03-01T12:00:00Z"), true=FAILED, **status))
+
+
+def test_on_demand_needs_a_new_value() -> None:
+    asked = resource(annotations={ANNOTATION_RETRY: "2"})
+    assert demanded(asked, observed_retry="2").settled
+    found = demanded(asked, observed_retry="1", counters=Counters(attempts=4, retries=3, preemptions=2))
+    assert not found.settled
+    assert said(found, ConditionType.FAILED) == ("False", "Retrying")
+    assert said(found, ConditionType.FINISHED) == ("False", "Retrying")
+    assert found.status.observed_retry == "2"
+    assert found.status.budget_base == BudgetBase(retries=3, preemptions=2)
+    assert demanded(resource(), observed_retry=None).settled
+
+
+def test_a_correction_counts_before_the_first_attempt() -> None:
+    changed = resource(generation=2)
+    assert demanded(changed).settled, "with an attempt, the spec is fixed"
+    prepared = JobRecord(number=1, job="quotes-p1", generation=1)
+    fresh = decision(true=FAILED, prepare=prepared)
+    assert retry.on_demand(situation(resource(generation=1)), fresh).settled
+    found = retry.on_demand(situation(changed), fresh)
+    assert not found.settled
+    assert found.status.prepare.generation is None  # type: ignore[union-attr]
+
+
+def test_a_refused_spec_may_be_corrected_later_too() -> None:
+    refused = decision(attempt(end_time="2026-03-01T12:00:00Z"), true=FAILED)
+    broken = refused.condition(situation(), ConditionType.ACCEPTED, False, Reason.INVALID_SPEC, "no")
+    assert not retry.on_demand(situation(resource(generation=2)), broken).settled
+
+
+def test_succeeded_is_the_end_and_running_is_none_of_its_business() -> None:
+    succeeded = decision(attempt(), true=(ConditionType.SUCCEEDED,))
+    assert retry.on_demand(situation(), succeeded).settled
+    running = decision(attempt())
+    assert retry.on_demand(situation(resource(annotations={ANNOTATION_RETRY: "9"})), running) == running
