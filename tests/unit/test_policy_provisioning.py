@@ -19,8 +19,10 @@ def test_on_demand_stays_on_demand() -> None:
     assert mode(situation(), decision(counters=Counters(preemptions=9))) == "onDemand"
 
 
-@pytest.mark.parametrize(("preemptions", "base", "expected"), [(0, 0, "spot"), (1, 0, "spot"), (2, 0, "onDemand"),
-                                                              (3, 0, "onDemand"), (3, 2, "spot"), (4, 2, "onDemand")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("preemptions", "base", "expected"),
+    [(0, 0, "spot"), (1, 0, "spot"), (2, 0, "onDemand"), (3, 0, "onDemand"), (3, 2, "spot"), (4, 2, "onDemand")],
+)
 def test_after_preemptions(preemptions: int, base: int, expected: str) -> None:
     found = decision(counters=Counters(preemptions=preemptions), budget_base=BudgetBase(preemptions=base))
     assert mode(situation(resource(SPOT)), found) == expected
@@ -42,9 +44,7 @@ def test_no_spot_node(waited: int, ends: bool) -> None:
     since = rfc3339(NOW)
     seen = situation(resource(SPOT), now=NOW + timedelta(seconds=waited))
     pending = job("quotes-t1", pod(phase="Pending", scheduled=False, unscheduled_message="0/3 nodes"))
-    found = no_spot_node(
-        seen, decision(timers=Timers(pending_since=since)), attempt(provisioning="spot"), pending
-    )
+    found = no_spot_node(seen, decision(timers=Timers(pending_since=since)), attempt(provisioning="spot"), pending)
     if ends:
         assert found.cause is not None
         assert found.cause.reason is Reason.CAPACITY_UNAVAILABLE

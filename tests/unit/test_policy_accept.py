@@ -1,0 +1,200 @@
+"""accept: refusals with path and remedy, the plan, and who may write to an output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gemmatune_api.names import ConditionType, Reason
+from gemmatune_api.status import Counters, DataStatus, FineTuneStatus, JobRecord
+from gemmatune_operator.decision import Decision, Situation
+from gemmatune_operator.observe import JobView
+from gemmatune_operator.policies.accept import accept, model_of, rival_of
+from tests.support.play import PREPARED
+from tests.support.situations import attempt, decision, ended_pod, job, plan, resource, said, situation
+
+NEW = Decision(status=FineTuneStatus())
+A = ConditionType.ACCEPTED
+
+
+def test_accepted_with_plan_and_resolved_defaults() -> None:
+    found = accept(situation(), NEW)
+    assert said(found, A) == ("True", "Valid")
+    assert not found.settled
+    status = found.status
+    assert status.plan is not None
+    assert status.plan.verdict == "fits"
+    assert status.resolved is not None
+    assert status.resolved["qlora"]["rank"] == 8
+    assert status.summary is not None
+    assert (status.summary.model, status.summary.method, status.summary.accelerator) == (
+        "gemma-2-2b",
+        "qlora r8",
+        "1x nvidia-l4",
+    )
+    assert "qlora r8 of gemma-2-2b on 1x nvidia-l4: fits" in status.conditions[0].message
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "path"),
+    [
+        ({"training": {"maxSteps": 0}}, Reason.INVALID_SPEC, "spec.training.maxSteps"),
+        ({"dataset": None}, Reason.INVALID_SPEC, "spec.dataset"),
+        ({"surprise": 1}, Reason.INVALID_SPEC, "spec.surprise"),
+        ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}, None, "spec.accelerator.tpu"),
+        ({"tracking": {"tensorboard": True}}, Reason.NOT_SUPPORTED_YET, "spec.tracking.tensorboard"),
+    ],
+)
+def test_refused(spec: dict[str, Any], reason: Reason | None, path: str) -> None:
+    found = accept(situation(resource(spec)), NEW)
+    assert found.settled
+    for kind, value in ((A, "False"), (ConditionType.FAILED, "True"), (ConditionType.FINISHED, "True")):
+        condition = said(found, kind)
+        assert condition is not None
+        assert condition[0] == value
+        assert reason is None or condition[1] == reason
+    message = found.status.conditions[0].message
+    assert path in message
+    assert found.remedies[A]
+
+
+def test_a_contradiction_is_told_before_a_missing_feature() -> None:
+    found = accept(situation(resource({"tracking": {"tensorboard": True}, "training": {"maxSteps": 0}})), NEW)
+    assert said(found, A) == ("False", "InvalidSpec")
+
+
+def test_does_not_fit() -> None:
+    spec = {"model": {"uri": "hf://google/gemma-2-27b"}, "lora": {}}
+    found = accept(situation(resource(spec)), NEW)
+    assert said(found, A) == ("False", "DoesNotFit")
+    assert said(found, ConditionType.FAILED) == ("True", "DoesNotFit")
+    assert found.remedies[A].startswith("One of: ")
+
+
+def test_a_spec_that_no_trainer_can_read() -> None:
+    """Every dollar sign takes six bytes on its way to the trainer."""
+    text = {"template": "{quote}" + "$" * 15000}
+    found = accept(situation(resource({"dataset": {"uri": "gs://bucket/rows.jsonl", "text": text}})), NEW)
+    assert said(found, A) == ("False", "InvalidSpec")
+    assert "65536" in found.status.conditions[0].message
+
+
+def test_an_unknown_model_is_planned_later() -> None:
+    found = accept(situation(resource({"model": {"uri": "gs://bucket/our-own"}})), NEW)
+    assert said(found, A) == ("True", "Valid")
+    assert found.status.plan is None
+    assert "planned after preparation" in found.status.conditions[0].message
+
+
+def test_asked_once_per_generation() -> None:
+    settled = decision(plan=plan(micro_batch_size=1))
+    assert accept(situation(), settled) is settled
+    again = accept(situation(resource(generation=2)), settled)
+    assert again.status.plan != settled.status.plan
+
+
+def test_a_running_attempt_keeps_its_plan() -> None:
+    running = decision(attempt(), plan=plan(micro_batch_size=1))
+    found = accept(situation(resource(generation=2)), running)
+    assert found.status.plan == running.status.plan
+    assert said(found, A) == ("True", "Valid")
+
+
+def test_another_plan_starts_a_new_budget_of_downshifts() -> None:
+    used = Counters(attempts=3, out_of_memory=3)
+    stopped = decision(attempt(end_time="2026-03-01T12:00:00Z"), counters=used)
+    found = accept(situation(resource(generation=2)), stopped)
+    assert found.status.budget_base is not None
+    assert found.status.budget_base.out_of_memory == 3
+    same = accept(situation(resource(generation=3)), found.update(observed_generation=2))
+    assert same.status.budget_base == found.status.budget_base
+
+
+def test_a_running_attempt_outlives_a_broken_spec() -> None:
+    """It goes on with the last valid spec; Failed comes with its end."""
+    resolved = accept(situation(), NEW).status.resolved
+    running = decision(attempt(), resolved=resolved)
+    raw = resource({"training": {"maxSteps": 0}, "suspend": True}, status=running.status.model_dump(by_alias=True))
+    seen = situation(raw)
+    found = accept(seen, running)
+    assert said(found, A) == ("False", "InvalidSpec")
+    assert said(found, ConditionType.FAILED) is None
+    assert not found.settled
+    assert seen.spec.suspend, "suspend is obeyed all the same"
+    assert (seen.spec.training.max_steps if seen.spec.training else None) == 100
+
+
+# --- what prepare found ---
+
+
+def prepared_situation(shape_of: str, generation: int = 1) -> tuple[Situation, Decision]:
+    message = json.dumps(PREPARED)
+    done: JobView = job("quotes-p1", ended_pod(0, termination_message=message), complete=True)
+    record = JobRecord(number=1, job="quotes-p1", generation=1)
+    data = DataStatus(rows=320, longest=90)
+    raw = resource({"model": {"uri": shape_of}}, generation=generation)
+    return situation(raw, jobs=[done]), decision(prepare=record, data=data)
+
+
+def test_the_model_is_what_prepare_found() -> None:
+    model = model_of(*prepared_situation("gs://bucket/our-own"))
+    assert model is not None
+    assert model.name == "gemma-2-2b"
+
+
+def test_an_outdated_preparation_says_nothing() -> None:
+    assert model_of(*prepared_situation("gs://bucket/another", generation=2)) is None
+    model = model_of(*prepared_situation("hf://google/gemma-3-270m", generation=2))
+    assert model is not None
+    assert model.name == "gemma-3-270m"
+
+
+# --- one output, one run ---
+
+
+def rival(name: str = "other", uri: str = "gs://bucket/quotes", **fields: Any) -> dict[str, Any]:
+    status = fields.pop("status", {})
+    meta = {"creationTimestamp": "2026-03-01T11:00:00Z", "uid": "uid-0", **fields}
+    return resource({"output": {"uri": uri}}, status=status) | {"metadata": {"name": name, **meta}}
+
+
+def test_the_second_owner_waits() -> None:
+    found = accept(situation(rivals=(rival(),)), NEW)
+    assert said(found, A) == ("False", "OutputInUse")
+    assert said(found, ConditionType.FAILED) is None
+    assert found.settled
+    assert found.wake is not None
+    assert "other" in found.status.conditions[0].message
+    assert "other" in found.remedies[A]
+
+
+LATER = {"creationTimestamp": "2026-03-01T13:00:00Z"}
+FINISHED = {"conditions": [{"type": "Finished", "status": "True"}]}
+
+
+@pytest.mark.parametrize(
+    ("other", "mine", "conflict"),
+    [
+        (rival(), None, True),
+        (rival(uri="gs://bucket/quotes/"), None, True),
+        (rival(uri="gs://bucket/quotes2"), None, False),
+        (rival(deletionTimestamp="2026-03-01T11:30:00Z"), None, False),
+        (rival(**LATER), None, False),
+        (rival(creationTimestamp="2026-03-01T12:00:00Z", uid="uid-0"), None, True),
+        (rival(creationTimestamp="2026-03-01T12:00:00Z", uid="uid-2"), None, False),
+        (rival(**LATER, status={"attempts": [{"number": 1}]}), None, True),
+        (rival(**LATER, status={"prepare": {"number": 1}}), None, True),
+        (rival(status=FINISHED), None, True),
+        (rival(status=FINISHED), {"output": {"uri": "gs://bucket/quotes", "overwrite": True}}, False),
+        (rival(), {"output": {"uri": "gs://bucket/quotes", "overwrite": True}}, True),
+    ],
+)
+def test_who_is_second(other: dict[str, Any], mine: dict[str, Any] | None, conflict: bool) -> None:
+    assert (rival_of(situation(resource(mine), rivals=(other,))) == "other") == conflict
+
+
+def test_who_has_begun_is_not_asked_again() -> None:
+    begun = decision(attempt(), observed_generation=0)
+    assert said(accept(situation(rivals=(rival(),)), begun), A) == ("True", "Valid")

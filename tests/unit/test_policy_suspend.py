@@ -1,0 +1,61 @@
+"""suspend: stop with a checkpoint, say so when it is true, and go on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from gemmatune_api.names import ConditionType
+from gemmatune_api.status import Counters, Timers
+from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.policies.suspend import suspend
+from tests.support.situations import NOW, attempt, decision, job, pod, resource, said, situation
+
+S, T = ConditionType.SUSPENDED, ConditionType.TRAINING
+SUSPEND = resource({"suspend": True})
+
+
+def test_nothing_to_do() -> None:
+    running = decision(attempt())
+    assert suspend(situation(), running) is running
+
+
+def test_a_running_attempt_is_closed_and_its_job_awaited() -> None:
+    began = attempt(training_time=rfc3339(NOW))
+    running = decision(began, true=(T,), counters=Counters(attempts=1), timers=Timers(active_seconds=100))
+    now = NOW + timedelta(seconds=50)
+    found = suspend(situation(SUSPEND, now=now, jobs=[job("quotes-t1", pod())]), running)
+    assert found.settled
+    assert said(found, S) == ("False", "Suspending")
+    assert said(found, T) == ("False", "Suspended")
+    closed = found.status.attempts[0]
+    assert (closed.reason, closed.counted, closed.end_time) == ("Suspended", False, rfc3339(now))
+    assert found.status.timers == Timers(active_seconds=150)
+    assert found.status.counters == Counters(attempts=1)
+
+
+def test_suspended_only_when_the_job_is_gone() -> None:
+    closed = decision(attempt(end_time=rfc3339(NOW)))
+    assert said(suspend(situation(SUSPEND, jobs=[job(deleting=True)]), closed), S) == ("False", "Suspending")
+    assert said(suspend(situation(SUSPEND), closed), S) == ("True", "Suspended")
+
+
+def test_a_preparation_is_stopped_too() -> None:
+    found = suspend(situation(SUSPEND, jobs=[job("quotes-p1")]), decision())
+    assert said(found, S) == ("False", "Suspending")
+
+
+def test_an_attempt_that_never_began_stays_recorded() -> None:
+    recorded = attempt(start_time=None)
+    found = suspend(situation(SUSPEND), decision(recorded, next_attempt_time=rfc3339(NOW)))
+    assert found.status.attempts == [recorded]
+    assert found.status.next_attempt_time is None
+    assert said(found, S) == ("True", "Suspended")
+
+
+def test_resumed() -> None:
+    suspended = suspend(situation(SUSPEND), decision(attempt(end_time=rfc3339(NOW))))
+    found = suspend(situation(), decision(conditions=suspended.status.conditions))
+    assert said(found, S) == ("False", "Resumed")
+    assert not found.settled
+    again = decision(conditions=found.status.conditions)
+    assert suspend(situation(), again) is again
