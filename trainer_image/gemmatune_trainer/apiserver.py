@@ -57,8 +57,12 @@ class ApiServer:
     def apply_status(self, namespace: str, name: str, uid: str, status: dict[str, Any]) -> None:
         """Server-side apply of the trainer's status fields: what `status` leaves out is erased there.
 
-        The uid makes a resource of the same name that came later refuse it.
+        A resource of the same name that came later is left alone. It is read first for that: the status subresource
+        does not compare the uid of what is applied (measured).
         """
+        found = self.get(namespace, name)
+        if found is None or found.get("metadata", {}).get("uid") != uid:
+            return
         identity = self._identity()
         identity["headers"]["Content-Type"] = "application/apply-patch+yaml"
         answer = self._session.patch(
