@@ -176,6 +176,19 @@ def test_a_killed_gft_leaves_its_trainer_and_the_next_one_adopts_it(gft: Gft) ->
     assert (gft.state / "jobs" / "quotes-t1" / "log").read_text().count("started") == 1
 
 
+def test_a_trainer_that_was_killed_with_its_gft_is_a_counted_retry(gft: Gft) -> None:
+    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    wait_for(gft.reached(2), "step 2")
+    process.kill()
+    process.communicate()
+    for trainer in gft.trainers():
+        trainer.kill()
+    code, output = gft.run()
+    assert code == 0, output
+    assert [attempt["reason"] for attempt in gft.status["attempts"]] == ["Killed", "Completed"]
+    assert gft.status["counters"]["retries"] == 1
+
+
 def test_a_trainer_that_ended_while_no_gft_ran_is_taken_for_what_it_left(gft: Gft) -> None:
     process = gft.start(TRAINER_STEP_SECONDS="0.05")
     wait_for(gft.reached(2), "step 2")
