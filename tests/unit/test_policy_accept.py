@@ -78,7 +78,7 @@ def test_a_spec_that_no_trainer_can_read() -> None:
     text = {"template": "{quote}" + "$" * 15000}
     found = accept(situation(resource({"dataset": {"uri": "gs://bucket/rows.jsonl", "text": text}})), NEW)
     assert said(found, A) == ("False", "InvalidSpec")
-    assert "65536" in found.status.conditions[0].message
+    assert "90385 bytes" in found.status.conditions[0].message
 
 
 def test_an_unknown_model_is_planned_later() -> None:

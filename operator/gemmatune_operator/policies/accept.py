@@ -7,9 +7,8 @@ from typing import Any
 
 from gemmatune_api import catalog, fit
 from gemmatune_api.catalog import GemmaModel
-from gemmatune_api.errors import Problem
 from gemmatune_api.names import REASONS, ConditionType, Reason
-from gemmatune_api.runconfig import RunConfig, RunConfigError, RunIdentity, build
+from gemmatune_api.runconfig import RunConfig, RunIdentity, build
 from gemmatune_api.status import DataStatus, Overrides, Plan
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
@@ -46,9 +45,6 @@ def planned(situation: Situation, decision: Decision) -> Decision:
         plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
         decision = _with_plan(decision, plan)
     decision = decision.update(summary=describe.summary(spec, model))
-    problem = _too_large(situation, plan)
-    if problem is not None:
-        return _refused(situation, decision, Reason.INVALID_SPEC, str(problem), problem.remedy)
     if plan is not None and plan.verdict == "does not fit" and open_attempt(status) is None:
         message = f"{describe.what(spec, model)} does not fit: {describe.memory(plan)}."
         return _refused(situation, decision, Reason.DOES_NOT_FIT, message, _one_of(plan.remedies))
@@ -129,14 +125,6 @@ def _with_plan(decision: Decision, plan: Plan) -> Decision:
 
 def _placement(plan: Plan) -> tuple[object, ...]:
     return (plan.backend, plan.chips, plan.memory.capacity, plan.micro_batch_size, plan.gradient_checkpointing)
-
-
-def _too_large(situation: Situation, plan: Plan | None) -> Problem | None:
-    try:
-        config_of(situation, 1, plan).to_env()
-    except RunConfigError as error:
-        return Problem("spec", str(error), "Shorten the templates, texts and prompts.")
-    return None
 
 
 def _one_of(remedies: Iterable[str]) -> str:
