@@ -24,6 +24,7 @@ GOOD: dict[str, Changes] = {
         tolerations=[{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]
     ),
     "resources": pod(resources={"requests": {"cpu": "500m", "memory": "1.5Gi"}, "limits": {"cpu": 1, "memory": "2e9"}}),
+    "a request as large as its limit": pod(resources={"requests": {"memory": "2Gi"}, "limits": {"memory": "2048Mi"}}),
     "variables": pod(
         env=[
             {"name": "A"},
