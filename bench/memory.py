@@ -27,7 +27,7 @@ from gemmatune_api.status import PlanMemory
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 STEPS = 2
-"""The optimizer's state exists from the end of the first step on."""
+"""Optimizer steps of a run: the state of the optimizer exists from the end of the first one on."""
 MIB = 1024**2
 
 

@@ -243,10 +243,23 @@ def logits(model: GemmaModel, setting: Setting) -> int:
     return min(HEAD_CHUNK, setting.tokens) * model.vocab * per_logit + hidden
 
 
+def mapped_files(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the checkpoint's pages that stay mapped on a CPU beside the weights made from them.
+
+    Weights of the files' own width are those pages; quantised ones and ones of another width are not.
+    """
+    if setting.device != "cpu":
+        return 0
+    wide = 4 if setting.method == "full" or setting.precision == "fp32" else 2
+    if wide != model.stored_bytes:
+        return model.stored_bytes * model.parameters
+    return model.stored_bytes * model.quantisable if setting.method == "qlora" else 0
+
+
 def overhead(model: GemmaModel, setting: Setting) -> int:
-    """Bytes of what is no tensor: the CUDA context and allocator, or on a CPU the runtime itself."""
+    """Bytes of what is no tensor: the CUDA context and allocator, or on a CPU the runtime and the mapped files."""
     if setting.device == "cpu":
-        return RUNTIME
+        return RUNTIME + mapped_files(model, setting)
     return CUDA_CONTEXT + loading_reserve(model, setting)
 
 
