@@ -1,0 +1,271 @@
+"""attempt: recorded first, created when its way is free, watched, closed, followed."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gemmatune_api.names import ConditionType, Reason
+from gemmatune_api.status import (
+    Artifacts,
+    CheckpointStatus,
+    Counters,
+    Overrides,
+    Progress,
+    Timers,
+)
+from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.decision import Decision
+from gemmatune_operator.observe import JobView, Refusal
+from gemmatune_operator.policies import describe
+from gemmatune_operator.policies.attempt import KEPT, attempt
+from tests.support.situations import (
+    NOW,
+    decision,
+    ended_pod,
+    failed_job,
+    job,
+    plan,
+    pod,
+    resource,
+    said,
+    situation,
+)
+from tests.support.situations import attempt as an_attempt
+
+C = ConditionType
+ONE = Counters(attempts=1)
+
+
+def created(found: Decision) -> list[str]:
+    return [item["metadata"]["name"] for item in found.create if item["kind"] == "Job"]
+
+
+def running(**fields: Any) -> Decision:
+    """An attempt that trains."""
+    own = {"start_time": rfc3339(NOW), "training_time": rfc3339(NOW), **fields.pop("attempt", {})}
+    return decision(an_attempt(**own), true=(C.TRAINING,), **{"counters": ONE, "job": "quotes-t1", **fields})
+
+
+def look(found: Decision, *jobs: JobView, seconds: float = 0, **fields: Any) -> Decision:
+    return attempt(situation(now=NOW + timedelta(seconds=seconds), jobs=jobs, **fields), found)
+
+
+# --- recorded, then created ---
+
+
+def test_the_first_attempt_is_recorded_and_created() -> None:
+    found = look(decision(checkpoint=CheckpointStatus(step=40, uri="gs://b/c")))
+    (recorded,) = found.status.attempts
+    assert (recorded.number, recorded.job, recorded.start_time, recorded.from_step) == (1, "quotes-t1", None, 40)
+    assert (found.status.job, found.status.counters) == ("quotes-t1", ONE)
+    assert created(found) == ["quotes-t1"]
+    assert said(found, C.PROVISIONED) == ("False", "Provisioning")
+
+
+def test_a_recorded_attempt_without_a_job_is_created_not_vanished() -> None:
+    found = look(decision(an_attempt(start_time=None), counters=ONE))
+    assert created(found) == ["quotes-t1"]
+    assert found.status.counters == ONE
+
+
+@pytest.mark.parametrize(
+    ("old", "free"),
+    [
+        (job("quotes-t1", failed=True, active=0), True),
+        (job("quotes-t1", complete=True, active=0), True),
+        (job("quotes-t1", failed=True, active=0, terminating=1), False),
+        (job("quotes-t1", deleting=True), False),
+        (job("quotes-t1", failure_target=True), False),
+        (job("quotes-t1", pod(deleted=NOW - timedelta(seconds=61)), deleting=True), True),
+        (job("quotes-p1", complete=True, active=0), True),
+    ],
+)
+def test_the_next_waits_for_the_last(old: JobView, free: bool) -> None:
+    closed = an_attempt(1, end_time=rfc3339(NOW))
+    found = look(decision(closed, an_attempt(2, start_time=None), counters=Counters(attempts=2)), old)
+    assert created(found) == (["quotes-t2"] if free else [])
+    assert free or found.wake is not None
+
+
+def test_its_time_has_to_come() -> None:
+    waiting = decision(an_attempt(start_time=None), next_attempt_time=rfc3339(NOW + timedelta(seconds=9)))
+    assert (created(look(waiting)), look(waiting).wake) == ([], 9)
+    due = look(waiting, seconds=9)
+    assert (created(due), due.status.next_attempt_time) == (["quotes-t1"], None)
+
+
+def test_a_refused_job() -> None:
+    refusal = Refusal("quotes-t1", Reason.POLICY_DENIED, "no")
+    found = look(decision(an_attempt(start_time=None)), refusal=refusal)
+    assert said(found, C.PROVISIONED) == ("False", "PolicyDenied")
+    assert (created(found), found.wake is not None) == ([], True)
+
+
+def test_only_twenty_attempts_are_kept() -> None:
+    many = [an_attempt(number, end_time=rfc3339(NOW)) for number in range(1, KEPT + 1)]
+    found = look(decision(*many, counters=Counters(attempts=57)))
+    assert len(found.status.attempts) == KEPT
+    assert found.status.attempts[-1].number == 58
+    assert found.status.attempts[0].number == 2
+
+
+def test_a_broken_spec_gets_no_new_attempt() -> None:
+    resolved = describe.resolved(situation().spec)
+    raw = resource({"training": {"maxSteps": 0}}, status={"resolved": resolved})
+    for found in (decision(), decision(an_attempt(start_time=None))):
+        ended = attempt(situation(raw), found)
+        assert said(ended, C.FAILED) == ("True", "InvalidSpec")
+        assert created(ended) == []
+
+
+def test_a_recorded_attempt_follows_the_current_provisioning() -> None:
+    raw = resource({"provisioning": {"mode": "spot"}})
+    found = attempt(situation(raw), decision(an_attempt(start_time=None, provisioning="onDemand")))
+    assert found.status.attempts[0].provisioning == "spot"
+    (made,) = [item for item in found.create if item["kind"] == "Job"]
+    assert made["spec"]["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+
+
+# --- watched ---
+
+
+def test_seen() -> None:
+    found = look(decision(an_attempt(start_time=None), counters=ONE), job("quotes-t1", pod(phase="Pending")), seconds=3)
+    assert found.status.attempts[0].start_time == rfc3339(NOW)
+    assert found.status.timers == Timers(pending_since=rfc3339(NOW))
+    assert created(found) == []
+
+
+def test_runs() -> None:
+    waiting = decision(an_attempt(), timers=Timers(pending_since=rfc3339(NOW)), counters=ONE)
+    began = NOW + timedelta(seconds=4)
+    found = look(waiting, job("quotes-t1", pod(started=began)), seconds=9)
+    assert found.status.attempts[0].training_time == rfc3339(began)
+    assert found.status.timers == Timers()
+    assert said(found, C.PROVISIONED) == ("True", "Running")
+    assert said(found, C.TRAINING) == ("True", "Running")
+
+
+def test_waits() -> None:
+    pending = job("quotes-t1", pod(phase="Pending", scheduled=False, unscheduled_message="0/3 nodes"))
+    found = look(decision(an_attempt(), counters=ONE), pending)
+    assert said(found, C.PROVISIONED) == ("False", "Unschedulable")
+    second = look(decision(an_attempt(2)), job("quotes-t2", pod(phase="Pending")))
+    assert said(second, C.TRAINING) == ("False", "Provisioning")
+
+
+def test_an_end_that_the_job_does_not_know_yet_changes_nothing() -> None:
+    before = running(timers=Timers())
+    found = look(before, job("quotes-t1", ended_pod(12)))
+    assert found.status == before.status
+
+
+# --- closed ---
+
+
+def test_success_needs_a_manifest() -> None:
+    message = json.dumps({"manifest": "gs://b/manifest.json", "step": 100})
+    done = job("quotes-t1", ended_pod(0, termination_message=message), complete=True, active=0)
+    found = look(running(), done, seconds=60)
+    for kind in (C.SUCCEEDED, C.FINISHED):
+        assert said(found, kind) == ("True", "Completed")
+    assert said(found, C.TRAINING) == ("False", "Completed")
+    closed = found.status.attempts[0]
+    assert (closed.reason, closed.to_step, closed.end_time) == ("Completed", 100, rfc3339(NOW + timedelta(seconds=60)))
+    by_status = running(artifacts=Artifacts(manifest="gs://b/manifest.json"))
+    assert said(look(by_status, job("quotes-t1", ended_pod(0), complete=True)), C.SUCCEEDED) == ("True", "Completed")
+    nothing = look(running(), job("quotes-t1", ended_pod(0), complete=True, active=0))
+    assert said(nothing, C.SUCCEEDED) is None
+    assert nothing.status.attempts[0].reason == "ResultMissing"
+    assert nothing.status.attempts[0].counted
+
+
+def test_one_write_closes_and_records() -> None:
+    found = look(running(progress=Progress(step=33)), failed_job(30), seconds=100)
+    closed, following = found.status.attempts
+    assert (closed.reason, closed.counted, closed.to_step) == ("Interrupted", False, 33)
+    assert (following.number, following.job, following.start_time) == (2, "quotes-t2", None)
+    assert (found.status.job, found.status.counters) == ("quotes-t2", Counters(attempts=2, preemptions=1))
+    assert created(found) == ["quotes-t2"]
+    assert said(found, C.TRAINING) == ("False", "Retrying")
+    assert said(found, C.PROVISIONED) == ("False", "Retrying")
+    assert found.status.timers == Timers(active_seconds=100)
+
+
+def test_diagnosis_comes_before_the_way_is_free() -> None:
+    ending = job("quotes-t1", ended_pod(20), failure_target=True, active=0, terminating=1)
+    found = look(running(), ending)
+    assert [item.reason for item in found.status.attempts] == ["AcceleratorOutOfMemory", ""]
+    assert found.status.attempts[1].overrides == Overrides(micro_batch_size=2)
+    assert created(found) == []
+
+
+def test_backoff_is_a_time_in_the_status() -> None:
+    found = look(running(), failed_job(40))
+    assert created(found) == []
+    assert found.status.next_attempt_time is not None
+    assert found.wake is not None
+
+
+def test_fatal() -> None:
+    found = look(running(), failed_job(21, termination_message='{"message": "loss is nan"}'))
+    assert said(found, C.FAILED) == ("True", "LossDiverged")
+    assert said(found, C.FINISHED) == ("True", "LossDiverged")
+    assert said(found, C.TRAINING) == ("False", "LossDiverged")
+    assert len(found.status.attempts) == 1
+    assert found.settled
+
+
+def test_a_missing_job_has_vanished() -> None:
+    found = look(running())
+    assert (found.status.attempts[0].reason, found.status.attempts[0].counted) == ("JobVanished", True)
+    assert created(found) == ["quotes-t2"]
+
+
+def test_a_lost_node() -> None:
+    stuck = job("quotes-t1", pod(deleted=NOW - timedelta(seconds=61)))
+    found = look(running(), stuck)
+    assert found.status.attempts[0].reason == "NodeLost"
+    assert created(found) == ["quotes-t2"], "the fence covers what may still run there"
+    soon = look(running(), job("quotes-t1", pod(deleted=NOW)))
+    assert len(soon.status.attempts) == 1
+    assert soon.wake == 61
+
+
+def test_a_job_that_is_being_deleted_is_awaited() -> None:
+    found = look(running(), job("quotes-t1", pod(deleted=NOW), deleting=True))
+    assert len(found.status.attempts) == 1
+    assert found.wake is not None
+
+
+def test_timers_end_attempts() -> None:
+    raw = resource({"limits": {"deadline": "10m"}})
+    late = situation(raw, now=NOW + timedelta(minutes=10), jobs=[job("quotes-t1", pod())])
+    found = attempt(late, running())
+    assert said(found, C.FAILED) == ("True", "DeadlineExceeded")
+    still = situation(now=NOW + timedelta(minutes=45), jobs=[job("quotes-t1", pod())], still_since=NOW)
+    stalled = attempt(still, running())
+    assert stalled.status.attempts[0].reason == "Stalled"
+    assert stalled.status.counters == Counters(attempts=2, retries=1, stalls=1)
+    assert created(stalled) == [], "the stalled Job is deleted first"
+    raw = resource({"limits": {"pendingDeadline": "5m"}})
+    pending = situation(raw, now=NOW + timedelta(minutes=5), jobs=[job("quotes-t1", pod(phase="Pending"))])
+    waited = attempt(pending, decision(an_attempt(), timers=Timers(pending_since=rfc3339(NOW))))
+    assert said(waited, C.FAILED) == ("True", "DeadlineExceeded")
+
+
+def test_the_earliest_timer_wakes() -> None:
+    raw = resource({"limits": {"deadline": "2m"}})
+    seen = situation(raw, now=NOW + timedelta(minutes=1), jobs=[job("quotes-t1", pod())], still_since=NOW)
+    assert attempt(seen, running()).wake == 60
+
+
+def test_what_it_cost() -> None:
+    found = look(running(plan=plan(cost_per_hour=3.6)), failed_job(30), seconds=1000)
+    assert found.status.cost is not None
+    assert found.status.cost.so_far == 1.0
+    assert look(running(), failed_job(30)).status.cost is None
