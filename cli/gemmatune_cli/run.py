@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -117,8 +118,21 @@ class Runner:
         self.loop = Loop(session.store, session.folder, session.namespace, session.name, settings)
 
     def finished(self) -> bool:
-        """Whether an earlier `gft run` brought it to its good end."""
-        return self.loop.status.phase == Phase.SUCCEEDED
+        """Whether an earlier `gft run` brought it to its good end.
+
+        Raises:
+            CommandError: it did, but its results are gone.
+        """
+        status = self.loop.status
+        if status.phase != Phase.SUCCEEDED:
+            return False
+        manifest = urlsplit((status.artifacts.manifest if status.artifacts else None) or "")
+        if manifest.scheme == "file" and not Path(unquote(manifest.path)).exists():
+            raise CommandError(
+                f"{self._session.name} has finished, but {unquote(manifest.path)} is gone",
+                f"Delete {self._session.folder.parent} to run it anew.",
+            )
+        return True
 
     async def run(self) -> int:
         """Goes on until the end or Ctrl-C; the exit code."""

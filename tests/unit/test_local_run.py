@@ -128,6 +128,10 @@ def test_a_finished_run_says_so_and_starts_nothing(gft: Gft) -> None:
     assert f"adapter  {gft.output.as_uri()}/adapter" in output
     assert gft.status["counters"]["attempts"] == 1
     assert before["status"] == gft.resource["status"]
+    (gft.output / "manifest.json").unlink()
+    code, output = gft.run()
+    assert code == 1
+    assert f"{gft.output / 'manifest.json'} is gone" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
