@@ -40,7 +40,7 @@ def test_the_state_of_a_bucket_lies_in_the_users_state_folder(monkeypatch: pytes
 
 def test_a_lock_names_its_holder_and_is_free_again_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "a" / "lock"
-    with locked(path), pytest.raises(LockedError, match="process [0-9]+"), locked(path, wait=False):
+    with locked(path), pytest.raises(LockedError, match=r"process [0-9]+"), locked(path, wait=False):
         pytest.fail("two hold the lock")
     with locked(path, wait=False):
         assert path.exists()
@@ -74,7 +74,7 @@ MOVABLE = {"accelerator", "provisioning", "backend", "mesh", "scheduling", "pod"
     [(ATTEMPTED, {"suspend": True}), (ATTEMPTED | {"phase": "Failed"}, {"suspend": False})],
 )
 def test_a_suspended_or_failed_run_may_move(status: dict[str, Any], changes: dict[str, Any]) -> None:
-    assert paths(status, **{**dict.fromkeys(MOVABLE, {"changed": True}), **changes}) == []
+    assert paths(status, **{field: {"changed": True} for field in MOVABLE}, **changes) == []
     training = {"maxSteps": 5, "microBatchSize": 2, "gradientCheckpointing": True}
     assert paths(status, **changes, training=training) == []
     assert paths(status, **changes, training={**training, "maxSteps": 6}) == ["spec.training.maxSteps"]
