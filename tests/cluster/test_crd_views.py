@@ -14,6 +14,7 @@ from gemmatune_api.status import FineTuneStatus
 from tests.support.api import ApiError
 from tests.support.controlplane import ControlPlane
 from tests.support.resources import changed, resource
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -224,12 +225,15 @@ def test_older_objects_live_on_under_new_bounds(crd: ControlPlane, run: str) -> 
     spec = stored["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     accelerator = spec["properties"]["accelerator"]["properties"]["gpu"]
     accelerator["x-kubernetes-validations"] = [{"rule": "self.type != 'nvidia-l4'", "message": "no L4"}]
+
+    def words() -> str:
+        return crd.kubectl("create", "-f", "-", "--dry-run=server", input=resource("other"), check=False).stderr
+
     try:
         crd.api.call("PUT", f"{DEFINITIONS}/{name}", stored)
-        refused = resource("other")
-        answer = crd.kubectl("create", "-f", "-", "--dry-run=server", input=refused, check=False)
-        assert "no L4" in answer.stderr
+        wait_for(lambda: "no L4" in words(), "the new bound")
         crd.api.patch(f"{run}/status", {"status": {"phase": "Retrying"}})
         crd.api.patch(run, {"spec": {"suspend": True}})
     finally:
         crd.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=definition.definition())
+        wait_for(lambda: not words(), "the definition without it")
