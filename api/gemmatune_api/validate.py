@@ -19,6 +19,8 @@ Model = TypeVar("Model", bound=ApiModel)
 _DEPTH = 64
 """Nesting that no resource reaches; deeper documents are refused before they can exhaust the stack."""
 
+_STAND_INS = {"model": "hf://a/b", "dataset": "hf://a/b", "output": "gs://a/b"}
+
 
 def parse(document: object) -> GemmaFineTune:
     """The resource in a JSON document.
@@ -30,7 +32,7 @@ def parse(document: object) -> GemmaFineTune:
             built yet find.
     """
     resource, problems, rest = _model(GemmaFineTune, document, "")
-    spec = resource.spec if resource else _try(FineTuneSpec, rest.get("spec"))
+    spec = resource.spec if resource else _sound_part(rest.get("spec"))
     found = [*problems, *_further(spec, problems)]
     if found or resource is None:
         raise InvalidResourceError(found)
@@ -44,7 +46,7 @@ def parse_spec(document: object) -> FineTuneSpec:
         InvalidResourceError: as `parse`.
     """
     spec, problems, rest = _model(FineTuneSpec, document, "spec")
-    found = [*problems, *_further(spec or _try(FineTuneSpec, rest), problems)]
+    found = [*problems, *_further(spec or _sound_part(rest), problems)]
     if found or spec is None:
         raise InvalidResourceError(found)
     return spec
@@ -87,9 +89,16 @@ def _strict(model: type[Model], document: object) -> Model:
     return model.model_validate(document, strict=True, by_alias=True, by_name=False)
 
 
-def _try(model: type[Model], document: object) -> Model | None:
+def _sound_part(rest: object) -> FineTuneSpec | None:
+    """What is left of a spec with faults, for the cross-field rules; None where too much is missing.
+
+    A URI at fault is replaced by one that no rule objects to: the fault itself is told already.
+    """
+    if isinstance(rest, dict):
+        blocks = {name: rest[name] for name in _STAND_INS if isinstance(rest.get(name), dict)}
+        rest = rest | {name: {"uri": _STAND_INS[name], **block} for name, block in blocks.items()}
     try:
-        return _strict(model, document)
+        return _strict(FineTuneSpec, rest)
     except ValidationError:
         return None
 
