@@ -40,9 +40,9 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             image_pull_policy=found.image_pull_policy,
             trainer_env=_pairs(found.trainer_env),
             prices=_prices(found.prices),
-            host_memory=int(quantities.parse(found.host_memory)),
+            host_memory=_bytes(found.host_memory),
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     return Options(
         settings=settings,
@@ -88,10 +88,20 @@ def _pairs(text: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def _bytes(text: str) -> int:
+    try:
+        return int(quantities.parse(text))
+    except ValueError as error:
+        raise ValueError(f"--host-memory: {error}") from error
+
+
 def _prices(file: str) -> dict[str, float]:
     if not file:
         return {}
-    found = yaml.safe_load(Path(file).read_text()) or {}
+    try:
+        found = yaml.safe_load(Path(file).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--prices: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(price, int | float) for price in found.values()):
         raise ValueError(f"--prices: {file} must hold accelerator types with a price per hour each")
     return {str(kind): float(price) for kind, price in found.items()}

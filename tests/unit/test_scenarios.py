@@ -1,0 +1,482 @@
+"""Whole runs on the embedded cluster: the real reconcile and Job controller, pods whose ends are played."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gemmatune_api import names
+from gemmatune_api.names import ConditionType
+from gemmatune_operator.ports import (
+    ConflictError,
+    Object,
+    RefusedError,
+    UnavailableError,
+)
+from gemmatune_operator.reconcile import LOOKS, reconcile
+from tests.support.play import NAMESPACE, PREPARED, SPEC, Play
+
+C = ConditionType
+DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
+
+
+def spec(**blocks: Any) -> Object:
+    return {**SPEC, **blocks}
+
+
+@pytest.fixture
+def play() -> Play:
+    return Play()
+
+
+def one_pod_each(play: Play) -> bool:
+    return all(len(pods) == 1 for pods in play.pods_by_job.values())
+
+
+# --- the plain story ---
+
+
+def test_to_success(play: Play) -> None:
+    assert play.look().phase == "Preparing"
+    assert play.prepared().phase == "Provisioning"
+    assert play.runs("quotes-t1").phase == "Training"
+    play.trainer(progress={"step": 40}, artifacts={"adapter": "gs://bucket/quotes/adapter"})
+    status = play.ends("quotes-t1", 0, DONE)
+    assert status.phase == "Succeeded"
+    assert status.message == "The adapter is written and verified: gs://bucket/quotes/adapter."
+    assert status.progress is not None
+    assert play.events() == ["Valid", "Preparing", "Prepared", "Provisioning", "Running", "Completed"]
+    assert play.jobs() == ["quotes-p1", "quotes-t1"]
+    assert one_pod_each(play)
+    version = play.store.version
+    play.wait(3600)
+    assert play.store.version == version, "a finished run is left in peace"
+
+
+def test_progress_leads_to_no_write(play: Play) -> None:
+    play.training()
+    play.trainer(progress={"step": 1, "heartbeat": "a"})
+    before = play.store.version
+    play.wait(30)
+    assert play.store.version == before
+
+
+def test_the_config_that_a_trainer_gets(play: Play) -> None:
+    from gemmatune_api.runconfig import RunConfig
+
+    play.prepared()
+    container = play.job("quotes-t1")["spec"]["template"]["spec"]["containers"][0]
+    value = next(item["value"] for item in container["env"] if item["name"] == names.ENV_RUN)
+    config = RunConfig.from_env(value)
+    assert (config.attempt, config.run.uid) == (1, play.resource["metadata"]["uid"])
+    assert config.training.micro_batch_size == play.status.plan.micro_batch_size  # type: ignore[union-attr]
+
+
+# --- ends and what follows ---
+
+
+def test_fatal_in_preparation_then_corrected(play: Play) -> None:
+    play.look()
+    status = play.ends("quotes-p1", 12, {"message": "row 7", "remedy": "Fix it."})
+    assert (status.phase, status.reason, status.remedy) == ("Failed", "DataInvalid", "Fix it.")
+
+    def correct(spec: Object) -> None:
+        spec["dataset"]["text"]["template"] = "{text}"
+
+    status = play.change(correct)
+    assert (status.phase, status.prepare.number if status.prepare else 0) == ("Preparing", 2)
+    assert play.condition(C.FAILED) == ("False", "Retrying")
+    assert play.prepared(2).phase == "Provisioning"
+
+
+def test_fatal_in_preparation_then_retried_by_annotation(play: Play) -> None:
+    play.look()
+    play.ends("quotes-p1", 11, {"message": "403"})
+    assert "gemmatune.dev/retry" in play.status.remedy
+    assert play.annotate("a").phase == "Preparing"
+    assert play.jobs() == ["quotes-p1", "quotes-p2"]
+    play.ends("quotes-p2", 11)
+    assert play.status.phase == "Failed"
+    assert play.annotate("a").phase == "Failed"
+    assert play.annotate("b").phase == "Preparing"
+
+
+def test_out_of_accelerator_memory_until_it_fits(play: Play) -> None:
+    play.training()
+    micro = play.status.plan.micro_batch_size  # type: ignore[union-attr]
+    sizes = []
+    number = 1
+    while play.status.phase != "Failed":
+        play.runs(f"quotes-t{number}")
+        play.ends(f"quotes-t{number}", 20, {"message": "CUDA out of memory"})
+        overrides = play.attempt.overrides
+        sizes.append((overrides.micro_batch_size, overrides.gradient_checkpointing) if overrides else None)
+        number += 1
+    assert play.status.reason == "AcceleratorOutOfMemory"
+    assert "accelerator" in play.status.remedy
+    assert play.status.counters is not None
+    assert play.status.counters.retries == 0
+    assert play.status.counters.out_of_memory == number - 2 <= 3
+    assert sizes[0] in ((micro // 2, None), (None, True), (micro // 2, True))
+    assert one_pod_each(play)
+
+
+def test_out_of_host_memory(play: Play) -> None:
+    play.training()
+
+    def limit(job: str) -> str:
+        resources = play.job(job)["spec"]["template"]["spec"]["containers"][0]["resources"]
+        return str(resources["limits"]["memory"])
+
+    play.store.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "localhost"}})
+    play.store.write_status("Node", "", "localhost", {"allocatable": {"memory": "400Gi"}})
+    status = play.ends("quotes-t1", 137, "", "OOMKilled")
+    assert (status.attempts[0].reason, status.attempts[0].counted) == ("HostOutOfMemory", True)
+    assert limit("quotes-t1") != limit("quotes-t2")
+    assert status.attempts[1].overrides is not None
+    assert status.attempts[1].overrides.memory
+
+
+def test_backoff_then_budget() -> None:
+    play = Play(spec(limits={"maxRetries": 2}))
+    play.training()
+    for number in (1, 2):
+        status = play.ends(f"quotes-t{number}", 1, "Traceback\nValueError: odd")
+        assert (status.phase, len(status.attempts)) == ("Retrying", number + 1)
+        assert "ValueError: odd" in status.message
+        assert f"quotes-t{number + 1}" not in play.jobs()
+        assert play.wake is not None
+        assert play.wake > 5
+        play.wait(play.wake - 1)
+        assert f"quotes-t{number + 1}" not in play.jobs()
+        play.wait(2)
+        play.runs(f"quotes-t{number + 1}")
+        assert play.status.next_attempt_time is None
+    status = play.ends("quotes-t3", 1)
+    assert (status.phase, status.reason) == ("Failed", "Crashed")
+    assert "limits.maxRetries (2)" in status.message
+    assert status.summary is not None
+    assert status.summary.retries == "2/2"
+    status = play.annotate("again")
+    assert status.phase == "Provisioning"
+    assert play.runs("quotes-t4").phase == "Training"
+    assert play.status.summary.retries == "0/2"  # type: ignore[union-attr]
+
+
+def test_spot_falls_back_after_preemptions() -> None:
+    play = Play(spec(provisioning={"mode": "spot", "fallback": {"afterPreemptions": 2}}))
+    play.training()
+    modes = []
+    for number in (1, 2, 3):
+        modes.append(play.attempt.provisioning)
+        play.runs(f"quotes-t{number}")
+        play.ends(f"quotes-t{number}", 30)
+    assert modes == ["spot", "spot", "onDemand"]
+    assert play.status.counters.preemptions == 3  # type: ignore[union-attr]
+
+
+def test_spot_falls_back_after_waiting() -> None:
+    play = Play(spec(provisioning={"mode": "spot", "fallback": {"afterPending": "10m"}}))
+    play.prepared()
+    play.wait(599)
+    assert play.attempt.number == 1
+    status = play.wait(2)
+    assert (status.attempts[0].reason, status.attempts[1].provisioning) == ("CapacityUnavailable", "onDemand")
+    assert play.job("quotes-t1")["metadata"].get("deletionTimestamp")
+    play.gone("quotes-t1")
+    assert "quotes-t2" in play.jobs()
+    assert play.status.counters.preemptions == 0  # type: ignore[union-attr]
+
+
+def test_vanished(play: Play) -> None:
+    play.training()
+    play.gone("quotes-t1")
+    assert (play.status.attempts[0].reason, play.attempt.number) == ("JobVanished", 2)
+
+
+def test_stalled(play: Play) -> None:
+    play.training()
+    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    for minute in range(1, 15):
+        play.now = play.now.replace(second=0)
+        play.wait(60)
+        assert len(play.status.attempts) == 1, minute
+    play.trainer(progress={"step": 5, "heartbeat": "b"})
+    play.wait(14 * 60)
+    assert len(play.status.attempts) == 1
+    play.wait(60)
+    assert play.status.attempts[0].reason == "Stalled"
+    assert play.job("quotes-t1")["metadata"].get("deletionTimestamp"), "what stalls is ended"
+    assert "quotes-t2" not in play.jobs()
+    play.gone("quotes-t1")
+    assert "quotes-t2" in play.jobs()
+
+
+def test_deadline_sums_training_and_resumes_on_demand() -> None:
+    play = Play(spec(limits={"deadline": "1h"}))
+    play.training()
+    play.wait(1800)
+    play.ends("quotes-t1", 30)
+    play.wait(7200)  # waiting for a node does not count
+    play.runs("quotes-t2")
+    play.wait(1860 - 60 - 1)  # each played end claims a minute of running before it
+    assert play.status.phase == "Training"
+    status = play.wait(62)
+    assert (status.phase, status.reason) == ("Failed", "DeadlineExceeded")
+    assert play.job("quotes-t2")["metadata"].get("deletionTimestamp")
+    play.gone("quotes-t2")
+    play.change(lambda spec: spec["limits"].update(deadline="3h"))
+    assert play.annotate("1").attempts[-1].job == "quotes-t3"
+    assert play.runs("quotes-t3").phase == "Training"
+
+
+def test_pending_deadline() -> None:
+    play = Play(spec(limits={"pendingDeadline": "1h"}))
+    play.prepared()
+    play.pod_status("quotes-t1", {"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}]})  # fmt: skip
+    status = play.wait(3601)
+    assert (status.phase, status.reason) == ("Failed", "DeadlineExceeded")
+    assert "0/2 nodes" in status.message
+
+
+# --- suspend, corrections, conflicts ---
+
+
+def test_suspend_and_move(play: Play) -> None:
+    play.training()
+    play.trainer(checkpoint={"step": 40, "uri": "gs://b/c"}, progress={"step": 41})
+
+    def suspend(spec: Object) -> None:
+        spec["suspend"] = True
+
+    assert play.change(suspend).phase == "Suspending"
+    assert play.job("quotes-t1")["metadata"].get("deletionTimestamp")
+    play.gone("quotes-t1")
+    assert play.status.phase == "Suspended"
+
+    def move(spec: Object) -> None:
+        spec["suspend"] = False
+        spec["accelerator"] = {"gpu": {"type": "nvidia-a100-80gb"}}
+
+    status = play.change(move)
+    assert status.summary is not None
+    assert status.summary.accelerator == "1x nvidia-a100-80gb"
+    assert (status.attempts[0].to_step, status.attempts[1].from_step) == (41, 40)
+    selector = play.job("quotes-t2")["spec"]["template"]["spec"]["nodeSelector"]
+    assert selector["cloud.google.com/gke-accelerator"] == "nvidia-a100-80gb"
+    assert play.runs("quotes-t2").phase == "Training"
+
+
+def test_suspended_from_the_start() -> None:
+    play = Play(spec(suspend=True))
+    assert play.look().phase == "Suspended"
+    assert play.jobs() == []
+    assert play.change(lambda spec: spec.update(suspend=False)).phase == "Preparing"
+
+
+def test_suspend_during_preparation(play: Play) -> None:
+    play.look()
+    assert play.change(lambda spec: spec.update(suspend=True)).phase == "Suspending"
+    play.gone("quotes-p1")
+    assert play.status.phase == "Suspended"
+    status = play.change(lambda spec: spec.update(suspend=False))
+    assert (status.phase, play.jobs()) == ("Preparing", ["quotes-p1"]), "the same preparation: nothing it reads changed"
+    assert play.prepared().phase == "Provisioning"
+
+
+def test_a_broken_spec_lets_the_attempt_run_and_is_its_last(play: Play) -> None:
+    play.training()
+    play.change(lambda spec: spec["training"].update(maxSteps=0))
+    assert (play.status.phase, play.condition(C.ACCEPTED)) == ("Training", ("False", "InvalidSpec")) or (
+        play.status.phase,
+        play.condition(C.ACCEPTED),
+    ) == ("Pending", ("False", "InvalidSpec"))
+    play.ends("quotes-t1", 30)
+    assert (play.status.phase, play.status.reason) == ("Failed", "InvalidSpec")
+    play.change(lambda spec: spec["training"].update(maxSteps=100))
+    assert play.runs("quotes-t2").phase == "Training"
+
+
+def test_two_runs_one_output(play: Play) -> None:
+    play.look()
+    second = Play(store=play.store, name="second")
+    assert (second.look().phase, second.status.reason) == ("Pending", "OutputInUse")
+    play.store.remove(names.KIND, NAMESPACE, "quotes")
+    assert second.wait(60).phase == "Preparing"
+
+
+def test_deleting_means_hands_off(play: Play) -> None:
+    play.look()
+    play.store.remove(names.KIND, NAMESPACE, "quotes")
+    version = play.store.version
+    assert asyncio.run(reconcile(play.cluster, NAMESPACE, "quotes", play.now, play.settings)) is None
+    assert play.store.version == version
+
+
+# --- the API server's moods ---
+
+
+class Moody:
+    """The embedded cluster with faults: `fault` is asked before each call."""
+
+    def __init__(self, inner: Any, fault: Callable[[str], Exception | None]) -> None:
+        self._inner, self._fault = inner, fault
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            error = self._fault(name)
+            if error is not None:
+                raise error
+            return await getattr(self._inner, name)(*arguments)
+
+        return call
+
+
+def test_a_conflict_is_planned_anew(play: Play) -> None:
+    conflicts = [ConflictError("stale"), ConflictError("stale")]
+    moody = Moody(play.cluster, lambda name: conflicts.pop() if name == "apply_status" and conflicts else None)
+    asyncio.run(reconcile(moody, NAMESPACE, "quotes", play.now, play.settings))
+    assert play.jobs() == ["quotes-p1"]
+    assert moody.calls.count("apply_status") == 3
+    always = Moody(play.cluster, lambda name: ConflictError("stale") if name == "apply_status" else None)
+    play.change(lambda spec: spec["training"].update(maxSteps=7))
+    play.store.write_spec(names.KIND, NAMESPACE, "quotes", spec(training={"maxSteps": 8}))
+    wake = asyncio.run(reconcile(always, NAMESPACE, "quotes", play.now, play.settings))
+    assert (always.calls.count("apply_status"), wake) == (LOOKS, 1.0)
+
+
+def test_nothing_is_created_before_it_is_recorded(play: Play) -> None:
+    moody = Moody(play.cluster, lambda name: UnavailableError("away") if name == "apply_status" else None)
+    with pytest.raises(UnavailableError):
+        asyncio.run(reconcile(moody, NAMESPACE, "quotes", play.now, play.settings))
+    assert "create" not in moody.calls
+
+
+@pytest.mark.parametrize(
+    ("owner", "labels", "deleting", "reason"),
+    [
+        ("somebody", {}, False, "NameConflict"),
+        ("old-uid", {names.LABEL_RUN_UID: "old-uid"}, False, "WaitingForCleanup"),
+        ("somebody", {}, True, "WaitingForCleanup"),
+    ],
+)
+def test_a_taken_name(play: Play, owner: str, labels: dict[str, str], deleting: bool, reason: str) -> None:
+    owners = [{"kind": "X", "name": "x", "uid": owner, "controller": True}]
+    meta = {"name": "quotes-p1", "namespace": NAMESPACE, "labels": labels, "ownerReferences": owners}
+    foreign = play.store.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {}})
+    if deleting:
+        play.store.delete("Job", NAMESPACE, "quotes-p1", foreign["metadata"]["uid"])
+    for _ in range(3):
+        asyncio.run(reconcile(play.cluster, NAMESPACE, "quotes", play.now, play.settings))
+    assert (play.status.phase, play.status.reason) == ("Preparing", reason)
+    assert play.events().count(reason) == 1, "one Event, however often it is tried"
+    assert play.job("quotes-p1")["metadata"]["uid"] == foreign["metadata"]["uid"]
+    play.store.remove("Job", NAMESPACE, "quotes-p1")
+    assert play.wait(60).reason == "Preparing"
+    assert play.job("quotes-p1")["metadata"]["uid"] != foreign["metadata"]["uid"]
+
+
+def test_a_job_of_its_own_is_adopted(play: Play) -> None:
+    """A Job that was created, but that the look does not see yet: a 409 tells, and it is no conflict."""
+
+    class Blind(Moody):
+        def __getattr__(self, name: str) -> Any:
+            call = super().__getattr__(name)
+
+            async def blind(*arguments: Any) -> Any:
+                return [] if (name, arguments[0]) == ("list_objects", "Job") else await call(*arguments)
+
+            return blind
+
+    play.prepared()
+    play.store.apply_status(_without_start(play), names.FIELD_MANAGER_OPERATOR)
+    made, events = play.job("quotes-t1")["metadata"]["uid"], play.events()
+    blind = Blind(play.cluster, lambda name: None)
+    asyncio.run(reconcile(blind, NAMESPACE, "quotes", play.now, play.settings))
+    assert "create" in blind.calls
+    assert play.job("quotes-t1")["metadata"]["uid"] == made
+    assert play.events() == events
+    assert play.runs("quotes-t1").phase == "Training"
+    assert play.attempt.number == 1
+
+
+def _without_start(play: Play) -> Object:
+    """The resource as it was before the Job of its attempt was seen."""
+    found = play.resource
+    found["status"]["attempts"][0].pop("startTime")
+    return found
+
+
+def test_a_refused_creation_is_told_once_and_tried_again(play: Play) -> None:
+    refused = Moody(play.cluster, lambda name: RefusedError("no such thing") if name == "create" else None)
+    for _ in range(3):
+        wake = asyncio.run(reconcile(refused, NAMESPACE, "quotes", play.now, play.settings))
+        assert wake is not None
+    assert (play.status.reason, play.events().count("PolicyDenied")) == ("PolicyDenied", 1)
+    assert "no such thing" in play.status.message
+    assert play.look().reason == "Preparing"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_crashes_lose_and_double_nothing(seed: int) -> None:
+    """The operator dies at random calls, before or after they took effect; the story stays the same."""
+    chance = random.Random(seed)
+    play = Play()
+
+    class Crash(BaseException):
+        pass
+
+    class Crashing(Moody):
+        def __getattr__(self, name: str) -> Any:
+            async def call(*arguments: Any) -> Any:
+                if chance.random() < 0.12:
+                    raise Crash
+                answer = await getattr(self._inner, name)(*arguments)
+                if chance.random() < 0.12:
+                    raise Crash
+                return answer
+
+            return call
+
+    steady, crashing = play.cluster, Crashing(play.cluster, lambda name: None)
+
+    def look() -> None:
+        play.cluster = crashing  # type: ignore[assignment]
+        for _ in range(200):
+            try:
+                play.look()
+                break
+            except Crash:
+                continue
+        play.cluster = steady
+        play.look()
+
+    look()
+    play.pod_status("quotes-p1", _ended(play, 0, PREPARED))
+    for number, code in ((1, 30), (2, 137), (3, 0)):
+        look()
+        play.runs(f"quotes-t{number}")
+        pod = play.pod(f"quotes-t{number}")["metadata"]["name"]
+        play.store.write_status("Pod", NAMESPACE, pod, _ended(play, code, "" if code else DONE))
+        look()
+    assert play.status.phase == "Succeeded"
+    assert [item.reason for item in play.status.attempts] == ["Interrupted", "Killed", "Completed"]
+    assert play.status.counters.model_dump(by_alias=True) == {  # type: ignore[union-attr]
+        "attempts": 3, "retries": 1, "preemptions": 1, "outOfMemory": 0, "stalls": 0
+    }  # fmt: skip
+    assert play.jobs() == ["quotes-p1", "quotes-t1", "quotes-t2", "quotes-t3"]
+    assert one_pod_each(play)
+    assert len(play.pods_by_job) == 4, "no Job was made twice"
+
+
+def _ended(play: Play, code: int, message: Any) -> Object:
+    from tests.support.play import ended
+
+    return ended(code, message, "", play.now)
