@@ -49,7 +49,8 @@ def test_what_ends_or_is_not_ours_is_left(view: JobView) -> None:
 
 def test_pods_that_outlived_their_job() -> None:
     lost = (pod(job="quotes-t1"), pod(job="quotes-t1", uid="b", deleted=NOW), ended_pod(0, uid="c", job="quotes-t1"))
-    found = cleanup(situation(lost_pods=lost), decision(attempt()))
+    assert cleanup(situation(lost_pods=lost), decision(attempt())).delete == ()
+    found = cleanup(situation(lost_pods=lost), decision(attempt(2)))
     assert found.delete == (Deletion("Pod", "quotes-t1-abcde", "uid-pod"),)
 
 
@@ -82,6 +83,7 @@ def test_what_blocks_the_next_job(view: JobView, blocks: bool) -> None:
 
 def test_pods_without_a_job_block_too() -> None:
     assert in_the_way(situation(lost_pods=(pod(job="x"),)))
+    assert not in_the_way(situation(lost_pods=(pod(job="x"),)), keep="x")
     assert not in_the_way(situation(lost_pods=(ended_pod(1, job="x"),)))
     assert not in_the_way(situation(lost_pods=(pod(job="x", deleted=LATE),)))
 

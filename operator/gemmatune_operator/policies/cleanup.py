@@ -18,7 +18,7 @@ def cleanup(situation: Situation, decision: Decision) -> Decision:
         if job.owner_uid == situation.observed.uid and job.name not in wanted and not ending:
             decision = decision.deleting(Deletion("Job", job.name, job.uid))
     for pod in situation.observed.lost_pods:
-        if not pod.ended and pod.deleted is None:
+        if pod.job not in wanted and not pod.ended and pod.deleted is None:
             decision = decision.deleting(Deletion("Pod", pod.name, pod.uid))
     return decision
 
@@ -42,8 +42,8 @@ def _suspending(decision: Decision) -> bool:
 def in_the_way(situation: Situation, keep: str | None = None) -> bool:
     """Whether a Job of this run other than `keep`, or a pod without a Job, may still run."""
     jobs = [job for job in situation.observed.jobs.values() if job.name != keep]
-    pods = [pod for pod in situation.observed.lost_pods if not (pod.ended or _overdue(situation, pod))]
-    return bool(pods) or any(blocks(situation, job) for job in jobs)
+    lost = [pod for pod in situation.observed.lost_pods if pod.job != keep]
+    return any(not (pod.ended or _overdue(situation, pod)) for pod in lost) or any(blocks(situation, job) for job in jobs)
 
 
 def blocks(situation: Situation, job: JobView) -> bool:
