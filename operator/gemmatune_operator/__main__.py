@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+
+from kubernetes.aio.config import ConfigException
 
 from gemmatune_operator import options
 from gemmatune_operator.process import Process, set_up_logs
@@ -16,7 +19,10 @@ def main() -> None:
     async def run() -> None:
         await Process(found).run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except ConfigException as error:
+        sys.exit(f"cannot log in to a cluster: {error}. Set KUBECONFIG, or run in a pod with a service account.")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ async def login() -> Configuration:
         kubernetes.aio.config.ConfigException: there is neither.
     """
     configuration = Configuration()
-    if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        await config.load_kube_config(client_configuration=configuration, persist_config=False)
+    file = os.environ.get("KUBECONFIG")
+    if file or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        await config.load_kube_config(file, client_configuration=configuration, persist_config=False)
     else:
         config.load_incluster_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = 100

@@ -43,7 +43,8 @@ def in_the_way(situation: Situation, keep: str | None = None) -> bool:
     """Whether a Job of this run other than `keep`, or a pod without a Job, may still run."""
     jobs = [job for job in situation.observed.jobs.values() if job.name != keep]
     lost = [pod for pod in situation.observed.lost_pods if pod.job != keep]
-    return any(not (pod.ended or _overdue(situation, pod)) for pod in lost) or any(blocks(situation, job) for job in jobs)
+    alive = [pod for pod in lost if not (pod.ended or _overdue(situation, pod))]
+    return bool(alive) or any(blocks(situation, job) for job in jobs)
 
 
 def blocks(situation: Situation, job: JobView) -> bool:
