@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gemmatune_api import checks, supported
+from gemmatune_api import checks, names, supported
 from gemmatune_api.base import ApiModel
 from gemmatune_api.errors import InvalidResourceError, Problem, problems_of, shown
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
@@ -31,12 +31,25 @@ def parse(document: object) -> GemmaFineTune:
         InvalidResourceError: carries every problem that pydantic, the cross-field rules and the table of what is not
             built yet find.
     """
-    resource, problems, rest = _model(GemmaFineTune, document, "")
+    resource, wrong, rest = _model(GemmaFineTune, document, "")
+    problems = [*_unnamed(document), *wrong]
     spec = resource.spec if resource else _sound_part(rest.get("spec"))
     found = [*problems, *_further(spec, problems)]
     if found or resource is None:
         raise InvalidResourceError(found)
     return resource
+
+
+def _unnamed(document: object) -> list[Problem]:
+    """What a document lacks to be an object of Kubernetes at all; the models have these as defaults for our own use."""
+    if not isinstance(document, dict):
+        return []
+    wanted = {"apiVersion": names.API_VERSION, "kind": names.KIND}
+    return [
+        Problem(field, "is required", f"Write {field}: {value}.")
+        for field, value in wanted.items()
+        if document.get(field) is None
+    ]
 
 
 def parse_spec(document: object) -> FineTuneSpec:

@@ -121,10 +121,11 @@ def _document(chunk: str, first_line: int) -> object:
         line = (mark.line if mark else 0) + first_line
         words = " ".join(part for part in (error.context, error.problem) if part)
         column = mark.column + 1 if mark else None
-        raise YamlError(line, f"is no YAML: {words}", "Correct it.", column) from error
+        remedy = "Indent with spaces." if r"'\t'" in words else "Correct it."
+        raise YamlError(line, f"is no YAML: {words}", remedy, column) from error
     except yaml.reader.ReaderError as error:
         line = chunk.count("\n", 0, error.position) + first_line
-        raise YamlError(line, f"has a character that YAML forbids: {error.character!r}", "Remove it.") from error
+        raise YamlError(line, f"has a character that YAML forbids: U+{error.character:04X}", "Remove it.") from error
     except yaml.YAMLError as error:
         raise YamlError(first_line, f"is no YAML: {error}", "Correct it.") from error
     except RecursionError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmatune_api import names, validate, yamlio
-from gemmatune_api.errors import InvalidResourceError
+from gemmatune_api.errors import InvalidResourceError, shown
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_cli.console import CommandError
 
@@ -44,9 +44,9 @@ def read(paths: Sequence[str]) -> list[Document]:
     """The documents of all files, in their order.
 
     Raises:
-        CommandError: a file cannot be read, is no YAML, or holds something that is no object.
+        CommandError: as `sources` and `documents`.
     """
-    return [document for path in paths for file in _files(path) for document in _documents(file)]
+    return [document for file in sources(paths) for document in documents(file)]
 
 
 def fine_tunes(paths: Sequence[str]) -> list[GemmaFineTune]:
@@ -70,30 +70,73 @@ def _parsed(document: Document) -> GemmaFineTune:
 
 def none_found(paths: Sequence[str]) -> CommandError:
     """The error of files that hold other objects only, or nothing."""
-    return CommandError(f"no {names.KIND} in {', '.join(paths)}", "Name a file that holds one.")
+    return CommandError(f"no {names.KIND} in {', '.join(map(_label, paths))}", "Name a file that holds one.")
+
+
+def sources(paths: Sequence[str]) -> list[str]:
+    """The files that are meant, `-` for standard input; of a folder those with a suffix of YAML or JSON.
+
+    Raises:
+        CommandError: a folder holds none.
+    """
+    return [file for path in paths for file in _files(path)]
 
 
 def _files(path: str) -> list[str]:
     if path == STDIN or not Path(path).is_dir():
         return [path]
-    files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES)
+    files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES and not file.is_dir())
     if not files:
-        raise CommandError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file")
+        raise CommandError(
+            f"{path}: the folder holds no file that ends in {', '.join(SUFFIXES)}", "Name the file itself."
+        )
     return files
 
 
-def _documents(file: str) -> Iterator[Document]:
-    label = "standard input" if file == STDIN else file
+def documents(file: str) -> Iterator[Document]:
+    """The documents of one file of `sources`.
+
+    Raises:
+        CommandError: the file cannot be read, is no YAML, or holds something that is no object; those before it have
+            come out by then.
+    """
+    label = _label(file)
     try:
-        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{label}: cannot be read: {error}") from error
-    try:
-        contents = yamlio.load_all(text)
+        contents = yamlio.load_all(text_of(file))
     except yamlio.YamlError as error:
         raise CommandError(f"{label}: {error}") from error
     for number, content in enumerate(contents, start=1):
         source = label if len(contents) == 1 else f"{label} (document {number})"
         if not isinstance(content, dict):
-            raise CommandError(f"{source}: holds {type(content).__name__} where an object is expected")
+            raise CommandError(
+                f"{source}: holds {shown(content)} where an object is expected",
+                "Begin it with apiVersion and kind, and put --- between the objects of a file.",
+            )
         yield Document(source, content)
+
+
+def text_of(file: str) -> str:
+    """The text of a file, or of standard input.
+
+    Raises:
+        CommandError: it cannot be read, or is no UTF-8.
+    """
+    label = _label(file)
+    try:
+        return (_standard_input() if file == STDIN else Path(file).read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise CommandError(f"{label}: cannot be read: {error.strerror or error}", "Name a file to read.") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"{label}: is no UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8."
+        ) from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise CommandError("standard input: is closed", "Pipe a file into it, or name one.")
+    return sys.stdin.buffer.read()
+
+
+def _label(file: str) -> str:
+    return "standard input" if file == STDIN else file

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,9 +39,10 @@ def command(
     from rich.text import Text
 
     console = output()
+    lines = _trainer_lines(_config(file), rows)
     if not as_json:
         console.print(Text.assemble("Tokens are ", ("trained", TRAINED), " or ", ("masked", MASKED), "."))
-    for line in _trainer_lines(_config(file), rows):
+    for line in lines:
         if as_json:
             typer.echo(line)
         else:
@@ -62,7 +62,7 @@ def _config(file: str) -> RunConfig:
     return runconfig.build(spec, identity, 1, None)
 
 
-def _trainer_lines(config: RunConfig, rows: int) -> Iterator[str]:
+def _trainer_lines(config: RunConfig, rows: int) -> list[str]:
     """What `python -m gemmatune_trainer inspect` prints, a line a row; the trainer's libraries stay in its process."""
     from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_TERMINATION_LOG
     from gemmatune_cli.local.folders import cache_dir
@@ -84,7 +84,8 @@ def _trainer_lines(config: RunConfig, rows: int) -> Iterator[str]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise _failure(message, done)
-    yield from done.stdout.splitlines()
+    # Not splitlines(): a row may hold other line separators of Unicode.
+    return [line for line in done.stdout.split("\n") if line]
 
 
 def _failure(message: Path, done: subprocess.CompletedProcess[str]) -> CommandError:

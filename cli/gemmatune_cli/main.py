@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gemmatune_cli.console import CommandError, print_error
+from gemmatune_cli.console import FAILED, CommandError, print_error
 
 COMMANDS = {
     "validate": "Check resources as the API server and the operator do.",
@@ -18,7 +19,7 @@ COMMANDS = {
     "render": "Print the Jobs and access objects that the operator would create.",
     "inspect": "Show the first rows as the model sees them: what is trained and what is masked.",
     "run": "Run a resource on this machine, without a cluster.",
-    "watch": "Follow the runs of this machine or of a cluster.",
+    "watch": "Follow a run of a cluster until its end.",
     "demo": "Tune the real Gemma 3 270M on quotes, on this machine.",
 }
 """Commands in the order of the help; gemmatune_cli.NAME holds the function `command` with its options."""
@@ -58,6 +59,12 @@ class Commands(TyperGroup):
         except CommandError as error:
             print_error(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who read the output has seen enough: no problem to tell
+            place = f"{error.filename}: " if error.filename else ""
+            print_error(CommandError(f"{place}{error.strerror or error}"))
+            raise typer.Exit(FAILED) from error
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

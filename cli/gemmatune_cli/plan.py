@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +44,7 @@ def command(
         here = memory_of_machine() if resource.spec.accelerator.kind == "cpu" else 0
         found = planned(resource, model=model, rows=rows, longest=longest, host_memory=here, prices=table)
         too_large |= found.plan.verdict == "does not fit"
-        for part in _report(found, resource.spec.model_dump(by_alias=True, exclude_none=True)):
+        for part in _report(found, resource.spec.model_dump(by_alias=True, exclude_none=True), table is not None):
             console.print(part)
     if too_large:
         raise typer.Exit(FAILED)
@@ -53,22 +52,28 @@ def command(
 
 def _prices(path: str) -> Mapping[str, float]:
     from gemmatune_api import yamlio
+    from gemmatune_api.errors import shown
+    from gemmatune_cli.documents import text_of
 
     try:
-        documents = yamlio.load_all(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--prices {path}: cannot be read: {error}") from error
-    content = documents[0] if len(documents) == 1 else None
-    if not isinstance(content, dict) or not all(
-        isinstance(price, int | float) and not isinstance(price, bool) and price >= 0 for price in content.values()
-    ):
+        documents = yamlio.load_all(text_of(path))
+    except CommandError as error:
+        raise CommandError(f"--prices {error.message}", error.remedy) from error
+    except yamlio.YamlError as error:
+        raise CommandError(f"--prices {path}: {error}") from error
+    example = "Write lines such as `nvidia-l4: 0.75`."
+    content = documents[0] if len(documents) == 1 else documents
+    if not isinstance(content, dict):
         raise CommandError(
-            f"--prices {path}: must map accelerator types to prices per hour", "Write lines such as `nvidia-l4: 0.75`."
+            f"--prices {path}: must map accelerator types to prices per hour (found {shown(content)})", example
         )
-    return {str(name): float(price) for name, price in content.items()}
+    for name, price in content.items():
+        if not isinstance(price, int | float) or isinstance(price, bool) or price < 0:
+            raise CommandError(f"--prices {path}: {name}: must be a price per hour (found {shown(price)})", example)
+    return content
 
 
-def _report(found: Planned, written: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _report(found: Planned, written: Mapping[str, Any], priced: bool) -> Iterator[RenderableType]:
     from rich.text import Text
 
     spec, plan = found.resource.spec, found.plan
@@ -82,7 +87,7 @@ def _report(found: Planned, written: Mapping[str, Any]) -> Iterator[RenderableTy
         yield Text(f"  remedy: {remedy}")
     yield _memory(plan)
     yield _weights(plan, _loaded_bits(spec))
-    yield _run(found)
+    yield _run(found, priced)
     for note in plan.notes:
         yield Text(f"note: {note}")
     yield _defaults(spec.model_dump(by_alias=True, exclude_none=True), written)
@@ -102,7 +107,7 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 
@@ -140,8 +145,9 @@ def _weights(plan: Plan, used: str) -> Table:
     return table
 
 
-def _run(found: Planned) -> Table:
+def _run(found: Planned, priced: bool) -> Table:
     spec, plan = found.resource.spec, found.plan
+    gpu = spec.accelerator.gpu
     share = plan.trainable_parameters / found.model.parameters
     steps = str(plan.total_steps) if plan.total_steps is not None else "known with --rows, or after preparation"
     checkpointing = "on" if plan.gradient_checkpointing else "off"
@@ -156,6 +162,8 @@ def _run(found: Planned) -> Table:
     table.add_row("ephemeral storage", gib(plan.disk))
     if plan.cost_per_hour is not None:
         table.add_row("cost per hour", f"{plan.cost_per_hour:.2f}")
+    elif priced:
+        table.add_row("cost per hour", f"unknown: --prices names no {gpu.type if gpu else spec.accelerator.kind}")
     return table
 
 

@@ -50,15 +50,15 @@ def text(rendered: Object) -> str:
 def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]:
     """Access objects, the preparation's Job and the Job of attempt `number`, in the order of their creation."""
     from gemmatune_api import runconfig
-    from gemmatune_api.status import FineTuneStatus
     from gemmatune_operator.manifests import access, attempt, prepare
+    from gemmatune_operator.observe import status_of
 
     resource = found.resource
     if not resource.metadata.uid:
         metadata = resource.metadata.model_copy(update={"uid": PLACEHOLDER_UID})
         resource = resource.model_copy(update={"metadata": metadata})
     spec, metadata = resource.spec, resource.metadata
-    status = FineTuneStatus.model_validate(resource.status or {})
+    status = status_of(resource.status)
     plan: Plan = status.plan or found.plan
     identity = runconfig.RunIdentity(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid)
     yield from access.objects(metadata.namespace, spec.pod.service_account_name if spec.pod else None)

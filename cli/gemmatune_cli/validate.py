@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemmatune_cli.console import FAILED, output
+from gemmatune_cli.console import FAILED, CommandError, output, print_error
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from gemmatune_api.errors import Problem
+    from gemmatune_cli.documents import Document
 
 
 def command(
@@ -14,46 +20,53 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")] = False,
 ) -> None:
     """Check resources as the API server and the operator do. Exit code 1: a resource is not valid."""
+    from gemmatune_cli.documents import documents, none_found, sources
+
+    console = output()
+    resources = invalid = unread = 0
+    for file in sources(files):
+        try:
+            for document in documents(file):
+                resources += document.is_fine_tune
+                is_valid, text = _checked(document)
+                invalid += not is_valid
+                if not (quiet and is_valid):
+                    console.print(text)
+        except CommandError as error:
+            # One unreadable file does not hide the problems of the others.
+            unread += 1
+            print_error(error)
+    if not (resources or unread):
+        raise none_found(files)
+    if invalid or unread:
+        raise typer.Exit(FAILED)
+
+
+def _checked(document: Document) -> tuple[bool, Text]:
+    """Whether nothing is wrong with a document, and what to say of it."""
     from rich.text import Text
 
     from gemmatune_api.errors import InvalidResourceError
     from gemmatune_api.validate import parse
-    from gemmatune_cli.documents import read
 
-    console = output()
-    invalid = 0
-    documents = read(files)
-    for document in documents:
-        place = f"{document.source}: {document.title}: "
-        if not document.is_fine_tune:
-            if not quiet:
-                console.print(Text.assemble(place, ("another kind, not looked at", "dim")))
-            continue
-        try:
-            resource = parse(document.content)
-        except InvalidResourceError as error:
-            invalid += 1
-            console.print(Text.assemble(place, (_count(len(error.problems)), "bold red")))
-            for problem in error.problems:
-                console.print(_problem_text(problem.path, problem.message, problem.found, problem.remedy))
-            continue
-        if not quiet:
-            spec = resource.spec
-            console.print(Text.assemble(place, ("valid", "green"), f" ({spec.method} on {spec.accelerator.kind})"))
-    if not any(document.is_fine_tune for document in documents):
-        from gemmatune_cli.documents import none_found
-
-        raise none_found(files)
-    if invalid:
-        raise typer.Exit(FAILED)
+    place = f"{document.source}: {document.title}: "
+    if not document.is_fine_tune:
+        return True, Text.assemble(place, ("another kind, not looked at", "dim"))
+    try:
+        spec = parse(document.content).spec
+    except InvalidResourceError as error:
+        lines = [Text.assemble(place, (_count(len(error.problems)), "bold red")), *map(_problem, error.problems)]
+        return False, Text("\n").join(lines)
+    return True, Text.assemble(place, ("valid", "green"), f" ({spec.method} on {spec.accelerator.kind})")
 
 
 def _count(problems: int) -> str:
     return "1 problem" if problems == 1 else f"{problems} problems"
 
 
-def _problem_text(path: str, message: str, found: str, remedy: str) -> object:
+def _problem(problem: Problem) -> Text:
     from rich.text import Text
 
-    value = f" (found {found})" if found else ""
-    return Text.assemble("  ", (path, "bold"), f": {message}{value}\n", ("    " + remedy) if remedy else "")
+    value = f" (found {problem.found})" if problem.found else ""
+    remedy = f"\n    {problem.remedy}" if problem.remedy else ""
+    return Text.assemble("  ", (problem.path, "bold"), f": {problem.message}{value}{remedy}")

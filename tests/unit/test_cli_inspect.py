@@ -78,11 +78,20 @@ def test_colours_tell_trained_from_masked(tmp_path: Path, resource: dict[str, An
 
 def test_an_error_of_the_trainer_is_a_sentence(tmp_path: Path, resource: dict[str, Any]) -> None:
     resource["spec"]["dataset"]["instruct"] = {"output": "answer"}
-    code, output, error = inspect(tmp_path, resource, "--json")
+    code, output, error = inspect(tmp_path, resource)
     assert code == 1
     assert output == ""
     assert error.startswith("error: ")
     assert "answer" in error
+
+
+def test_a_row_may_hold_any_separator_of_lines(tmp_path: Path, resource: dict[str, Any]) -> None:
+    row = {"instruction": "Say\u2028hello.", "output": "Hello\u0085\u2029there!"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    code, output, _ = inspect(tmp_path, resource, "--json")
+    assert code == 0
+    assert "Hello\u0085\u2029there!" in json.loads(output)["text"]
+    assert inspect(tmp_path, resource)[0] == 0
 
 
 def test_two_resources_are_one_too_many(tmp_path: Path, resource: dict[str, Any]) -> None:

@@ -76,3 +76,49 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(file)])
     assert result.exit_code == 1
     assert "line 3" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\xff\xfea\x00", "is no UTF-8 text: invalid start byte at byte 0"),
+        (b"kind: \x00\n", "has a character that YAML forbids: U+0000"),
+        (b"spec:\n\tmodel: a\n", "Indent with spaces."),
+        (b"- a\n", 'holds ["a"] where an object is expected'),
+    ],
+)
+def test_what_is_no_file_of_resources(content: bytes, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(content)
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code == 1
+    assert problem in result.stderr
+
+
+def gft(arguments: str, file: Path) -> subprocess.CompletedProcess[str]:
+    """gft in a shell, with `FILE` and redirections in its arguments."""
+    script = f"{sys.executable} -c 'from gemmatune_cli.main import app; app()' {arguments.replace('FILE', str(file))}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def resource(tmp_path: Path) -> Path:
+    file = tmp_path / "quotes.yaml"
+    file.write_text((Path(__file__).parents[2] / "examples" / "minimal.yaml").read_text())
+    return file
+
+
+def test_standard_input_that_is_closed(resource: Path) -> None:
+    done = gft("validate - <&-", resource)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "error: standard input: is closed")
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "render"])
+def test_an_output_that_is_full(command: str, resource: Path) -> None:
+    done = gft(f"{command} FILE >/dev/full", resource)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_reader_that_goes_away_ends_it_in_silence(resource: Path) -> None:
+    done = gft("render FILE | head -1", resource)
+    assert (done.stdout, done.stderr) == ("---\n", "")

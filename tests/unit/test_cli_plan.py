@@ -101,13 +101,36 @@ def test_prices_give_the_cost(tmp_path: Path) -> None:
     assert "cost per hour" not in plan(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["- 1\n", "nvidia-l4: cheap\n", "nvidia-l4: -1\n", "nvidia-l4: true\n"])
-def test_prices_that_are_none(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("- 1\n", "must map accelerator types to prices per hour (found [1])"),
+        ("", "must map accelerator types to prices per hour (found [])"),
+        ("nvidia-l4: cheap\n", 'nvidia-l4: must be a price per hour (found "cheap")'),
+        ("nvidia-l4: -1\n", "nvidia-l4: must be a price per hour (found -1)"),
+        ("nvidia-l4: true\n", "nvidia-l4: must be a price per hour (found true)"),
+        ("a: 1\nb: x: y\n", "line 2, column 5: is no YAML"),
+    ],
+)
+def test_prices_that_are_none(tmp_path: Path, content: str, problem: str) -> None:
     prices = tmp_path / "prices.yaml"
     prices.write_text(content)
     output = plan(tmp_path, "--prices", str(prices))
-    assert output.startswith("1\n")
-    assert "must map accelerator types to prices per hour" in output
+    assert output.startswith(f"1\nerror: --prices {prices}: {problem}")
+
+
+def test_a_price_that_is_missing_is_said(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("l4: 0.75\n")
+    cost = line(plan(tmp_path, "--prices", str(prices)), "cost per hour")
+    assert cost == "cost per hour unknown: --prices names no nvidia-l4"
+
+
+def test_a_narrow_terminal_shows_every_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    output = plan(tmp_path)
+    assert "…" not in output
+    assert "2,614,341,888" in output
 
 
 def test_a_folder_tells_its_model(tmp_path: Path) -> None:

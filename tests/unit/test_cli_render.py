@@ -93,6 +93,12 @@ def test_an_invalid_resource_is_not_rendered(tmp_path: Path) -> None:
     assert "spec.backend" in result.stderr
 
 
+def test_an_odd_status_counts_as_absent_as_it_does_for_the_operator(tmp_path: Path) -> None:
+    live = {**DOCUMENT, "status": {"phase": [1], "attempts": [{"number": "one"}], "prepare": {"number": 2, "job": "j"}}}
+    *_, preparation, train = render(tmp_path, live)
+    assert (preparation["metadata"]["name"], train["metadata"]["name"]) == ("quotes-p2", "quotes-t1")
+
+
 def created(play: Play, job: str) -> dict[str, Any]:
     """A Job as the operator created it, without what the API server and the Job controller add."""
     found = play.job(job)

@@ -98,3 +98,24 @@ def test_a_wrong_version_is_looked_at(tmp_path: Path) -> None:
     code, output = validate(str(file))
     assert code == 1
     assert "apiVersion" in output
+
+
+def test_an_object_without_kind_or_version_is_not_valid(tmp_path: Path) -> None:
+    file = tmp_path / "kindless.yaml"
+    file.write_text(GOOD.replace("kind: GemmaFineTune\n", ""))
+    code, output = validate(str(file))
+    assert code == 1
+    assert "kind: is required\n    Write kind: GemmaFineTune." in output
+    file.write_text(GOOD.replace("apiVersion: gemmatune.dev/v1alpha1\n", ""))
+    assert "apiVersion: is required" in validate(str(file))[1]
+
+
+def test_what_cannot_be_read_does_not_hide_the_rest(good: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(f"{BAD}\n---\nhello\n")
+    code, output = validate(str(tmp_path / "none.yaml"), str(bad), str(good))
+    assert code == 1
+    assert "none.yaml: cannot be read: No such file or directory" in output
+    assert f"{bad} (document 1): GemmaFineTune bad: 2 problems" in output
+    assert f'{bad} (document 2): holds "hello" where an object is expected' in output
+    assert f"{good}: GemmaFineTune quotes: valid" in output
