@@ -1,21 +1,29 @@
-"""No option does nothing: every leaf of spec changes a manifest (or RunConfig in it), a decision, or is refused."""
+"""No option does nothing: every leaf of spec changes a manifest (or RunConfig in it), a decision, or is refused.
+
+And what a manifest hands to the trainer is read there: every leaf of RunConfig.
+"""
 
 from __future__ import annotations
 
 import ast
 import copy
+import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic.alias_generators import to_snake
 
 import gemmatune_operator.policies
+import gemmatune_trainer
 from gemmatune_api import names, validate
 from gemmatune_api.errors import InvalidResourceError
 from gemmatune_api.location import arms, is_model
 from gemmatune_api.names import Reason
+from gemmatune_api.runconfig import RunConfig, RunTraining
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_cli.planning import planned
 from gemmatune_cli.render import objects
@@ -181,6 +189,10 @@ ONE_VALUE = {"provisioning.fallback.mode"}
 """Leaves that can only have the value that they have by default."""
 
 
+READ_WITH_RUNCONFIG = {"version"}
+"""Leaves of RunConfig that RunConfig.from_env itself reads, which every trainer begins with."""
+
+
 def leaves(model: type[Any], path: str = "") -> Iterator[str]:
     """Paths of all fields that hold no further fields; `[]` stands for the entries of a list."""
     for name, field in model.model_fields.items():
@@ -258,9 +270,42 @@ def test_the_leaf_is_refused(path: str) -> None:
     assert any(full == refused or full.startswith((f"{refused}.", f"{refused}[")) for refused in refusals), refusals
 
 
+def attributes(tree: ast.AST) -> set[str]:
+    """The names of all attributes that a program reads."""
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def read_by(package: ModuleType) -> set[str]:
+    """The names of all attributes that the modules of a package read."""
+    files = Path(package.__path__[0]).rglob("*.py")
+    return set().union(*(attributes(ast.parse(file.read_text(encoding="utf-8"))) for file in files))
+
+
+def attribute(path: str) -> str:
+    """The name in Python of a leaf."""
+    return to_snake(path.rpartition(".")[2])
+
+
+@pytest.fixture(scope="module")
+def read_by_policies() -> set[str]:
+    return read_by(gemmatune_operator.policies)
+
+
+@pytest.fixture(scope="module")
+def read_by_trainer() -> set[str]:
+    """What the trainer reads, also by way of RunTraining's methods."""
+    found = read_by(gemmatune_trainer)
+    for name, method in inspect.getmembers(RunTraining, inspect.isfunction):
+        if method.__module__ == RunTraining.__module__ and name in found:
+            found |= attributes(ast.parse(textwrap.dedent(inspect.getsource(method))))
+    return found
+
+
 @pytest.mark.parametrize("path", sorted(DECISIONS))
-def test_a_policy_reads_the_leaf(path: str) -> None:
-    folder = Path(gemmatune_operator.policies.__file__).parent
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in folder.glob("*.py")]
-    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert to_snake(path.rpartition(".")[2]) in read
+def test_a_policy_reads_the_leaf(path: str, read_by_policies: set[str]) -> None:
+    assert attribute(path) in read_by_policies
+
+
+@pytest.mark.parametrize("path", sorted(set(leaves(RunConfig)) - READ_WITH_RUNCONFIG))
+def test_the_trainer_reads_the_leaf(path: str, read_by_trainer: set[str]) -> None:
+    assert attribute(path) in read_by_trainer
