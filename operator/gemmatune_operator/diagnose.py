@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from gemmatune_api.messages import TerminationMessage, from_text
 from gemmatune_api.names import EXIT_REASONS, REASONS, Reason
-from gemmatune_operator.observe import EventView, JobView, PodView
+from gemmatune_operator.views import EventView, JobView, PodView
 
 SIGKILL_EXIT = 137
 _LINE_CHARACTERS = 500

@@ -11,10 +11,11 @@ from gemmatune_api.status import FineTuneStatus
 from gemmatune_operator import events
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.memory import Memory
-from gemmatune_operator.observe import Observed, Refusal, observe, owner_uid
+from gemmatune_operator.observe import Observed, Refusal, observe
 from gemmatune_operator.policies import plan
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
 from gemmatune_operator.settings import Settings
+from gemmatune_operator.views import owner_uid
 
 LOOKS = 5
 """Looks in one call: a conflict, or a Job that cannot be created, is planned for again."""

@@ -14,10 +14,11 @@ from gemmatune_api.status import Attempt, FineTuneStatus, Plan, PlanMemory
 from gemmatune_operator import conditions
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision, Situation
-from gemmatune_operator.observe import JobView, Machine, Observed, PodView, Refusal, of_resource
+from gemmatune_operator.observe import Observed, Refusal, of_resource
 from gemmatune_operator.policies import situation_of
 from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
+from gemmatune_operator.views import JobView, Machine, PodView
 from tests.support.play import NAME, NAMESPACE, SPEC, START
 
 UID = "uid-1"

@@ -14,7 +14,8 @@ from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import EXIT_REASONS, REASONS, ExitCode, Reason
 from gemmatune_operator import diagnose
 from gemmatune_operator.diagnose import ANSWERS, Answer
-from gemmatune_operator.observe import EventView, JobView, events_of, job_view, machine_of, of_resource, pod_view
+from gemmatune_operator.observe import of_resource
+from gemmatune_operator.views import EventView, JobView, events_of, job_view, machine_of, pod_view
 from tests.support.situations import NOW, ended_pod, failed_job, job, pod
 
 FAILED = {"failed": True, "failure_target": True, "active": 0}

@@ -22,8 +22,8 @@ from gemmatune_cli.local.kubelet import Kubelet, LocalError
 from gemmatune_cli.local.runner import find
 from gemmatune_cli.local.store import Store
 from gemmatune_operator.manifests.job import job as job_manifest
-from gemmatune_operator.observe import JobView, job_view, pod_view
 from gemmatune_operator.ports import Object
+from gemmatune_operator.views import JobView, job_view, pod_view
 from tests.support.wait import wait_for
 
 JOB = "quotes-t1"
@@ -119,7 +119,7 @@ def test_a_job_is_one_process_and_completes(machine: Machine) -> None:
     machine.store.create(job(program))
     machine.turn()
     assert (machine.view().active, machine.view().running) == (1, False)
-    assert machine.view().pods[0].phase == ""
+    assert machine.view().pods[0].phase == "Pending"
     view = machine.ended()
     assert (view.complete, view.failed, view.active, view.terminating) == (True, False, 0, 0)
     assert [(pod.phase, pod.exit_code, pod.termination_message) for pod in view.pods] == [

@@ -10,8 +10,8 @@ import pytest
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Counters, DataStatus, FineTuneStatus, JobRecord
 from gemmatune_operator.decision import Decision, Situation
-from gemmatune_operator.observe import JobView
 from gemmatune_operator.policies.accept import accept, model_of, rival_of
+from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
 from tests.support.situations import attempt, decision, ended_pod, job, plan, resource, said, situation
 

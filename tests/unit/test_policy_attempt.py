@@ -19,9 +19,10 @@ from gemmatune_api.status import (
 )
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
-from gemmatune_operator.observe import JobView, Refusal
+from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe
 from gemmatune_operator.policies.attempt import KEPT, attempt
+from gemmatune_operator.views import JobView
 from tests.support.situations import (
     NOW,
     decision,

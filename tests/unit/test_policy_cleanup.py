@@ -10,8 +10,8 @@ from gemmatune_api.names import ConditionType
 from gemmatune_api.status import JobRecord
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Deletion
-from gemmatune_operator.observe import JobView
 from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS, cleanup, in_the_way, seconds_to_stuck
+from gemmatune_operator.views import JobView
 from tests.support.situations import NOW, attempt, decision, ended_pod, job, pod, situation
 
 T1 = Deletion("Job", "quotes-t1", "uid-quotes-t1")

@@ -12,9 +12,10 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import JobRecord
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
-from gemmatune_operator.observe import JobView, Refusal
+from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe
 from gemmatune_operator.policies.prepare import RETRIES, prepare
+from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
 from tests.support.situations import (
     NOW,

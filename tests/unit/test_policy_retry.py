@@ -9,8 +9,8 @@ import pytest
 from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
 from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.diagnose import Cause, cause, ended
-from gemmatune_operator.observe import Machine
 from gemmatune_operator.policies import retry
+from gemmatune_operator.views import Machine
 from tests.support.situations import (
     GIB,
     attempt,

@@ -12,7 +12,7 @@ from gemmatune_operator.conditions import has, parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
-from gemmatune_operator.observe import JobView, open_attempt
+from gemmatune_operator.observe import open_attempt
 from gemmatune_operator.policies import deadline, describe, provisioning, retry
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
@@ -26,6 +26,7 @@ from gemmatune_operator.policies.prepare import (
     refused,
 )
 from gemmatune_operator.policies.stall import stall
+from gemmatune_operator.views import JobView
 
 KEPT = 20
 """Attempts that the status shows; counters know of all."""

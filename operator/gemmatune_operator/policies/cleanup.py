@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_operator.decision import Decision, Deletion, Situation
-from gemmatune_operator.observe import JobView, PodView, open_attempt
+from gemmatune_operator.observe import open_attempt
+from gemmatune_operator.views import JobView, PodView
 
 OVERDUE_SECONDS = 60.0
 """How long after its grace period a pod still blocks; then its node is lost, and the trainer's fence covers it."""

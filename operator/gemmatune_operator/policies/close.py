@@ -8,7 +8,7 @@ from gemmatune_api.status import Attempt, Cost
 from gemmatune_operator.conditions import parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, stamp
 from gemmatune_operator.diagnose import Cause
-from gemmatune_operator.observe import JobView
+from gemmatune_operator.views import JobView
 
 
 def closed(

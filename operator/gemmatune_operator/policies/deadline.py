@@ -11,8 +11,8 @@ from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import cause, waiting
-from gemmatune_operator.observe import JobView
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
+from gemmatune_operator.views import JobView
 
 
 def training(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:

@@ -14,10 +14,10 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import access
 from gemmatune_operator.manifests import prepare as manifest
-from gemmatune_operator.observe import JobView
 from gemmatune_operator.policies import deadline, describe, results, retry
 from gemmatune_operator.policies.accept import config_of, model_of, planned
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck
+from gemmatune_operator.views import JobView
 
 RETRIES = 3
 PENDING_LOOK_SECONDS = 15.0

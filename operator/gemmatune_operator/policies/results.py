@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.status import FineTuneStatus
-from gemmatune_operator.observe import JobView, Observed
+from gemmatune_operator.observe import Observed
+from gemmatune_operator.views import JobView
 
 
 def of_job(job: JobView) -> PrepareResult | None:

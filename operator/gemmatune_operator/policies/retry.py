@@ -11,8 +11,8 @@ from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import Attempt, BudgetBase, Counters, Overrides
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
-from gemmatune_operator.observe import JobView, Machine
 from gemmatune_operator.policies.provisioning import SPOT
+from gemmatune_operator.views import JobView, Machine
 
 DOWNSHIFTS = 3
 GROWTH = 1.5

@@ -10,8 +10,8 @@ from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import cause
-from gemmatune_operator.observe import JobView
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
+from gemmatune_operator.views import JobView
 
 LOOKS_PER_TIMEOUT = 4
 """Progress alone wakes nobody, so the clock is read this often per timeout."""
