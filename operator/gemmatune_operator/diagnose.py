@@ -102,6 +102,12 @@ class Cause:
         """What it asks for."""
         return ANSWERS[self.reason]
 
+    @property
+    def sentence(self) -> str:
+        """The message, so that another sentence may follow."""
+        text = self.message.rstrip()
+        return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
 
 def cause(
     reason: Reason,

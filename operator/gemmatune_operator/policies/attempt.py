@@ -195,7 +195,7 @@ def _followed(
 ) -> Decision:
     """The next attempt, recorded in the same write that closes the last."""
     follows = f"in {duration_text(verdict.delay)}" if verdict.delay else "at once"
-    message = f"Attempt {current.number} ended with {why.reason}: {why.message} The next follows {follows}."
+    message = f"Attempt {current.number} ended with {why.reason}: {why.sentence} The next follows {follows}."
     decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.RETRYING, message, why.remedy)
     decision = decision.condition(situation, ConditionType.PROVISIONED, False, Reason.RETRYING, message)
     due = rfc3339(situation.now + timedelta(seconds=verdict.delay)) if verdict.delay else None

@@ -155,7 +155,7 @@ def _again(situation: Situation, decision: Decision, record: JobRecord, ending: 
     limit = (situation.spec.limits or LimitsSpec()).max_preemptions or 0 if free else RETRIES
     used = record.preemptions if free else record.retries
     if ending.answer is Answer.FAIL or used >= limit:
-        message = ending.message if ending.answer is Answer.FAIL else f"{ending.message} Its retries are used up."
+        message = ending.message if ending.answer is Answer.FAIL else f"{ending.sentence} Its retries are used up."
         remedy = retry.final_remedy(ending, started=False)
         decision = decision.condition(situation, ConditionType.PREPARED, False, ending.reason, message, remedy)
         return fail(situation, decision, ending.reason, message, remedy)

@@ -75,7 +75,7 @@ def _free(
     used: Counters, base: int, limit: int, overrides: Overrides | None, situation: Situation, cause: Cause
 ) -> Verdict:
     if used.preemptions - base >= limit:
-        message = f"{cause.message} limits.maxPreemptions ({limit}) is used up."
+        message = f"{cause.sentence} limits.maxPreemptions ({limit}) is used up."
         return Verdict(False, False, used, message=message)
     counters = used.model_copy(update={"preemptions": used.preemptions + 1})
     delay = backoff(situation.observed.uid, used.attempts, used.preemptions - base) if _backs_off(cause) else 0.0
@@ -87,7 +87,7 @@ def _counted(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
     limit = (situation.spec.limits or LimitsSpec()).max_retries or 0
     stalls = used.stalls + (cause.reason is Reason.STALLED)
     if used.retries - base >= limit:
-        message = f"{cause.message} limits.maxRetries ({limit}) is used up."
+        message = f"{cause.sentence} limits.maxRetries ({limit}) is used up."
         return Verdict(False, False, used.model_copy(update={"stalls": stalls}), message=message)
     counters = used.model_copy(update={"retries": used.retries + 1, "stalls": stalls})
     delay = backoff(situation.observed.uid, used.attempts, used.retries - base) if _backs_off(cause) else 0.0
@@ -100,7 +100,7 @@ def _downshift(decision: Decision, attempt: Attempt, cause: Cause) -> Verdict:
     done = used.out_of_memory - base
     smaller = smaller_batch(decision, attempt, last=done == DOWNSHIFTS - 1) if done < DOWNSHIFTS else None
     if smaller is None:
-        message = f"{cause.message} Micro-batch and gradient checkpointing leave nothing more to lower."
+        message = f"{cause.sentence} Micro-batch and gradient checkpointing leave nothing more to lower."
         return Verdict(False, False, used, message=message)
     counters = used.model_copy(update={"out_of_memory": used.out_of_memory + 1})
     return Verdict(True, False, counters, smaller)
