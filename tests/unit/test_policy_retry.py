@@ -191,6 +191,8 @@ def test_remedies_of_the_end() -> None:
     assert ANNOTATION_RETRY not in before
     assert "new resource with another output.uri" in later
     assert ANNOTATION_RETRY in retry.final_remedy(killed, started=True)
+    for reason in COUNTED + FREE:
+        assert not retry.final_remedy(cause(reason), started=True).startswith("Nothing"), reason
     assert ANNOTATION_RETRY in retry.final_remedy(cause(Reason.ACCESS_DENIED), started=False)
     assert retry.final_remedy(cause(Reason.DEADLINE_EXCEEDED), started=True).count(ANNOTATION_RETRY) == 1
     memory = retry.final_remedy(OOM, started=True)

@@ -34,6 +34,18 @@ _AFTER_START: dict[Reason, str] = {
     Reason.ACCELERATOR_OUT_OF_MEMORY: _MOVE,
 }
 """Remedies once an attempt exists: they name only fields that may still change."""
+_OTHER_NODES = "Raise limits.maxPreemptions, or set provisioning.mode: onDemand."
+_GIVEN_UP: dict[Reason, str] = {
+    Reason.PREEMPTED: _OTHER_NODES,
+    Reason.NODE_LOST: _OTHER_NODES,
+    Reason.POD_REJECTED: _OTHER_NODES,
+    Reason.INTERRUPTED: _OTHER_NODES,
+    Reason.KILLED: "Raise pod.resources.limits.memory: most often the node itself ran out of memory.",
+    Reason.JOB_VANISHED: "Find out who deletes the Jobs of this run.",
+    Reason.POD_LOST: "Look at the events of the node that ran the pod.",
+    Reason.RESULT_MISSING: "Read the pod's log: the trainer ended without naming a manifest.",
+}
+"""Remedies of causes that are retried by themselves, once the retries are used up."""
 _FINAL = frozenset({Reason.INVALID_CONFIG, Reason.DATA_INVALID, Reason.LOSS_DIVERGED, Reason.OUTPUT_IN_USE})
 _RETRY = f"Then set the annotation {ANNOTATION_RETRY} to a new value."
 
@@ -174,7 +186,8 @@ def backoff(uid: str, attempt: int, failures: int) -> float:
 def final_remedy(cause: Cause, *, started: bool) -> str:
     """The remedy of a run that ends; `started`: an attempt exists, so most of the spec is fixed."""
     own = cause.said.remedy if cause.said is not None else ""
-    remedy = own or (_AFTER_START.get(cause.reason) if started else None) or cause.remedy
+    usual = _GIVEN_UP.get(cause.reason, cause.remedy)
+    remedy = own or (_AFTER_START.get(cause.reason) if started else None) or usual
     if ANNOTATION_RETRY in remedy or (cause.reason in _FINAL and started):
         return remedy
     if not started and cause.answer is Answer.FAIL and cause.reason is not Reason.ACCESS_DENIED:
