@@ -13,7 +13,7 @@ def wait_for(
     condition: Callable[[], T],
     what: str,
     *,
-    seconds: float = 30.0,
+    seconds: float = 60.0,
     interval: float = 0.05,
     detail: Callable[[], object] | None = None,
 ) -> T:
