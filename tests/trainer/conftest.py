@@ -107,7 +107,14 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
         "run": {"name": "quotes", "namespace": "default", "uid": "uid-1"},
         "top": {"attempt": 1},
         "model": {"uri": model.as_uri()},
-        "dataset": {"uri": data.as_uri(), "split": "train", "max_length": 128, "too_long": "truncate", "packing": True},
+        "dataset": {
+            "uri": data.as_uri(),
+            "split": "train",
+            "limit": None,
+            "max_length": 128,
+            "too_long": "truncate",
+            "packing": True,
+        },
         "method": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
         "training": {
             "max_steps": 4,

@@ -52,7 +52,10 @@ def make_backend(config: RunConfig) -> TorchBackend:
 
 
 def weights(backend: TorchBackend) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in get_peft_model_state_dict(backend._model, save_embedding_layers=False).items()}
+    return {
+        name: value.clone()
+        for name, value in get_peft_model_state_dict(backend._model, save_embedding_layers=False).items()
+    }
 
 
 def train(config: RunConfig, steps: int = 3, start: Path | None = None) -> tuple[dict[str, torch.Tensor], Watcher]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -18,7 +20,7 @@ from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
-from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError
+from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
@@ -28,6 +30,8 @@ from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 from gemmatune_trainer.versions import versions
 
+STACKS_SECONDS = 600
+"""A forward pass that takes longer leaves all stacks in the log: what a stalled run was doing."""
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
 
@@ -137,6 +141,7 @@ def _total_steps(config: RunConfig, rows: int) -> int:
 def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
     """The backend of the run; its libraries are imported only here, after everything that can fail early."""
     started = time.monotonic()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses a process that sees several
     from gemmatune_trainer.backends.torch import TorchBackend
 
     log.info("libraries loaded", backend=config.backend, seconds=round(time.monotonic() - started, 1))
@@ -211,11 +216,22 @@ class Attempt:
             self._backend.train(rows, self._rows, self._total_steps, start, self)
         except StopTraining:
             self._interrupt()
+        except Exception as error:
+            known = explain(error)
+            if known is None or known.step is not None:
+                raise
+            known.step = self._step  # how far an attempt came is part of its end
+            if known is error:
+                raise
+            raise known from error
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         self._checkpoints.wait()
         self._report(urgent=True)
 
     def micro_batch(self) -> None:
         """Before every forward pass: looks whether to stop."""
+        faulthandler.dump_traceback_later(STACKS_SECONDS, exit=False)  # begins to count anew
         if self._stop.requested:
             raise StopTraining
         self._checkpoints.poll()
