@@ -217,7 +217,7 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
             "The bucket did not answer.", "Check the bucket's region, quota and the network of the node pool."
         ),
         Reason.HUB_UNAVAILABLE: ReasonText(
-            "The model hub did not answer.", "Check the network of the node pool, or copy the model to a gs:// URI."
+            "The hub did not answer.", "Check the network of the node pool, or copy model and data to gs:// URIs."
         ),
         Reason.CRASHED: ReasonText("The trainer ended with an unexpected error.", "Read the pod's log."),
         Reason.JOB_VANISHED: ReasonText("The attempt's Job was deleted by someone else.", "Nothing: it is retried."),

@@ -16,10 +16,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from gemmatune_api.messages import TerminationMessage, from_text, to_text
-from gemmatune_api.names import EXIT_REASONS, ExitCode, Reason
-from gemmatune_api.runconfig import RunConfigError
+from gemmatune_api.names import ENV_GCS_ENDPOINT, EXIT_REASONS, ExitCode, Reason
+from gemmatune_api.runconfig import RunConfigError, RunModel
 from gemmatune_trainer import errors
 from gemmatune_trainer.__main__ import main
+from gemmatune_trainer.models import fetch
 
 
 def answer(status: int) -> httpx2.Response:
@@ -89,6 +90,24 @@ def test_a_hub_that_does_not_answer() -> None:
     with pytest.raises(Exception, match=r".") as caught:
         HfApi(endpoint="http://127.0.0.1:9").model_info("google/gemma-2b", timeout=2)
     assert isinstance(errors.explain(caught.value), errors.HubUnavailable)
+
+
+def test_a_foreign_exception_says_what_it_happened_to() -> None:
+    uri = "model.uri: hf://google/gemma-2b"
+    with pytest.raises(errors.HubUnavailable, match=rf"^{uri}: \w+: "), errors.naming(uri):
+        HfApi(endpoint="http://127.0.0.1:9").model_info("google/gemma-2b", timeout=2)
+    with pytest.raises(errors.DataInvalid, match=r"^row 3 is empty$"), errors.naming("dataset.uri: file:///rows"):
+        raise errors.DataInvalid("row 3 is empty")
+    with pytest.raises(ZeroDivisionError), errors.naming("dataset.uri: file:///rows"):
+        _ = 1 / 0
+
+
+def test_a_bucket_without_a_login_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV_GCS_ENDPOINT, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    monkeypatch.setenv("GEMMATUNE_CACHE", str(tmp_path))
+    with pytest.raises(errors.AccessDenied, match=r"^gs://my-bucket/model: DefaultCredentialsError: .*none\.json"):
+        fetch(RunModel(uri="gs://my-bucket/model"), weights=False)
 
 
 def test_every_way_of_failing_has_its_own_code() -> None:

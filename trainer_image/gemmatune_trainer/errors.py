@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from gemmatune_api.names import REASONS, ExitCode, Reason
@@ -114,6 +115,24 @@ def explain(error: BaseException) -> TrainerError | None:
         if found is not None:
             return found
     return None
+
+
+@contextmanager
+def naming(subject: str) -> Iterator[None]:
+    """Begins the message of a foreign exception that `explain` knows with what it happened to: libraries do not say it.
+
+    Raises:
+        TrainerError: what such an exception stands for, its message beginning with `subject`.
+    """
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        raise type(known)(f"{subject}: {known.message}", known.remedy, known.step) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from gemmatune_api import catalog
 from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunModel
-from gemmatune_trainer.errors import HubUnavailable, InvalidConfig
+from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import local_path, open_storage
 
@@ -103,9 +103,10 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
         AccessDenied, HubUnavailable, StorageUnavailable: they cannot be read.
     """
     scheme = urlsplit(model.uri).scheme
-    if scheme == "hf":
-        return _fetch_hub(model, weights, revision)
-    found = _fetch_folder(model) if scheme == "file" else _fetch_bucket(model, weights)
+    with naming(f"model.uri: {model.uri}"):
+        if scheme == "hf":
+            return _fetch_hub(model, weights, revision)
+        found = _fetch_folder(model) if scheme == "file" else _fetch_bucket(model, weights)
     if revision is not None and found.revision != revision:
         raise InvalidConfig(
             f"model.uri: the files of {model.uri} changed since the run was prepared",

@@ -18,7 +18,7 @@ from google.cloud import storage
 from google.cloud.storage import transfer_manager
 from google.cloud.storage.exceptions import DataCorruption
 
-from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, text_of
+from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, naming, text_of
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject
 
 Result = TypeVar("Result")
@@ -55,7 +55,8 @@ class GcsStorage:
         self.uri = f"gs://{bucket}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience
-        self._client = _client(endpoint)
+        with naming(self.uri):
+            self._client = _client(endpoint)
         self._bucket = self._client.bucket(bucket)
 
     def locate(self, name: str) -> str:

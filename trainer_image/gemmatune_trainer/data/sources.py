@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
 from gemmatune_trainer.data.rows import Row
-from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.errors import DataInvalid, InvalidConfig, naming
 from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
 
 FILE_SPLIT = "train"
@@ -42,7 +42,8 @@ def open_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
         rows = _local_rows(dataset.uri) if scheme == "file" else _bucket_rows(dataset.uri, cache / "data")
     else:
         raise InvalidConfig(f"dataset.uri: {dataset.uri!r} cannot be read", "Use hf://, gs:// or file://.")
-    yield from _at_least_one(rows, dataset.uri)
+    with naming(f"dataset.uri: {dataset.uri}"):
+        yield from _at_least_one(rows, dataset.uri)
 
 
 def _at_least_one(rows: Iterator[Row], uri: str) -> Iterator[Row]:
