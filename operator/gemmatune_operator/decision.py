@@ -9,6 +9,7 @@ from typing import Any
 
 from gemmatune_api.errors import Problem
 from gemmatune_api.names import ConditionType, Reason
+from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.status import BudgetBase, Counters, FineTuneStatus, Timers
 from gemmatune_operator import conditions
@@ -41,6 +42,11 @@ class Situation:
     def spec(self) -> FineTuneSpec:
         """The resolved spec."""
         return self.run.spec
+
+    @property
+    def limits(self) -> LimitsSpec:
+        """Its limits, with every default."""
+        return self.spec.limits or LimitsSpec()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from gemmatune_api.base import seconds
 from gemmatune_api.names import Reason
-from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
@@ -17,7 +16,7 @@ from gemmatune_operator.views import JobView
 
 def training(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:
     """Ends the run when its attempts have trained for limits.deadline; waiting and pauses do not count."""
-    limit = (situation.spec.limits or LimitsSpec()).deadline
+    limit = situation.limits.deadline
     began = parse_time(attempt.training_time)
     if limit is None or began is None:
         return GOES_ON
@@ -31,7 +30,7 @@ def training(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
 
 def pending(situation: Situation, job: JobView, since: datetime | None) -> Outcome:
     """Ends the run when the pods of a Job have not all run within limits.pendingDeadline."""
-    limit = (situation.spec.limits or LimitsSpec()).pending_deadline
+    limit = situation.limits.pending_deadline
     if limit is None or since is None or job.running:
         return GOES_ON
     rest = seconds(limit) - (situation.now - since).total_seconds()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemmatune_api.names import REASONS, ConditionType, Phase, Reason
-from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import Condition, Summary
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation
@@ -80,5 +79,5 @@ def _summary(situation: Situation, decision: Decision) -> Summary | None:
     summary = decision.status.summary
     if summary is None or situation.resource is None:
         return summary
-    limit = (situation.spec.limits or LimitsSpec()).max_retries or 0
+    limit = situation.limits.max_retries or 0
     return summary.model_copy(update={"retries": f"{decision.counters.retries - decision.budget_base.retries}/{limit}"})

@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from gemmatune_api.messages import PrepareResult
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
-from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import JobRecord
 from gemmatune_operator import diagnose
 from gemmatune_operator.conditions import has, parse_time, rfc3339
@@ -152,7 +151,7 @@ def _prepared(situation: Situation, decision: Decision, found: PrepareResult) ->
 def _again(situation: Situation, decision: Decision, record: JobRecord, ending: Cause) -> Decision:
     """Another preparation, or the end: preemptions are free, other failures have three retries."""
     free = ending.answer is Answer.FREE
-    limit = (situation.spec.limits or LimitsSpec()).max_preemptions or 0 if free else RETRIES
+    limit = situation.limits.max_preemptions or 0 if free else RETRIES
     used = record.preemptions if free else record.retries
     if ending.answer is Answer.FAIL or used >= limit:
         message = ending.message if ending.answer is Answer.FAIL else f"{ending.sentence} Its retries are used up."

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
-from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import Attempt, BudgetBase, Counters, Overrides
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
@@ -70,7 +69,7 @@ def verdict(situation: Situation, decision: Decision, attempt: Attempt, job: Job
     answer = cause.answer
     if attempt.provisioning == SPOT and cause.reason in FREE_ON_SPOT:
         answer = Answer.FREE
-    limits = situation.spec.limits or LimitsSpec()
+    limits = situation.limits
     used, base = decision.counters, decision.budget_base
     if cause.reason is Reason.CAPACITY_UNAVAILABLE:  # no spot node: the fallback is no preemption
         return Verdict(True, False, used, carried(decision, attempt))
@@ -96,7 +95,7 @@ def _free(
 
 def _counted(situation: Situation, decision: Decision, attempt: Attempt, job: JobView | None, cause: Cause) -> Verdict:
     used, base = decision.counters, decision.budget_base.retries
-    limit = (situation.spec.limits or LimitsSpec()).max_retries or 0
+    limit = situation.limits.max_retries or 0
     stalls = used.stalls + (cause.reason is Reason.STALLED)
     if used.retries - base >= limit:
         message = f"{cause.sentence} limits.maxRetries ({limit}) is used up."

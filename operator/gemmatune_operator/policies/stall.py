@@ -5,7 +5,6 @@ from __future__ import annotations
 from gemmatune_api.base import duration_text, seconds
 from gemmatune_api.defaults import FIRST_STEP_STALL_SECONDS
 from gemmatune_api.names import Reason
-from gemmatune_api.placement import LimitsSpec
 from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
@@ -19,7 +18,7 @@ LOOKS_PER_TIMEOUT = 4
 
 def stall(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:
     """Ends a running attempt without progress; the first step, which loads and may compile, has 45 minutes."""
-    limit = (situation.spec.limits or LimitsSpec()).stall_timeout
+    limit = situation.limits.stall_timeout
     still = situation.observed.still_since
     began = parse_time(attempt.training_time)
     if limit is None or still is None or began is None or not job.running:
