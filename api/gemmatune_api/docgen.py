@@ -39,8 +39,7 @@ def document() -> str:
         "## What may change when\n",
         *_changes(),
         "## What does not exist yet\n",
-        "These fields, or these values of them, are part of the API and refused with reason "
-        f"`{names.Reason.NOT_SUPPORTED_YET}`.\n",
+        f"These values of fields are part of the API, and refused with reason `{names.Reason.NOT_SUPPORTED_YET}`.\n",
         *_refused(),
         "## status\n",
         *_blocks(FineTuneStatus, "status"),
@@ -121,7 +120,7 @@ def _counts(field: FieldInfo) -> bool:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _constraint(field: FieldInfo, name: str) -> list[Any]:
@@ -161,9 +160,14 @@ def _changes() -> Iterator[str]:
 
 def _refused() -> Iterator[str]:
     yield from _table(
-        ("Field", "Why", "Instead"),
+        ("Field", "Values", "Why", "Instead"),
         (
-            (f"`spec.{'.'.join(_camel(part) for part in item.path.split('.'))}`", item.why, item.remedy)
+            (
+                f"`spec.{'.'.join(_camel(part) for part in item.path.split('.'))}`",
+                ", ".join(f"`{text}`" if item.above is None else text for text in item.refused) or "any",
+                item.why,
+                item.remedy,
+            )
             for item in REFUSED
         ),
     )

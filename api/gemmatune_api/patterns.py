@@ -54,7 +54,7 @@ PATTERNS: Mapping[str, PatternText] = MappingProxyType(
         ),
         TOPOLOGY_PATTERN: PatternText("must be two or three numbers with x between them", "Write text such as 2x4."),
         ENV_NAME_PATTERN: PatternText(
-            "must hold only letters, digits and _, and not begin with a digit", "Write a name such as HF_HOME."
+            "must be letters, digits and _, not beginning with a digit", "Write a name such as HF_HOME."
         ),
     }
 )

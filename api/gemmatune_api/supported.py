@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic.alias_generators import to_camel
@@ -15,27 +14,37 @@ from gemmatune_api.spec import FineTuneSpec, ImagePrompt
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A field (or some of its values) that this version refuses.
+    """A field that this version refuses, or some of its values.
 
-    `path` is the field below spec in Python's names; `when` says which set values are refused (all by default).
+    `path` is the field below spec in Python's names. Refused are the `values`, the URIs of the `schemes`, or the
+    numbers `above` one; where none of them is given, every value.
     """
 
     path: str
     why: str
     remedy: str = "Remove the field."
-    when: Callable[[object], bool] = lambda value: True
+    values: tuple[str | int | bool, ...] = ()
+    schemes: tuple[str, ...] = ()
+    above: int | None = None
+
+    def refuses(self, value: object) -> bool:
+        """Whether a value that is set is among the refused ones."""
+        if self.values:
+            return value in self.values
+        if self.schemes:
+            return str(value).split("://", 1)[0] in self.schemes
+        return self.above is None or (isinstance(value, int) and value > self.above)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The refused values as text; empty where every value is."""
+        schemes = tuple(f"{scheme}://" for scheme in self.schemes)
+        above = () if self.above is None else (f"more than {self.above}",)
+        return (*map(_text, self.values), *schemes, *above)
 
 
-def _scheme(*schemes: str) -> Callable[[object], bool]:
-    return lambda value: str(value).split("://", 1)[0] in schemes
-
-
-def _above_one(value: object) -> bool:
-    return isinstance(value, int) and value > 1
-
-
-def _true(value: object) -> bool:
-    return value is True
+def _text(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _USE_TORCH = "Use backend torch with accelerator.gpu or accelerator.cpu."
@@ -43,36 +52,36 @@ _USE_HUB_OR_BUCKET = "Use hf://, gs:// or file://."
 _ONE_GPU = "Use one GPU; a larger one where memory is short."
 
 REFUSED: tuple[Refusal, ...] = (
-    Refusal("model.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, _scheme("kaggle", "ms", "pvc")),
-    Refusal("dataset.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, _scheme("ms", "pvc")),
+    Refusal("model.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, schemes=("kaggle", "ms", "pvc")),
+    Refusal("dataset.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, schemes=("ms", "pvc")),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
     Refusal("dataset.eval_fraction", "evaluation during training is not built yet"),
     Refusal("dataset.eval_uri", "evaluation during training is not built yet"),
     Refusal("training.eval_every_steps", "evaluation during training is not built yet"),
     Refusal("samples.from_eval", "evaluation during training is not built yet"),
-    Refusal("checkpoint.best", "evaluation during training is not built yet", when=_true),
-    Refusal("backend", "this backend is not built yet", _USE_TORCH, lambda value: value != "torch"),
+    Refusal("checkpoint.best", "evaluation during training is not built yet", values=(True,)),
+    Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
     Refusal("full", "full tuning is not built yet", "Use lora or qlora."),
-    Refusal("qlora.bits", "8-bit quantisation is not built yet", "Use 4.", lambda value: value == 8),
-    Refusal("qlora.dora", "DoRA is not built yet", when=_true),
-    Refusal("lora.dora", "DoRA is not built yet", when=_true),
-    Refusal("output.merge", "merging is not built yet", when=_true),
+    Refusal("qlora.bits", "8-bit quantisation is not built yet", "Use 4.", values=(8,)),
+    Refusal("qlora.dora", "DoRA is not built yet", values=(True,)),
+    Refusal("lora.dora", "DoRA is not built yet", values=(True,)),
+    Refusal("output.merge", "merging is not built yet", values=(True,)),
     Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
-    Refusal("accelerator.gpu.count", "training on several GPUs is not built yet", _ONE_GPU, _above_one),
-    Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, _above_one),
+    Refusal("accelerator.gpu.count", "training on several GPUs is not built yet", _ONE_GPU, above=1),
+    Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
     Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
     Refusal(
         "provisioning.mode",
         "this provisioning mode is not built yet",
         "Use onDemand or spot.",
-        lambda value: value in ("flexStart", "reservation"),
+        values=("flexStart", "reservation"),
     ),
     Refusal("provisioning.reservation", "reservations are not built yet"),
     Refusal("scheduling.queue_name", "queueing by Kueue is not built yet"),
     Refusal("scheduling.compute_class", "compute classes are not built yet"),
     Refusal("limits.max_cost", "cost limits are not built yet"),
-    Refusal("tracking.tensorboard", "experiment trackers are not built yet", when=_true),
+    Refusal("tracking.tensorboard", "experiment trackers are not built yet", values=(True,)),
     Refusal("tracking.wandb", "experiment trackers are not built yet"),
     Refusal("tracking.mlflow", "experiment trackers are not built yet"),
     Refusal("ttl_after_finished", "deletion after the end is not built yet"),
@@ -94,7 +103,7 @@ def unsupported(spec: FineTuneSpec) -> list[Problem]:
     problems = []
     for refusal in REFUSED:
         value = value_at(spec, refusal.path)
-        if value is not None and refusal.when(value):
+        if value is not None and refusal.refuses(value):
             path = ".".join(to_camel(part) for part in refusal.path.split("."))
             found = value.model_dump(by_alias=True, exclude_none=True) if isinstance(value, ApiModel) else value
             problems.append(

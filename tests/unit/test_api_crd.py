@@ -249,7 +249,12 @@ def test_the_reference_names_everything() -> None:
     for code in names.ExitCode:
         assert f"| {code.value} |" in text
     for item in REFUSED:
-        assert item.why in text
+        assert f"| {item.why} | {item.remedy} |" in text
+    assert "| `spec.backend` | `xla`, `keras` | this backend is not built yet |" in text
+    assert "| `spec.model.uri` | `kaggle://`, `ms://`, `pvc://` | this source is not built yet |" in text
+    assert "| `spec.accelerator.gpu.count` | more than 1 | training on several GPUs is not built yet |" in text
+    assert "| `spec.output.merge` | `true` | merging is not built yet |" in text
+    assert "| `spec.full` | any | full tuning is not built yet |" in text
 
 
 def test_every_reason_has_words() -> None:
@@ -261,6 +266,7 @@ def test_units_and_defaults_in_the_reference() -> None:
 
     assert "| `maxLength` | whole number; ≥ 16, ≤ 131,072 | 1024 | Longest row in tokens. |" in text
     assert "| `stallTimeout` | duration | 15m | Longest time without a step or heartbeat. |" in text
+    assert "| `maxGradNorm` | number; > 0, ≤ 1,000,000 | 1.0 |" in text
     assert "| `dropout` | number; ≥ 0, < 1 | 0 | Dropout before the adapter. |" in text
     assert "| `schedule` | `cosine`, `linear`, `constant`, `constant_with_warmup` | cosine |" in text
     assert "| `model` | block | **required** | The model to tune. |" in text

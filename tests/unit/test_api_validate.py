@@ -131,7 +131,7 @@ def test_words_of_every_kind_of_bound() -> None:
         ("spec.model.uri", "https://h/m", "must be an hf://, kaggle://, ms://, gs://, pvc:// or file:// URI"),
         ("spec.dataset.uri", "s3://b/d", "must be an hf://, ms://, gs://, pvc:// or file:// URI"),
         ("spec.output.uri", "hf://a/b", "must be a gs:// or file:/// URI"),
-        ("spec.pod", {"env": [{"name": "1"}]}, "must hold only letters, digits and _"),
+        ("spec.pod", {"env": [{"name": "1"}]}, "must be letters, digits and _"),
         ("spec.model.secretRef", {"name": "A"}, "must be the name of a Kubernetes object"),
         ("spec.model.secretRef", {"name": "a", "key": "a b"}, "must be a key of a Secret"),
     ],
