@@ -139,3 +139,21 @@ def test_killed_while_nothing_is_written(crd: ControlPlane, namespace: str, tmp_
         assert stage.status["attempts"][0]["reason"] == "Interrupted"
     finally:
         assert operator.stop() == 0
+
+
+def test_the_api_server_goes_away(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
+    """While the API server is away nothing is lost; when it is back, the same process goes on."""
+    stage = Stage(crd.api, namespace)
+    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
+    try:
+        stage.create()
+        # A Job controller whose answer is lost in the middle of a creation makes the pod twice for a moment.
+        wait_for(lambda: stage.job("p1").get("status", {}).get("active") == 1, "the Job controller to know its pod")
+        crd.restart_apiserver()
+        stage.ends("p1", 0, PREPARED)
+        stage.runs_now("t1")
+        stage.wait_phase("Training", 60)
+        assert operator.ended is None, operator.server.tail(20)
+        assert operator.probe("healthz") == 200
+    finally:
+        assert operator.stop() == 0
