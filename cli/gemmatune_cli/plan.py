@@ -51,26 +51,16 @@ def command(
 
 
 def _prices(path: str) -> Mapping[str, float]:
-    from gemmatune_api import yamlio
-    from gemmatune_api.errors import shown
+    from gemmatune_api import prices
+    from gemmatune_api.errors import InvalidResourceError
     from gemmatune_cli.documents import text_of
 
     try:
-        documents = yamlio.load_all(text_of(path))
+        return prices.parse(text_of(path))
     except CommandError as error:
         raise CommandError(f"--prices {error.message}", error.remedy) from error
-    except yamlio.YamlError as error:
+    except InvalidResourceError as error:
         raise CommandError(f"--prices {path}: {error}") from error
-    example = "Write lines such as `nvidia-l4: 0.75`."
-    content = documents[0] if len(documents) == 1 else documents
-    if not isinstance(content, dict):
-        raise CommandError(
-            f"--prices {path}: must map accelerator types to prices per hour (found {shown(content)})", example
-        )
-    for name, price in content.items():
-        if not isinstance(price, int | float) or isinstance(price, bool) or price < 0:
-            raise CommandError(f"--prices {path}: {name}: must be a price per hour (found {shown(price)})", example)
-    return content
 
 
 def _report(found: Planned, written: Mapping[str, Any], priced: bool) -> Iterator[RenderableType]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from gemmatune_api import prices
 from gemmatune_operator.manifests import quantities
 from gemmatune_operator.settings import DEFAULT_IMAGE, Settings
 
@@ -61,7 +60,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         description="Runs GemmaFineTune resources. Every option can be set as GEMMATUNE_OPERATOR_NAME_OF_OPTION.",
     )
 
-    def add(name: str, default: object, text: str, kind: type = str) -> None:
+    def add(name: str, default: object, text: str, kind: Callable[[str], object] = str) -> None:
         variable = f"GEMMATUNE_OPERATOR_{name.replace('-', '_').upper()}"
         value = environment.get(variable, default)
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {default!r})")
@@ -72,12 +71,40 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("prices", "", "YAML file of prices per hour by accelerator type")
     add("host-memory", "0", "memory of the CPU nodes, such as 16Gi; 0 where unknown")
     add("namespaces", "", "namespaces to watch, separated by commas; all where empty")
-    add("workers", 16, "runs looked at at the same time", int)
-    add("resync", 300.0, "seconds between two looks at every resource", float)
+    add("workers", 16, "runs looked at at the same time", _workers)
+    add("resync", 300.0, "seconds between two looks at every resource", _seconds)
     add("bind", "0.0.0.0", "address of probes and metrics")
-    add("port", 8080, "port of probes and metrics; 0 takes a free one", int)
-    add("log-format", "json", "json or console")
+    add("port", 8080, "port of probes and metrics; 0 takes a free one", _port)
+    add("log-format", "json", "json or console", _log_format)
     return parser
+
+
+def _workers(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 (found {text!r})")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535 (found {text!r})")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 (found {text!r})")
+    return number
+
+
+def _log_format(text: str) -> str:
+    if text not in ("json", "console"):
+        raise argparse.ArgumentTypeError(f"must be json or console (found {text!r})")
+    return text
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -99,9 +126,8 @@ def _prices(file: str) -> dict[str, float]:
     if not file:
         return {}
     try:
-        found = yaml.safe_load(Path(file).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--prices: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(price, int | float) for price in found.values()):
-        raise ValueError(f"--prices: {file} must hold accelerator types with a price per hour each")
-    return {str(kind): float(price) for kind, price in found.items()}
+        return prices.parse(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--prices {file}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"--prices {file}: {error}") from error

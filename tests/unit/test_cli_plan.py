@@ -104,8 +104,11 @@ def test_prices_give_the_cost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("- 1\n", "must map accelerator types to prices per hour (found [1])"),
-        ("", "must map accelerator types to prices per hour (found [])"),
+        ("- 1\n", "the price table: must map accelerator types to prices per hour (found [1])"),
+        (
+            "a: 1\n---\nb: 1\n",
+            'the price table: must map accelerator types to prices per hour (found [{"a": 1}, {"b": 1}])',
+        ),
         ("nvidia-l4: cheap\n", 'nvidia-l4: must be a price per hour (found "cheap")'),
         ("nvidia-l4: -1\n", "nvidia-l4: must be a price per hour (found -1)"),
         ("nvidia-l4: true\n", "nvidia-l4: must be a price per hour (found true)"),
@@ -121,9 +124,10 @@ def test_prices_that_are_none(tmp_path: Path, content: str, problem: str) -> Non
 
 def test_a_price_that_is_missing_is_said(tmp_path: Path) -> None:
     prices = tmp_path / "prices.yaml"
-    prices.write_text("l4: 0.75\n")
-    cost = line(plan(tmp_path, "--prices", str(prices)), "cost per hour")
-    assert cost == "cost per hour unknown: --prices names no nvidia-l4"
+    for content in ("l4: 0.75\n", "# none yet\n"):
+        prices.write_text(content)
+        cost = line(plan(tmp_path, "--prices", str(prices)), "cost per hour")
+        assert cost == "cost per hour unknown: --prices names no nvidia-l4"
 
 
 def test_a_narrow_terminal_shows_every_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,13 +195,30 @@ def test_arguments_win_over_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--trainer-env=A"], ["--prices=/nowhere"], ["--host-memory=much"], ["--workers=many"], ["--surprise"]],
+    [
+        ["--trainer-env=A"],
+        ["--prices=/nowhere"],
+        ["--host-memory=much"],
+        ["--workers=many"],
+        ["--workers=0"],
+        ["--port=65536"],
+        ["--resync=0"],
+        ["--resync=soon"],
+        ["--log-format=xml"],
+        ["--surprise"],
+    ],
 )
 def test_wrong_arguments_end_with_a_message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         options.read(arguments, {})
     assert ended.value.code == 2
     assert arguments[0].split("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_wrong_variable_of_the_environment_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options.read([], {"GEMMATUNE_OPERATOR_PORT": "http"})
+    assert "--port: must be a whole number from 0 to 65535 (found 'http')" in capsys.readouterr().err
 
 
 def test_prices_must_be_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
