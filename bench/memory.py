@@ -23,11 +23,14 @@ from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
 from gemmatune_api.runconfig import RunIdentity, build
 from gemmatune_api.spec import FineTuneSpec, MethodKind
-from gemmatune_api.status import PlanMemory
+from gemmatune_api.status import Plan, PlanMemory
 
+DATA = "data.jsonl"
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 STEPS = 2
 """Optimizer steps of a run: the state of the optimizer exists from the end of the first one on."""
+BELOW, ABOVE = -0.10, 0.30
+"""How far an estimate may lie below and above the measured peak."""
 MIB = 1024**2
 
 
@@ -82,10 +85,8 @@ def measure(setting: Setting, model: Path, steps: int = STEPS) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="gemmatune-memory-") as folder:
         work = Path(folder)
         spec = _spec(setting, model, work, steps)
-        found = catalog.by_name("gemma-3-270m")
-        if found is None:
-            raise RunFailed("the catalog has no gemma-3-270m")
-        plan = fit.plan(spec, found, rows=setting.rows * steps, longest=setting.length)
+        _write_rows(setting, work / DATA, steps)
+        plan = _plan(spec, setting, steps)
         config = build(spec, RunIdentity(name="memory", namespace="bench", uid=work.name), 1, plan)
         environment = {
             **os.environ,
@@ -101,12 +102,21 @@ def measure(setting: Setting, model: Path, steps: int = STEPS) -> Measurement:
         return Measurement(setting, _run("train", environment, work), plan.memory)
 
 
-def _spec(setting: Setting, model: Path, work: Path, steps: int) -> FineTuneSpec:
-    """The resource of a run; every token is labelled, which is the worst case for the head."""
-    # One token a word: with <bos> before and <eos> after, a row of `length` tokens has `length - 2` words.
+def planned(setting: Setting, steps: int = STEPS) -> PlanMemory:
+    """What the planner says of a setting, without a run."""
+    here = Path("/nowhere")
+    return _plan(_spec(setting, here, here), setting, steps).memory
+
+
+def _write_rows(setting: Setting, data: Path, steps: int) -> None:
+    """Rows of exactly the setting's length: every word is one token, <bos> stands before and <eos> after them."""
     text = " ".join(["word"] * (setting.length - 2))
-    data = work / "data.jsonl"
     data.write_text((json.dumps({"text": text}) + "\n") * (setting.rows * steps))
+
+
+def _spec(setting: Setting, model: Path, work: Path, steps: int = STEPS) -> FineTuneSpec:
+    """The resource of a run; every token is labelled, which is the worst case for the head."""
+    data = work / DATA
     return resolve(
         FineTuneSpec.model_validate(
             {
@@ -125,6 +135,13 @@ def _spec(setting: Setting, model: Path, work: Path, steps: int) -> FineTuneSpec
             }
         )
     )
+
+
+def _plan(spec: FineTuneSpec, setting: Setting, steps: int) -> Plan:
+    model = catalog.by_name("gemma-3-270m")
+    if model is None:
+        raise RunFailed("the catalog has no gemma-3-270m")
+    return fit.plan(spec, model, rows=setting.rows * steps, longest=setting.length)
 
 
 def _run(role: str, environment: Mapping[str, str], work: Path) -> int:
@@ -164,16 +181,23 @@ def main() -> None:
         measurements.append(measure(setting, model))
         print(_table(measurements[-1:]), flush=True)
     print(_table(measurements))
+    write(measurements, arguments.output)
+    wrong = [item for item in measurements if not BELOW <= item.error <= ABOVE]
+    sys.exit(f"{len(wrong)} estimates are outside {BELOW:+.0%} to {ABOVE:+.0%}" if wrong else 0)
+
+
+def write(measurements: list[Measurement], output: Path) -> None:
+    """Writes the measurements with commit, date and machine."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     rows = [
         {**asdict(item.setting), "peak": item.peak, "plan": item.plan.model_dump(by_alias=True)}
         for item in measurements
     ]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     document = {"commit": commit, "date": today, "machine": machine, "measurements": rows}
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -304,6 +304,8 @@ def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | 
         notes.append(f"dataset.maxLength {length} is more than the context of {model.label}, {model.context_length}.")
     if longest is None:
         notes.append(f"Every row is taken as {row_length(spec, model, None)} tokens long until the data is read.")
+    if place.device == "cpu" and spec.method == "qlora":
+        notes.append("On a CPU qlora saves little: the 16-bit checkpoint stays mapped beside the quantised weights.")
     if not model.rules.chat and spec.dataset.text is None:
         notes.append(f"{model.label} has no chat turns: use dataset.text.")
     return [*notes, *model.all_notes][:MAX_NOTES]

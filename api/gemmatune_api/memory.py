@@ -1,7 +1,7 @@
 """What one device holds while a Gemma is tuned, as a sum of named physical quantities in bytes.
 
 No quantity is fitted to a model: each follows from the shape, the setting and how the trainer works. Bytes per token of
-the activations are those that autograd really keeps (tests/trainer/test_fit_saved.py counts them).
+the activations are those that autograd really keeps (tests/trainer/test_fit_shapes.py counts them).
 """
 
 from __future__ import annotations

@@ -83,6 +83,12 @@ def adapter_of(module: Any, rank: int, targets: list[str], **options: Any) -> in
     return sum(value.numel() for value in adapted.parameters() if value.requires_grad)
 
 
+def test_the_trainer_works_as_the_planner_counts() -> None:
+    from gemmatune_trainer.backends import forward, torch_trainer
+
+    assert (memory.HEAD_CHUNK, memory.PACKED_TOKENS) == (forward.CHUNK_ROWS, torch_trainer.PACKED_TOKENS)
+
+
 NAMES = [
     "gemma-2b",
     "gemma-2-2b",

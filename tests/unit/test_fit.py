@@ -236,8 +236,9 @@ def test_more_never_takes_less(model: catalog.GemmaModel, setting: Setting, more
 @given(MODELS, SETTINGS)
 def test_what_saves_memory_saves_memory(model: catalog.GemmaModel, setting: Setting) -> None:
     assert total(model, setting, checkpointing=True) <= total(model, setting, checkpointing=False)
-    # The matrix that qlora restores for a moment is less than what quantisation saves.
-    assert total(model, setting, method="qlora") < total(model, setting, method="lora")
+    # On a CPU the checkpoint's pages stay mapped beside the quantised weights, so qlora may even take more there.
+    on_gpu = replace(setting, device="cuda")
+    assert total(model, on_gpu, method="qlora") < total(model, on_gpu, method="lora")
     assert total(model, setting, optimizer="paged_adamw_8bit") <= total(model, setting, optimizer="adamw_torch")
 
 
