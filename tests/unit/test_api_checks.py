@@ -1,263 +1,34 @@
-"""The rules between method, backend, accelerator, training and provisioning: specs that keep and break each."""
+"""The rules between fields: specs that keep each and specs that break it, and that no rule is left out."""
 
 from __future__ import annotations
 
+from inspect import isfunction
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from gemmatune_api import checks
+from gemmatune_api import checks, checks_data, checks_pod
+from tests.support import rules_between, rules_data, rules_pod
 from tests.support.resources import problems_between_fields
 
-Changes = dict[str, Any]
+TABLES = {checks: rules_between, checks_data: rules_data, checks_pod: rules_pod}
+"""Modules of rules, each with its specs."""
 
-TPU = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4", "chipsPerNode": 4}}
-CPU: Changes = {"spec.accelerator": {"cpu": {}}}
-
-
-def gpu(**fields: Any) -> Changes:
-    return {"spec.accelerator": {"gpu": fields}}
-
-
-def tpu(**fields: Any) -> Changes:
-    return {"spec.accelerator": {"tpu": fields}}
-
-
-def training(**fields: Any) -> Changes:
-    return {"spec.training": fields}
-
-
-def provisioning(**fields: Any) -> Changes:
-    return {"spec.provisioning": fields}
-
-
-GOOD: dict[str, Changes] = {
-    "the smallest": {},
-    "xla on tpu": {"spec.accelerator": TPU},
-    "keras on cpu": {"spec.accelerator": {"cpu": {"devices": 4}}, "spec.backend": "keras", "spec.mesh": {"data": 4}},
-    "torch on cpu": CPU,
-    "evaluation by share": {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True}},
-    "evaluation by file": {"spec.dataset.evalUri": "gs://b/e.jsonl", "spec.samples": {"fromEval": 2}},
-    "best switched off": {"spec.checkpoint": {"best": False}},
-    "qlora with types": {"spec.qlora": {"bits": 4, "quantType": "fp4", "doubleQuant": False}},
-    "qlora on cpu": {**CPU, "spec.qlora": {}},
-    "8 bits": {"spec.qlora": {"bits": 8}},
-    "micro-batch of the default": training(microBatchSize=16),
-    "micro-batch": training(globalBatchSize=12, microBatchSize=4),
-    "constant without warm-up": training(schedule="constant", warmupSteps=0),
-    "warm-up as long as the run": training(maxSteps=10, warmupSteps=10),
-    "paged on gpu": training(optimizer="paged_adamw_32bit"),
-    "8-bit on cpu": {**CPU, **training(optimizer="adamw_bnb_8bit")},
-    "adafactor on tpu": {"spec.accelerator": TPU, **training(optimizer="adafactor")},
-    "spot with fallback": provisioning(mode="spot", fallback={"afterPending": "1h"}),
-    "reservation": provisioning(mode="reservation", reservation="r"),
-    "GPUs that a machine has": gpu(type="nvidia-l4", count=8),
-    "ttl of nothing": {"spec.ttlAfterFinished": "0s"},
-    "ten years": {"spec.limits": {"deadline": "3650d"}},
-}
-
-BAD: dict[str, tuple[Changes, str, str, str]] = {
-    # rule: (changes, path, message, remedy)
-    "backend: torch on tpu": (
-        {"spec.accelerator": TPU, "spec.backend": "torch"},
-        "spec.backend",
-        "backend torch trains on gpu and cpu, not on tpu",
-        "Use backend xla or keras",
-    ),
-    "backend: xla on gpu": (
-        {"spec.backend": "xla"},
-        "spec.backend",
-        "backend xla trains on tpu and cpu, not on gpu",
-        "Use backend torch",
-    ),
-    "backend: mesh with torch": ({"spec.mesh": {"data": 2}}, "spec.mesh", "belong to the xla and keras", "Remove it"),
-    "backend: devices with torch": (
-        {"spec.accelerator": {"cpu": {"devices": 4}}},
-        "spec.accelerator.cpu.devices",
-        "belong to the xla and keras",
-        "Remove it",
-    ),
-    "evaluation: two sources": (
-        {"spec.dataset.evalFraction": 0.1, "spec.dataset.evalUri": "gs://b/e.jsonl"},
-        "spec.dataset",
-        "at most one of evalFraction and evalUri",
-        "Keep one",
-    ),
-    "evaluation: steps without rows": (
-        training(evalEverySteps=5),
-        "spec.training.evalEverySteps",
-        "needs evaluation rows",
-        "Set dataset.evalFraction",
-    ),
-    "evaluation: best without rows": (
-        {"spec.checkpoint": {"best": True}},
-        "spec.checkpoint.best",
-        "needs evaluation rows",
-        "Set dataset.evalFraction",
-    ),
-    "evaluation: samples without rows": (
-        {"spec.samples": {"fromEval": 2}},
-        "spec.samples.fromEval",
-        "needs evaluation rows",
-        "Set dataset.evalFraction",
-    ),
-    "method: two": ({"spec.lora": {}, "spec.full": {}}, "spec", "at most one of qlora, lora and full", "lora and full"),
-    "method: qlora on tpu": (
-        {"spec.accelerator": TPU, "spec.qlora": {}},
-        "spec.qlora",
-        "cannot run on a TPU",
-        "Use lora, or accelerator.gpu",
-    ),
-    "method: qlora on xla": (
-        {**CPU, "spec.backend": "xla", "spec.qlora": {}},
-        "spec.qlora",
-        "qlora needs backend torch",
-        "Use lora, or backend torch",
-    ),
-    "method: type of 8 bits": (
-        {"spec.qlora": {"bits": 8, "quantType": "nf4"}},
-        "spec.qlora.quantType",
-        "applies to bits 4 only",
-        "Remove it",
-    ),
-    "method: double of 8 bits": (
-        {"spec.qlora": {"bits": 8, "doubleQuant": False}},
-        "spec.qlora.doubleQuant",
-        "applies to bits 4 only",
-        "Remove it",
-    ),
-    "training: steps and epochs": (
-        training(maxSteps=1, epochs=1),
-        "spec.training",
-        "at most one of maxSteps",
-        "Keep one",
-    ),
-    "training: micro-batch": (
-        training(globalBatchSize=12, microBatchSize=5),
-        "spec.training.microBatchSize",
-        "must divide globalBatchSize 12",
-        "Use 1, 2, 3, 4, 6 or 12",
-    ),
-    "training: micro-batch above the default": (
-        training(microBatchSize=32),
-        "spec.training.microBatchSize",
-        "must divide globalBatchSize 16",
-        "Use 1, 2, 4, 8 or 16",
-    ),
-    "training: warm-up of a constant": (
-        training(schedule="constant", warmupSteps=2),
-        "spec.training.warmupSteps",
-        "schedule constant has no warm-up",
-        "constant_with_warmup",
-    ),
-    "training: longer warm-up than run": (
-        training(maxSteps=5, warmupSteps=6),
-        "spec.training.warmupSteps",
-        "is more than maxSteps 5",
-        "Lower warmupSteps",
-    ),
-    "training: paged on cpu": (
-        {**CPU, **training(optimizer="paged_adamw_8bit")},
-        "spec.training.optimizer",
-        "paged optimizers need a GPU",
-        "Use adamw_bnb_8bit",
-    ),
-    "training: paged 32 bit on cpu": (
-        {**CPU, **training(optimizer="paged_adamw_32bit")},
-        "spec.training.optimizer",
-        "paged optimizers need a GPU",
-        "Use adamw_torch",
-    ),
-    "training: 8-bit on tpu": (
-        {"spec.accelerator": TPU, **training(optimizer="adamw_bnb_8bit")},
-        "spec.training.optimizer",
-        "8-bit optimizers need backend torch",
-        "Use adamw_torch",
-    ),
-    "checkpoint: two rhythms": (
-        {"spec.checkpoint": {"everySteps": 1, "every": "1m"}},
-        "spec.checkpoint",
-        "at most one of everySteps and every",
-        "Keep one",
-    ),
-    "accelerator: none": ({"spec.accelerator": {}}, "spec.accelerator", "exactly one of gpu, tpu and cpu", "Add one"),
-    "accelerator: two": ({"spec.accelerator.cpu": {}}, "spec.accelerator", "exactly one of gpu, tpu", "gpu and cpu"),
-    "accelerator: short GPU name": (gpu(type="l4"), "spec.accelerator.gpu.type", "is no GPU type", "Use nvidia-l4."),
-    "accelerator: unheard GPU": (gpu(type="zzzz"), "spec.accelerator.gpu.type", "is no GPU type", "nvidia-tesla-t4"),
-    "accelerator: TPU as GPU": (gpu(type="v5e"), "spec.accelerator.gpu.type", "is no GPU type", "nvidia-l4"),
-    "accelerator: three GPUs": (
-        gpu(type="nvidia-l4", count=3),
-        "spec.accelerator.gpu.count",
-        "no machine has that many nvidia-l4",
-        "Use 1, 2, 4 or 8 per node",
-    ),
-    "accelerator: short TPU name": (
-        tpu(type="v5e", topology="2x4"),
-        "spec.accelerator.tpu.type",
-        "is no TPU type",
-        "Use tpu-v5-lite-podslice.",
-    ),
-    "accelerator: topology": (
-        tpu(type="tpu-v5-lite-podslice", topology="3x5"),
-        "spec.accelerator.tpu.topology",
-        "has no slices of this topology",
-        "Use 1x1, 2x2",
-    ),
-    "accelerator: shape left open": (
-        tpu(type="tpu-v5-lite-podslice", topology="2x4"),
-        "spec.accelerator.tpu.chipsPerNode",
-        "comes in several shapes",
-        "Set it to 8 or 4",
-    ),
-    "accelerator: impossible shape": (
-        tpu(type="tpu-v5-lite-podslice", topology="2x4", chipsPerNode=3),
-        "spec.accelerator.tpu.chipsPerNode",
-        "has no such machines",
-        "Use 8 or 4",
-    ),
-    "provisioning: reservation without name": (
-        provisioning(mode="reservation"),
-        "spec.provisioning.reservation",
-        "needs its name",
-        "Add the reservation",
-    ),
-    "provisioning: name without mode": (
-        provisioning(reservation="r"),
-        "spec.provisioning.reservation",
-        "has no meaning with mode onDemand",
-        "set mode to reservation",
-    ),
-    "provisioning: fallback without spot": (
-        provisioning(mode="flexStart", fallback={}),
-        "spec.provisioning.fallback",
-        "only spot falls back",
-        "set mode to spot",
-    ),
-    "durations: nothing": (
-        {"spec.limits": {"stallTimeout": "0m"}},
-        "spec.limits.stallTimeout",
-        "longer than 0s",
-        "Write",
-    ),
-    "durations: no rhythm": ({"spec.checkpoint": {"every": "0s"}}, "spec.checkpoint.every", "longer than 0s", "Write"),
-    "durations: a century": (
-        {"spec.limits": {"deadline": "36500d"}},
-        "spec.limits.deadline",
-        "must be at most 3650d",
-        "shorter",
-    ),
-    "durations: fallback": (
-        provisioning(mode="spot", fallback={"afterPending": "0s"}),
-        "spec.provisioning.fallback.afterPending",
-        "longer than 0s",
-        "Write",
-    ),
+GOOD: dict[str, dict[str, Any]] = {case: spec for table in TABLES.values() for case, spec in table.GOOD.items()}
+BAD: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    case: expected for table in TABLES.values() for case, expected in table.BAD.items()
 }
 
 
 @pytest.mark.parametrize("case", GOOD)
 def test_good(case: str) -> None:
     assert [str(problem) for problem in problems_between_fields(GOOD[case])] == []
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_a_resolved_spec_passes_again(case: str) -> None:
+    assert [str(problem) for problem in problems_between_fields(GOOD[case], resolved=True)] == []
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -271,12 +42,20 @@ def test_bad(case: str) -> None:
     assert remedy in found[0].remedy
 
 
-def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case() -> None:
-    rules = {rule.__name__ for rule in checks.RULES if rule.__module__ == checks.__name__}
+def test_no_case_hides_another() -> None:
+    assert len(GOOD) == sum(len(table.GOOD) for table in TABLES.values())
+    assert len(BAD) == sum(len(table.BAD) for table in TABLES.values())
 
-    assert {case.split(":")[0] for case in BAD} == rules
+
+@pytest.mark.parametrize("module", TABLES, ids=lambda module: module.__name__)
+def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case(module: ModuleType) -> None:
+    rules = {rule.__name__ for rule in checks.RULES if rule.__module__ == module.__name__}
+
+    assert {case.split(":")[0] for case in TABLES[module].BAD} == rules
 
 
-@pytest.mark.parametrize("case", GOOD)
-def test_a_resolved_spec_passes_again(case: str) -> None:
-    assert [str(problem) for problem in problems_between_fields(GOOD[case], resolved=True)] == []
+@pytest.mark.parametrize("module", [checks_data, checks_pod], ids=lambda module: module.__name__)
+def test_every_public_function_of_the_module_is_a_rule(module: ModuleType) -> None:
+    functions = {value for name, value in vars(module).items() if isfunction(value) and not name.startswith("_")}
+
+    assert {function for function in functions if function.__module__ == module.__name__} <= set(checks.RULES)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import isfunction
 from typing import Any
-
-import pytest
-
-from gemmatune_api import checks, checks_pod
-from tests.support.resources import problems_between_fields
 
 Changes = dict[str, Any]
 
@@ -148,36 +142,3 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "Set one",
     ),
 }
-
-
-@pytest.mark.parametrize("case", GOOD)
-def test_good(case: str) -> None:
-    assert [str(problem) for problem in problems_between_fields(GOOD[case])] == []
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad(case: str) -> None:
-    changes, path, message, remedy = BAD[case]
-
-    found = problems_between_fields(changes)
-
-    assert [problem.path for problem in found] == [path]
-    assert message in found[0].message
-    assert remedy in found[0].remedy
-
-
-def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case() -> None:
-    rules = {rule.__name__ for rule in checks.RULES if rule.__module__ == checks_pod.__name__}
-
-    assert {case.split(":")[0] for case in BAD} == rules
-
-
-@pytest.mark.parametrize("case", GOOD)
-def test_a_resolved_spec_passes_again(case: str) -> None:
-    assert [str(problem) for problem in problems_between_fields(GOOD[case], resolved=True)] == []
-
-
-def test_every_public_function_of_the_module_is_a_rule() -> None:
-    functions = {value for name, value in vars(checks_pod).items() if isfunction(value) and not name.startswith("_")}
-
-    assert {function for function in functions if function.__module__ == checks_pod.__name__} <= set(checks.RULES)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from inspect import isfunction
 from typing import Any
 
-import pytest
-
-from gemmatune_api import checks, checks_data
-from tests.support.resources import MISSING, problems_between_fields
+from tests.support.resources import MISSING
 
 Changes = dict[str, Any]
 
@@ -188,36 +184,3 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
     ),
     "size: dollars": ({"spec.samples": {"prompts": ["$" * 4000] * 3}}, "spec", "more than 57344 bytes", "Shorten"),
 }
-
-
-@pytest.mark.parametrize("case", GOOD)
-def test_good(case: str) -> None:
-    assert [str(problem) for problem in problems_between_fields(GOOD[case])] == []
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad(case: str) -> None:
-    changes, path, message, remedy = BAD[case]
-
-    found = problems_between_fields(changes)
-
-    assert [problem.path for problem in found] == [path]
-    assert message in found[0].message
-    assert remedy in found[0].remedy
-
-
-def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case() -> None:
-    rules = {rule.__name__ for rule in checks.RULES if rule.__module__ == checks_data.__name__}
-
-    assert {case.split(":")[0] for case in BAD} == rules
-
-
-@pytest.mark.parametrize("case", GOOD)
-def test_a_resolved_spec_passes_again(case: str) -> None:
-    assert [str(problem) for problem in problems_between_fields(GOOD[case], resolved=True)] == []
-
-
-def test_every_public_function_of_the_module_is_a_rule() -> None:
-    functions = {value for name, value in vars(checks_data).items() if isfunction(value) and not name.startswith("_")}
-
-    assert {function for function in functions if function.__module__ == checks_data.__name__} <= set(checks.RULES)
