@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import timedelta
 from typing import Any
@@ -225,6 +226,30 @@ def test_a_missing_job_has_vanished() -> None:
     found = look(running())
     assert (found.status.attempts[0].reason, found.status.attempts[0].counted) == ("JobVanished", True)
     assert created(found) == ["quotes-t2"]
+
+
+def test_what_never_trained_has_no_training_time() -> None:
+    vanished = look(decision(an_attempt(), counters=ONE), seconds=30)
+    assert vanished.status.attempts[0].training_time is None
+    assert vanished.status.timers == Timers()
+    quick = failed_job(1, started=NOW + timedelta(seconds=2), finished=NOW + timedelta(seconds=12))
+    missed = look(decision(an_attempt(), counters=ONE), quick, seconds=30)
+    assert missed.status.attempts[0].training_time == rfc3339(NOW + timedelta(seconds=2))
+    assert missed.status.timers == Timers(active_seconds=10)
+    two = failed_job(1, started=NOW)
+    pair = look(decision(an_attempt(), counters=ONE), JobView(**{**_fields(two), "wanted": 2}), seconds=30)
+    assert pair.status.attempts[0].training_time is None, "not all of its pods ran"
+
+
+def test_an_attempt_keeps_its_start() -> None:
+    early = look(running(), failed_job(30), seconds=30)
+    assert early.status.attempts[0].start_time == rfc3339(NOW)
+    unseen = look(decision(an_attempt(start_time=None), counters=ONE), failed_job(30), seconds=30)
+    assert unseen.status.attempts[0].start_time == rfc3339(NOW), "when its Job was made"
+
+
+def _fields(view: JobView) -> dict[str, Any]:
+    return {item.name: getattr(view, item.name) for item in dataclasses.fields(view)}
 
 
 def test_a_lost_node() -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from gemmatune_api.names import ConditionType
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import JobRecord
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Deletion
@@ -28,6 +28,11 @@ def test_what_nobody_wants_is_deleted() -> None:
     assert cleanup(situation(jobs=[job()]), decision(closed)).delete == (T1,)
     assert cleanup(situation(jobs=[job()]), decision(attempt(), true=(ConditionType.FINISHED,))).delete == (T1,)
     assert cleanup(situation(jobs=[job()]), decision(attempt(), true=(ConditionType.SUSPENDED,))).delete == (T1,)
+    suspending = decision(prepare=JobRecord(number=1, job="quotes-t1"), conditions=[])
+    suspending = suspending.condition(situation(), ConditionType.SUSPENDED, False, Reason.SUSPENDING, "")
+    assert cleanup(situation(jobs=[job()]), suspending).delete == (T1,)
+    resumed = suspending.condition(situation(), ConditionType.SUSPENDED, False, Reason.RESUMED, "")
+    assert cleanup(situation(jobs=[job()]), resumed).delete == ()
     corrected = decision(prepare=JobRecord(number=2, job="quotes-p2", generation=2), conditions=[])
     found = cleanup(situation(jobs=[job("quotes-p1"), job("quotes-p2")]), corrected)
     assert [item.name for item in found.delete] == ["quotes-p1"]
@@ -64,6 +69,7 @@ LATE = NOW - timedelta(seconds=OVERDUE_SECONDS + 1)
         (job(), True),
         (job(deleting=True), True),
         (job(failure_target=True), True),
+        (job(active=0), True),
         (job(failed=True, active=0), False),
         (job(complete=True, active=0), False),
         (job(failed=True, active=0, terminating=1), True),
@@ -93,3 +99,4 @@ def test_when_to_look_again() -> None:
     ending = pod(deleted=NOW + timedelta(seconds=30))
     assert seconds_to_stuck(situation(jobs=[job("quotes-t1", ending)])) == 30 + OVERDUE_SECONDS + 1
     assert seconds_to_stuck(situation(lost_pods=(pod(deleted=LATE),))) == 1
+    assert seconds_to_stuck(situation(lost_pods=(ended_pod(0, deleted=LATE),))) is None

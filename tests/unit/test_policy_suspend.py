@@ -55,6 +55,7 @@ def test_an_attempt_that_never_began_stays_recorded() -> None:
 def test_an_attempt_that_began_is_closed_whether_seen_or_gone() -> None:
     unseen = attempt(start_time=None)
     found = suspend(situation(SUSPEND, jobs=[job()]), decision(unseen))
+    assert found.status.attempts[0].start_time == rfc3339(NOW)
     assert found.status.attempts[0].reason == "Suspended", "its Job exists, though nobody has seen it yet"
     assert suspend(situation(SUSPEND), decision(attempt())).status.attempts[0].reason == "Suspended"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemmatune_api.names import ConditionType, Reason
+from gemmatune_operator.conditions import has
 from gemmatune_operator.decision import Decision, Deletion, Situation
 from gemmatune_operator.observe import open_attempt
 from gemmatune_operator.views import JobView, PodView
@@ -25,19 +26,16 @@ def cleanup(situation: Situation, decision: Decision) -> Decision:
 
 
 def _wanted(decision: Decision) -> set[str]:
-    if decision.true(ConditionType.FINISHED) or decision.true(ConditionType.SUSPENDED) or _suspending(decision):
+    suspending = has(decision.status.conditions, ConditionType.SUSPENDED, "False", Reason.SUSPENDING)
+    if decision.true(ConditionType.FINISHED) or decision.true(ConditionType.SUSPENDED) or suspending:
         return set()
     wanted = set()
     attempt = open_attempt(decision.status)
     if attempt is not None:
         wanted.add(attempt.job)
-    if decision.status.prepare is not None and not decision.true(ConditionType.PREPARED):
+    if decision.status.prepare is not None:
         wanted.add(decision.status.prepare.job)
     return wanted
-
-
-def _suspending(decision: Decision) -> bool:
-    return any(c.type == ConditionType.SUSPENDED and c.reason == Reason.SUSPENDING for c in decision.status.conditions)
 
 
 def in_the_way(situation: Situation, keep: str | None = None) -> bool:
