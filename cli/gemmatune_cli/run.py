@@ -63,7 +63,7 @@ def run(resource: GemmaFineTune, again: str, console: Console) -> int:
         CommandError: it cannot run here.
     """
     check_machine(resource)
-    with open_session(resource) as session:
+    with open_session(resource, console.print) as session:
         runner = Runner(session, again, console)
         if runner.finished():
             console.print(f"{session.name} has finished already; its results are in {resource.spec.output.uri}")

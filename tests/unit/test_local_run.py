@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ class Gft:
         spec: dict[str, Any] = {
             "model": {"uri": "file:///models/gemma"},
             "dataset": {"uri": "file:///data/x.jsonl", "text": {"template": "{text}"}},
-            "training": {"maxSteps": 20, "globalBatchSize": 4},
+            "training": {"maxSteps": 12, "globalBatchSize": 4},
             "output": {"uri": self.output.as_uri()},
             "accelerator": {"cpu": {}},
         }
@@ -111,7 +112,7 @@ def test_a_run_succeeds_and_says_where_its_results_are(gft: Gft) -> None:
     code, output = gft.run()
     assert code == 0, output
     assert "Succeeded" in output
-    assert "step 20/20" in output
+    assert "step 12/12" in output
     assert f"adapter  {gft.output.as_uri()}/adapter" in output
     assert gft.status["phase"] == "Succeeded"
     assert [attempt["reason"] for attempt in gft.status["attempts"]] == ["Completed"]
@@ -137,7 +138,7 @@ def test_a_finished_run_says_so_and_starts_nothing(gft: Gft) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_saves_a_checkpoint_and_the_same_command_goes_on(gft: Gft, number: signal.Signals) -> None:
     process = gft.start(TRAINER_STEP_SECONDS="0.2")
-    wait_for(gft.reached(3), "step 3")
+    wait_for(gft.reached(2), "step 2")
     process.send_signal(number)
     code, output = end(process)
     assert code == 130, output
@@ -172,7 +173,7 @@ def test_a_killed_gft_leaves_its_trainer_and_the_next_one_adopts_it(gft: Gft) ->
     process.communicate()
     (trainer,) = gft.trainers()
     second = gft.start()
-    wait_for(gft.reached(15), "step 15")
+    wait_for(gft.reached(8), "step 8")
     assert [other.pid for other in gft.trainers()] == [trainer.pid]
     code, output = end(second)
     assert code == 0, output
@@ -251,7 +252,7 @@ def stop_at(gft: Gft, step: int) -> None:
 
 def test_a_fixed_field_is_refused_by_name_once_an_attempt_exists(gft: Gft) -> None:
     stop_at(gft, 1)
-    gft.write(lora={"rank": 4}, training={"maxSteps": 20, "globalBatchSize": 4, "learningRate": 0.1})
+    gft.write(lora={"rank": 4}, training={"maxSteps": 12, "globalBatchSize": 4, "learningRate": 0.1})
     code, output = gft.run()
     assert code == 1
     assert "spec.lora is fixed once the first attempt exists" in output.replace(":", " ").replace("  ", " ")
@@ -271,6 +272,20 @@ def test_another_run_in_the_same_output_is_refused_unless_it_overwrites(gft: Gft
     code, output = gft.run()
     assert code == 0, output
     assert gft.resource["metadata"]["name"] == "other"
+
+
+def test_a_trainer_of_a_run_that_was_deleted_is_stopped_before_the_next_one_starts(gft: Gft) -> None:
+    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    wait_for(gft.reached(2), "step 2")
+    process.kill()
+    process.communicate()
+    (orphan,) = gft.trainers()
+    shutil.rmtree(gft.output)
+    gft.write(name="other")
+    code, output = gft.run()
+    assert code == 0, output
+    assert f"process {orphan.pid}): it is stopped" in output
+    assert gft.status["counters"]["attempts"] == 1
 
 
 def test_a_missing_secret_is_named_before_anything_trains(gft: Gft) -> None:

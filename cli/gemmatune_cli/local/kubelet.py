@@ -35,6 +35,11 @@ class LocalError(Exception):
     """Something that keeps a run from going on here; the message says what it is and what to do."""
 
 
+def status_file(folder: Path) -> Path:
+    """Where the trainers of the run in this folder leave their status fields."""
+    return folder / "status.json"
+
+
 class Kubelet:
     """Starts, watches and ends the processes of pods.
 
@@ -53,7 +58,7 @@ class Kubelet:
     @property
     def status_file(self) -> Path:
         """Where trainers leave their status fields; one file for all attempts, which continue it."""
-        return self._folder / "status.json"
+        return status_file(self._folder)
 
     @property
     def busy(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,16 +19,21 @@ from urllib.parse import unquote, urlsplit
 
 from gemmatune_api import names
 from gemmatune_api.changes import forbidden
-from gemmatune_api.names import ANNOTATION_RETRY, Phase
+from gemmatune_api.names import ANNOTATION_RETRY, ENV_STATUS_FILE, Phase
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_cli.console import CommandError
 from gemmatune_cli.local.cluster import register_node
 from gemmatune_cli.local.folders import state_dir
+from gemmatune_cli.local.kubelet import status_file
 from gemmatune_cli.local.locks import LockedError, locked
+from gemmatune_cli.local.runner import ProcessRunner, find
 from gemmatune_cli.local.store import Store, StoreError
 from gemmatune_operator.ports import Object
 
 FOLDER = ".gemmatune"
+ORPHAN_SECONDS = 60.0
+"""Time that an orphan gets between SIGTERM and SIGKILL."""
+POLL_SECONDS = 0.05
 _KEPT_BY_RESET = ("lock",)
 
 
@@ -54,8 +60,11 @@ def run_folder(output_uri: str) -> Path:
 
 
 @contextmanager
-def open_session(resource: GemmaFineTune) -> Iterator[Session]:
+def open_session(resource: GemmaFineTune, say: Callable[[str], None] = lambda text: None) -> Iterator[Session]:
     """Opens the run of a resource: begins it, or goes on with what an earlier `gft run` left.
+
+    Args:
+        say: gets a line before something slow begins.
 
     Raises:
         CommandError: another gft works on it, the output belongs to another resource, or a field was changed that is
@@ -65,7 +74,7 @@ def open_session(resource: GemmaFineTune) -> Iterator[Session]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", wait=False):
-            yield _open(resource, folder)
+            yield _open(resource, folder, say)
     except LockedError as error:
         message = f"another gft ({error.holder}) runs {resource.metadata.name} in {folder.parent}"
         raise CommandError(message, "Wait for it, stop it, or use another spec.output.uri.") from None
@@ -74,7 +83,7 @@ def open_session(resource: GemmaFineTune) -> Iterator[Session]:
         raise CommandError(message, "Use a folder of your own.") from None
 
 
-def _open(resource: GemmaFineTune, folder: Path) -> Session:
+def _open(resource: GemmaFineTune, folder: Path, say: Callable[[str], None]) -> Session:
     store = _load(folder)
     new = _document(resource)
     found = store.list(names.KIND)
@@ -85,9 +94,11 @@ def _open(resource: GemmaFineTune, folder: Path) -> Session:
                 f"spec.output.uri: {resource.spec.output.uri} holds the run {'/'.join(_identity(old))}",
                 "Use another output.uri, or set output.overwrite: true to replace that run.",
             )
-        _reset(folder)
-        store, old = _load(folder), None
+        old = None
     if old is None:
+        _stop_orphan(folder, say)
+        _reset(folder)  # of the run that is replaced, or of what the orphan wrote since its folder was deleted
+        store = _load(folder)
         store.create(new)
     else:
         _go_on(store, old, new)
@@ -135,6 +146,24 @@ def _document(resource: GemmaFineTune) -> Object:
 def _identity(document: Object) -> tuple[str, str]:
     meta = document["metadata"]
     return str(meta["namespace"]), str(meta["name"])
+
+
+def _stop_orphan(folder: Path, say: Callable[[str], None]) -> None:
+    """Ends a trainer that a forgotten run left in this output: there are never two.
+
+    It is of a run whose gft was killed, and whose folder was deleted or replaced since then.
+    """
+    found = find(ENV_STATUS_FILE, str(status_file(folder)))
+    if found is None:
+        return
+    say(f"A trainer of an earlier run still works in {folder.parent} (process {found.pid}): it is stopped")
+    orphan = ProcessRunner().adopt(found, folder / "none")
+    orphan.terminate()
+    end = time.monotonic() + ORPHAN_SECONDS
+    while orphan.poll() is None:
+        if time.monotonic() >= end:
+            orphan.kill()
+        time.sleep(POLL_SECONDS)
 
 
 def _reset(folder: Path) -> None:

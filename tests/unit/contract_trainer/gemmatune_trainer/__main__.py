@@ -50,6 +50,7 @@ def train(config: RunConfig) -> NoReturn:
     output = config.output.uri
 
     def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(status))
         part.replace(path)
