@@ -89,3 +89,5 @@ def test_retries_of_the_budget() -> None:
     summary = finish(situation(resource({"limits": {"maxRetries": 5}})), found).status.summary
     assert summary is not None
     assert (summary.retries, summary.model) == ("2/5", "m")
+    broken = situation(resource({"training": {"maxSteps": 0}}))
+    assert finish(broken, found).status.summary == Summary(model="m"), "without a valid spec the columns stay"
