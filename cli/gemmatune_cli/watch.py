@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 import urllib3
+import yaml
 from kubernetes import client, config, watch
 
 from gemmatune_api import names
@@ -84,6 +85,8 @@ def connect(context: str) -> Connection:
                 f"no cluster: {error}", "Set KUBECONFIG, or follow a run of this machine with `gft run`."
             ) from error
         return Connection(client.CustomObjectsApi(), "default")
+    except yaml.YAMLError as error:
+        raise CommandError(f"the kubeconfig is no YAML: {' '.join(str(error).split())}", "Correct it.") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,3 +122,22 @@ def test_an_output_that_is_full(command: str, resource: Path) -> None:
 def test_a_reader_that_goes_away_ends_it_in_silence(resource: Path) -> None:
     done = gft("render FILE | head -1", resource)
     assert (done.stdout, done.stderr) == ("---\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "no cluster: "),
+        ("contexts: [", "the kubeconfig is no YAML: while parsing a flow node"),
+        ("apiVersion: v1\nkind: Config\n", "no cluster: "),
+    ],
+)
+def test_watch_without_a_cluster(
+    content: str | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    if content:
+        (tmp_path / "config").write_text(content)
+    done = gft("watch quotes", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {problem}")
