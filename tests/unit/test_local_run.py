@@ -137,7 +137,7 @@ def test_a_finished_run_says_so_and_starts_nothing(gft: Gft) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_saves_a_checkpoint_and_the_same_command_goes_on(gft: Gft, number: signal.Signals) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    process = gft.start(TRAINER_STEP_SECONDS="1")
     wait_for(gft.reached(2), "step 2")
     process.send_signal(number)
     code, output = end(process)
@@ -156,7 +156,7 @@ def test_a_stop_saves_a_checkpoint_and_the_same_command_goes_on(gft: Gft, number
 
 
 def test_ctrl_c_twice_does_not_wait_for_a_trainer_that_does_not_answer(gft: Gft) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2", TRAINER_DEAF="1")
+    process = gft.start(TRAINER_STEP_SECONDS="1", TRAINER_DEAF="1")
     wait_for(gft.reached(2), "step 2")
     process.send_signal(signal.SIGINT)
     wait_for(lambda: gft.resource["spec"].get("suspend"), "the first Ctrl-C")
@@ -167,7 +167,7 @@ def test_ctrl_c_twice_does_not_wait_for_a_trainer_that_does_not_answer(gft: Gft)
 
 
 def test_a_killed_gft_leaves_its_trainer_and_the_next_one_adopts_it(gft: Gft) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    process = gft.start(TRAINER_STEP_SECONDS="0.6")
     wait_for(gft.reached(2), "step 2")
     process.kill()
     process.communicate()
@@ -182,7 +182,7 @@ def test_a_killed_gft_leaves_its_trainer_and_the_next_one_adopts_it(gft: Gft) ->
 
 
 def test_a_trainer_that_was_killed_with_its_gft_is_a_counted_retry(gft: Gft) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    process = gft.start(TRAINER_STEP_SECONDS="1")
     wait_for(gft.reached(2), "step 2")
     process.kill()
     process.communicate()
@@ -206,7 +206,7 @@ def test_a_trainer_that_ended_while_no_gft_ran_is_taken_for_what_it_left(gft: Gf
 
 
 def test_a_second_gft_at_the_same_time_is_refused(gft: Gft) -> None:
-    first = gft.start(TRAINER_STEP_SECONDS="0.2")
+    first = gft.start(TRAINER_STEP_SECONDS="1")
     wait_for(gft.reached(1), "step 1")
     code, output = gft.run()
     assert code == 1
@@ -244,7 +244,7 @@ def test_a_preparation_that_failed_by_its_data_is_tried_again_with_the_same_spec
 
 
 def stop_at(gft: Gft, step: int) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    process = gft.start(TRAINER_STEP_SECONDS="1")
     wait_for(gft.reached(step), f"step {step}")
     process.send_signal(signal.SIGINT)
     assert end(process)[0] == 130
@@ -275,7 +275,7 @@ def test_another_run_in_the_same_output_is_refused_unless_it_overwrites(gft: Gft
 
 
 def test_a_trainer_of_a_run_that_was_deleted_is_stopped_before_the_next_one_starts(gft: Gft) -> None:
-    process = gft.start(TRAINER_STEP_SECONDS="0.2")
+    process = gft.start(TRAINER_STEP_SECONDS="1")
     wait_for(gft.reached(2), "step 2")
     process.kill()
     process.communicate()
