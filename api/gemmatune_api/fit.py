@@ -113,9 +113,11 @@ def weights_by_bits(model: GemmaModel) -> dict[str, int]:
 
 
 def row_length(spec: FineTuneSpec, model: GemmaModel, longest: int | None) -> int:
-    """Tokens that every row is taken to have: dataset.maxLength, the longest row or the model's context at most."""
-    length = min(_set(spec.dataset.max_length), model.context_length)
-    return max(1, min(length, longest)) if longest else length
+    """Tokens that every row is taken to have: the longest row, cut at dataset.maxLength.
+
+    Before the data is read, dataset.maxLength or the model's context. The trainer does not cut at the context.
+    """
+    return max(1, min(_set(spec.dataset.max_length), longest or model.context_length))
 
 
 def _set(value: Value | None) -> Value:
@@ -301,7 +303,10 @@ def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | 
     notes = list(place.notes)
     length = _set(spec.dataset.max_length)
     if length > model.context_length:
-        notes.append(f"dataset.maxLength {length} is more than the context of {model.label}, {model.context_length}.")
+        notes.append(
+            f"dataset.maxLength {length} is more than the context of {model.label}, {model.context_length}; "
+            "longer rows are not cut there."
+        )
     if longest is None:
         notes.append(f"Every row is taken as {row_length(spec, model, None)} tokens long until the data is read.")
     if place.device == "cpu" and spec.method == "qlora":

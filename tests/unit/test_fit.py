@@ -84,6 +84,16 @@ def test_rows_longer_than_max_length_are_cut() -> None:
     assert plan(wanted, rows=300, longest=100_000).memory == plan(wanted).memory
 
 
+def test_rows_beyond_the_context_are_planned_as_the_trainer_takes_them() -> None:
+    wanted = spec("gemma-2-2b", "nvidia-l4", dataset={"maxLength": 131072})
+    model = catalog.by_name("gemma-2-2b")
+    assert model is not None
+    assert fit.row_length(wanted, model, None) == model.context_length
+    assert fit.row_length(wanted, model, 12_000) == 12_000
+    assert plan(wanted, rows=100, longest=12_000).memory.total > plan(wanted, rows=100, longest=8192).memory.total
+    assert any("longer rows are not cut there" in note for note in plan(wanted).notes)
+
+
 def test_written_batch_settings_are_kept() -> None:
     training = {"microBatchSize": 4, "gradientCheckpointing": True, "globalBatchSize": 8}
     found = plan(spec("gemma-3-270m", "nvidia-l4", training=training))
