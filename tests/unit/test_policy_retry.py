@@ -141,6 +141,13 @@ def test_the_third_downshift_does_both_and_is_the_last() -> None:
     assert not after(OOM, counters=Counters(attempts=4, out_of_memory=3), plan=planned).again
 
 
+def test_checkpointing_that_is_on_already() -> None:
+    planned = plan(gradient_checkpointing=True)
+    assert after(OOM, plan=planned).overrides == Overrides(micro_batch_size=2)
+    third = after(OOM, counters=Counters(attempts=3, out_of_memory=2), plan=planned)
+    assert third.overrides == Overrides(micro_batch_size=2)
+
+
 def test_a_halved_batch_divides_the_step() -> None:
     planned = plan(micro_batch_size=6, accumulation=2)
     assert after(OOM, plan=planned).overrides == Overrides(micro_batch_size=3)
@@ -171,6 +178,22 @@ def test_more_disk() -> None:
     assert found.overrides == Overrides(ephemeral_storage=30 * GIB)
     machines = {"n1": Machine(ephemeral_storage=25 * GIB)}
     assert after(why, job=limited, machines=machines).overrides == Overrides(ephemeral_storage=int(22.5 * GIB))
+
+
+def test_only_what_ran_out_grows() -> None:
+    limited = job("quotes-t1", ended_pod(137), memory=10 * GIB, ephemeral_storage=20 * GIB)
+    assert after(cause(Reason.KILLED), job=limited).overrides is None
+    assert after(cause(Reason.KILLED), job=limited, overrides=Overrides()).overrides is None
+
+
+def test_what_cannot_grow_keeps_what_it_has() -> None:
+    granted = Overrides(memory=10 * GIB, ephemeral_storage=20 * GIB)
+    limited = job("quotes-t1", memory=10 * GIB, ephemeral_storage=20 * GIB)
+    machines = {"n1": Machine(memory=10 * GIB, ephemeral_storage=20 * GIB)}
+    for code, why in ((137, "OOMKilled"), (13, "")):
+        full = ended(failed_job(code, termination_reason=why))
+        assert full is not None
+        assert after(full, job=limited, machines=machines, overrides=granted).overrides == granted
 
 
 def test_what_was_granted_is_carried_on() -> None:

@@ -187,10 +187,8 @@ def final_remedy(cause: Cause, *, started: bool) -> str:
     own = cause.said.remedy if cause.said is not None else ""
     usual = _GIVEN_UP.get(cause.reason, cause.remedy)
     remedy = own or (_AFTER_START.get(cause.reason) if started else None) or usual
-    if ANNOTATION_RETRY in remedy or (cause.reason in _FINAL and started):
-        return remedy
-    if not started and cause.answer is Answer.FAIL and cause.reason is not Reason.ACCESS_DENIED:
-        return remedy  # a corrected spec starts anew by itself
+    if ANNOTATION_RETRY in remedy or cause.reason in _FINAL:
+        return remedy  # before the first attempt a corrected spec starts anew by itself; later nothing helps
     return f"{remedy} {_RETRY}".strip()
 
 
