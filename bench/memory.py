@@ -52,10 +52,11 @@ SETTINGS = (
     Setting("lora", 4, 128),
     Setting("lora", 1, 512),
     Setting("lora", 4, 512),
+    Setting("lora", 4, 512, checkpointing=True),
     Setting("qlora", 1, 128),
     Setting("qlora", 4, 512),
 )
-"""Two lengths, two batches, both methods."""
+"""Two lengths, two batches, both methods, with and without checkpointing."""
 
 
 @dataclass(frozen=True)

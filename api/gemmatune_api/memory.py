@@ -33,8 +33,8 @@ Read off twelve measured loads of seven generations (tests/unit/test_fit_measure
 RUNTIME = 1_640 * MIB
 """Resident size of Python with torch, transformers, PEFT, TRL and Gemma's tokenizer before the weights (measured)."""
 HEAP_HOLES = 0.4
-"""On a CPU: freed memory between tensors that are kept, as a share of them; the C library cannot give it back
-(measured)."""
+"""On a CPU: freed memory that the C library cannot give back, as a share of what all layers keep without checkpointing
+(measured with it and without: every layer's tensors pass through the heap either way)."""
 GPU_HOST_RUNTIME = 4 * GIB
 """Host memory of a process that uses CUDA: the libraries, pinned buffers and the runtime."""
 LARGEST_SHARD = 5 * GIB
@@ -224,7 +224,7 @@ def activations(model: GemmaModel, setting: Setting) -> int:
         kept = min(kept, inputs + max(per_layer))
     kept += masks(model, setting) + autocast_copies(model, setting)
     if setting.device == "cpu":
-        kept = int(kept * (1 + HEAP_HOLES))
+        kept += int(sum(per_layer) * HEAP_HOLES)
     return kept + max(0, workspace(model, setting) - logits(model, setting))
 
 
