@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from gemmatune_api.base import ApiModel, Duration
+from gemmatune_api.base import ApiModel, Duration, without_nulls
 from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
 from gemmatune_api.patterns import DATASET_URI_PATTERN, MODEL_URI_PATTERN, OUTPUT_URI_PATTERN
 from gemmatune_api.placement import (
@@ -319,6 +319,11 @@ class Metadata(ApiModel):
     """Annotations."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return without_nulls(value)
 
 
 class GemmaFineTune(ApiModel):

@@ -40,7 +40,9 @@ class YamlError(InvalidResourceError):
 
 
 def load_all(text: str) -> list[object]:
-    """The documents of a YAML or JSON text as JSON values; empty ones are left out, a kind List is its items.
+    """The documents of a YAML or JSON text as JSON values; empty ones are left out.
+
+    A list (of kind List, or a kind that ends so) is its items.
 
     Raises:
         YamlError: no YAML, a key twice in one block, an alias of itself, or more than 100,000 values.
@@ -52,8 +54,9 @@ def load_all(text: str) -> list[object]:
 
 
 def _items(document: object) -> list[object]:
-    if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
-        return [item for entry in document["items"] for item in _items(entry)]
+    items = document.get("items") if isinstance(document, dict) else None
+    if isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(items, list):
+        return [item for entry in items for item in _items(entry)]
     return [document]
 
 

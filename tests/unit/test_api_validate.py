@@ -242,6 +242,16 @@ def test_what_the_api_server_adds_is_no_problem() -> None:
     assert validate.parse(document).metadata.generation == 3
 
 
+def test_nulls_of_generated_metadata_are_absent_fields() -> None:
+    nulls = {f"metadata.{name}": None for name in ("creationTimestamp", "labels", "annotations", "namespace")}
+
+    metadata = validate.parse(resource(changes=nulls)).metadata
+
+    assert (metadata.creation_timestamp, metadata.labels, metadata.namespace) == ("", {}, "default")
+    (found,) = problems(resource(changes={"metadata.name": None}))
+    assert (found.path, found.message) == ("metadata.name", "is required")
+
+
 def test_depth_does_not_exhaust_the_stack() -> None:
     deep: Any = 1
     for _ in range(100_000):

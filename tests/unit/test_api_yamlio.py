@@ -95,8 +95,9 @@ def test_json() -> None:
     assert yamlio.load_all('{\n\t"a": 1\n}') == [{"a": 1}]
 
 
-def test_a_list_is_its_items() -> None:
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [resource("a"), resource("b")]})
+@pytest.mark.parametrize("kind", ["List", "GemmaFineTuneList"])
+def test_a_list_is_its_items(kind: str) -> None:
+    text = json.dumps({"apiVersion": "v1", "kind": kind, "items": [resource("a"), resource("b")]})
 
     assert yamlio.load_all(text) == [resource("a"), resource("b")]
 
