@@ -168,9 +168,8 @@ def test_the_manifest_names_what_it_vouches_for(make: Callable[..., Checkpoints]
     checkpoints.wait()
     folder = tmp_path / "out" / "checkpoints" / "step-00000005"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == {
-        "version": 1, "step": 5, **IDENTITY, "files": [{"name": "state", "size": 10, "crc32c": crc32c(folder / "state")}],
-    }  # fmt: skip
+    files = [{"name": "state", "size": 10, "crc32c": crc32c(folder / "state")}]
+    assert manifest == {"version": 1, "step": 5, **IDENTITY, "files": files}
 
 
 def test_when_a_checkpoint_is_due() -> None:

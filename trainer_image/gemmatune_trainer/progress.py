@@ -27,7 +27,8 @@ INTERVAL_SECONDS = 10.0
 FILE_INTERVAL_SECONDS = 0.5
 """The same for a file, which costs nobody anything: `gft run` shows every step."""
 FORBIDDEN_SECONDS = 30.0
-_CLOSE_SECONDS = 45.0
+_CLOSE_SECONDS = 15.0
+"""Longest time that the end of a process waits for its last write: a pod that stops has little left."""
 _SAMPLE_CHARACTERS = 2000
 _SAMPLES = 8
 
@@ -72,7 +73,7 @@ class FileSink:
 class ApiSink:
     """The resource's status at the API server.
 
-    A refusal (403) is retried for 30 s: the pod may start before the operator has written `status.job`.
+    A refusal (403) is retried in the first 30 s: the pod may start before the operator has written `status.job`.
     """
 
     interval = INTERVAL_SECONDS
@@ -80,6 +81,7 @@ class ApiSink:
     def __init__(self, server: ApiServer, identity: RunIdentity) -> None:
         self._server = server
         self._identity = identity
+        self._patient_until = time.monotonic() + FORBIDDEN_SECONDS
 
     def read(self) -> dict[str, Any]:
         """The fields as they were left."""
@@ -90,14 +92,13 @@ class ApiSink:
 
     def write(self, status: dict[str, Any]) -> None:
         """Replaces all four fields."""
-        deadline = time.monotonic() + FORBIDDEN_SECONDS
         while True:
             try:
                 self._server.apply_status(self._identity.namespace, self._identity.name, self._identity.uid, status)
                 return
             except requests.HTTPError as error:
                 refused = error.response is not None and error.response.status_code == requests.codes.forbidden
-                if not refused or time.monotonic() > deadline:
+                if not refused or time.monotonic() > self._patient_until:
                     raise
                 time.sleep(1.0)
 
