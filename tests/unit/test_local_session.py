@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from gemmatune_api import validate
 from gemmatune_api.changes import forbidden
 from gemmatune_api.spec import FineTuneSpec
+from gemmatune_cli.console import CommandError
 from gemmatune_cli.local.locks import LockedError, locked
-from gemmatune_cli.local.session import run_folder
+from gemmatune_cli.local.session import open_session, run_folder
+from tests.support.resources import resource
 
 ATTEMPTED = {"attempts": [{"number": 1, "job": "a-t1"}], "phase": "Training"}
 OLD: dict[str, Any] = {
@@ -53,6 +56,21 @@ def paths(status: dict[str, Any], **changes: Any) -> list[str]:
 EVERY_FIELD: dict[str, Any] = {
     field.alias or name: {"changed": True} for name, field in FineTuneSpec.model_fields.items() if name != "training"
 }
+
+
+def test_an_output_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = (tmp_path / "file" / "run").as_uri()
+    found = validate.parse(resource(changes={"spec.output.uri": output, "spec.accelerator": {"cpu": {}}}))
+    with pytest.raises(CommandError, match=r"^spec\.output\.uri: .*file/run.* cannot be written: Not a directory$"):
+        open_session(found).__enter__()
+
+
+def test_an_error_of_the_run_itself_is_not_put_on_the_output(tmp_path: Path) -> None:
+    output = (tmp_path / "run").as_uri()
+    found = validate.parse(resource(changes={"spec.output.uri": output, "spec.accelerator": {"cpu": {}}}))
+    with pytest.raises(PermissionError, match="elsewhere"), open_session(found):
+        raise PermissionError("elsewhere")
 
 
 def test_before_the_first_attempt_everything_may_change() -> None:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,20 +67,21 @@ def open_session(resource: GemmaFineTune, say: Callable[[str], None] = lambda te
         say: gets a line before something slow begins.
 
     Raises:
-        CommandError: another gft works on it, the output belongs to another resource, or a field was changed that is
-            fixed by now.
+        CommandError: another gft works on it, the output belongs to another resource or cannot be written, or a field
+            was changed that is fixed by now.
     """
     folder = run_folder(resource.spec.output.uri)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock", wait=False):
-            yield _open(resource, folder, say)
-    except LockedError as error:
-        message = f"another gft ({error.holder}) runs {resource.metadata.name} in {folder.parent}"
-        raise CommandError(message, "Wait for it, stop it, or use another spec.output.uri.") from None
-    except PermissionError as error:
-        message = f"spec.output.uri: {error.filename} cannot be written: {error.strerror}"
-        raise CommandError(message, "Use a folder of your own.") from None
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / "lock", wait=False))
+        except LockedError as error:
+            message = f"another gft ({error.holder}) runs {resource.metadata.name} in {folder.parent}"
+            raise CommandError(message, "Wait for it, stop it, or use another spec.output.uri.") from None
+        except OSError as error:
+            message = f"spec.output.uri: {error.filename} cannot be written: {error.strerror}"
+            raise CommandError(message, "Use a folder of your own.") from None
+        yield _open(resource, folder, say)
 
 
 def _open(resource: GemmaFineTune, folder: Path, say: Callable[[str], None]) -> Session:
