@@ -14,7 +14,7 @@ from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe
-from gemmatune_operator.policies.prepare import RETRIES, prepare
+from gemmatune_operator.policies.prepare import PENDING_LOOK_SECONDS, RETRIES, YOUNG_LOOK_SECONDS, prepare
 from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
 from tests.support.situations import (
@@ -111,6 +111,24 @@ def test_while_it_runs(view: JobView, expected: str) -> None:
     assert (found.settled, created(found)) == (True, [])
 
 
+def test_an_ordinary_start_changes_nothing() -> None:
+    before = preparing()
+    for view in (job("quotes-p1"), job("quotes-p1", pod(phase="Pending")), job("quotes-p1", ended_pod(12))):
+        assert prepare(situation(jobs=[view]), before).status == before.status
+    stuck = before.condition(situation(), P, False, Reason.IMAGE_PULL_FAILED, "...")
+    assert prepare(situation(jobs=[job("quotes-p1", ended_pod(12))]), stuck).status == stuck.status
+
+
+def test_when_to_look_again() -> None:
+    assert prepare(situation(jobs=[job("quotes-p1")]), preparing()).wake == YOUNG_LOOK_SECONDS
+    pending = job("quotes-p1", pod(phase="Pending"))
+    assert prepare(situation(jobs=[pending]), preparing()).wake == PENDING_LOOK_SECONDS
+    record = JobRecord(number=2, job="quotes-p2", generation=1)
+    ending = job("quotes-p1", pod(deleted=NOW), deleting=True)
+    assert prepare(situation(jobs=[ending]), preparing(record)).wake == 61
+    assert prepare(situation(jobs=[job("quotes-p1")]), preparing(record)).wake == PENDING_LOOK_SECONDS
+
+
 def test_a_wait_that_is_over_is_forgotten() -> None:
     stuck = preparing().condition(situation(), P, False, Reason.IMAGE_PULL_FAILED, "...")
     for view in (job("quotes-p1", pod()), job("quotes-p1", pod(phase="Pending"))):
@@ -138,7 +156,7 @@ def test_prepared() -> None:
     assert found.status.plan.total_steps == 100
 
 
-@pytest.mark.parametrize("message", ["", "no json", {"message": "done"}, {"model": {"family": "gemma2"}}])
+@pytest.mark.parametrize("message", ["", "no json", {"message": "done"}, {"model": {"family": "gemma2"}}, {"data": {}}])
 def test_a_result_that_cannot_be_read(message: Any) -> None:
     found = prepare(situation(jobs=[prepared_job(message)]), preparing())
     assert said(found, P) == ("False", "Retrying")

@@ -243,6 +243,21 @@ def test_on_demand_needs_a_new_value() -> None:
     assert found.status.observed_retry == "2"
     assert found.status.budget_base == BudgetBase(retries=3, preemptions=2)
     assert demanded(resource(), observed_retry=None).settled
+    assert demanded(resource(), observed_retry="2").settled, "a removed annotation asks for nothing"
+
+
+def test_on_demand_prepares_anew_only_before_the_first_attempt() -> None:
+    asked = situation(resource(annotations={ANNOTATION_RETRY: "1"}))
+    prepared = JobRecord(number=1, job="quotes-p1", generation=1)
+    begun = decision(attempt(end_time="2026-03-01T12:00:00Z"), true=FAILED, prepare=prepared)
+    assert retry.on_demand(asked, begun).status.prepare == prepared
+    fresh = retry.on_demand(asked, decision(true=FAILED, prepare=prepared))
+    assert fresh.status.prepare == JobRecord(number=1, job="quotes-p1", generation=None)
+    refused = retry.on_demand(asked, decision(true=FAILED))
+    assert refused.status.prepare is None
+    assert "annotation" in fresh.status.conditions[-1].message
+    corrected = retry.on_demand(situation(resource(generation=2)), decision(true=FAILED, prepare=prepared))
+    assert "corrected" in corrected.status.conditions[-1].message
 
 
 def test_a_correction_counts_before_the_first_attempt() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from gemmatune_api.messages import PrepareResult
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
-from gemmatune_api.status import JobRecord
+from gemmatune_api.status import DataStatus, JobRecord
 from gemmatune_operator import diagnose
 from gemmatune_operator.conditions import has, parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
@@ -131,17 +130,13 @@ def _ended(situation: Situation, decision: Decision, record: JobRecord, job: Job
     if found is None or found.model is None or found.data is None:
         message = f"{job.name} completed, but its pod left no readable result."
         return _again(situation, decision, record, cause(Reason.RESULT_MISSING, message))
-    return _prepared(situation, decision, found)
+    return _prepared(situation, decision, found.model.family, found.data)
 
 
-def _prepared(situation: Situation, decision: Decision, found: PrepareResult) -> Decision:
+def _prepared(situation: Situation, decision: Decision, family: str, data: DataStatus) -> Decision:
     """Access works and the data is there: the plan is made again, with what is known now."""
-    data = found.data
-    if data is None:
-        return decision
     decision = decision.update(data=data, next_attempt_time=None)
     if model_of(situation, decision) is None:
-        family = found.model.family if found.model else "unknown"
         message = f"{situation.spec.model.uri} is a {family} model; only Gemma models can be tuned."
         return fail(situation, decision, Reason.INVALID_CONFIG, message, "Name a Gemma model in model.uri.")
     decision = decision.condition(situation, ConditionType.PREPARED, True, Reason.PREPARED, describe.data(data) + ".")
