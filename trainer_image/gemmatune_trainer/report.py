@@ -88,7 +88,7 @@ def settings(result: Result) -> list[tuple[str, str]]:
         "checkpoint": config.checkpoint,
         "output": config.output,
     }
-    rows = [("device", config.device)]
+    rows: list[tuple[str, str]] = [("device", config.device)]
     for name, block in blocks.items():
         rows += _leaves(name, block.model_dump(by_alias=True, exclude_none=True))
     return rows

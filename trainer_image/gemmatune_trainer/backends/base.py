@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +76,7 @@ class Backend(Protocol):
     def save_adapter(self, folder: Path) -> None:
         """Writes the PEFT adapter."""
 
-    def verify(self, folder: Path, row: Sequence[int], publish: Callable[[], None] | None = None) -> Verification:
+    def verify(self, folder: Path, row: Sequence[int]) -> Verification:
         """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.
 
         Raises:
