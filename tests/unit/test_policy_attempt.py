@@ -23,6 +23,7 @@ from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe
 from gemmatune_operator.policies.attempt import KEPT, attempt
+from gemmatune_operator.policies.prepare import PENDING_LOOK_SECONDS
 from gemmatune_operator.views import JobView
 from tests.support.situations import (
     NOW,
@@ -74,6 +75,13 @@ def test_a_recorded_attempt_without_a_job_is_created_not_vanished() -> None:
     assert found.status.counters == ONE
 
 
+def test_an_attempt_after_a_pause_says_so() -> None:
+    resumed = look(decision(an_attempt(end_time=rfc3339(NOW)), counters=ONE))
+    assert resumed.status.attempts[1].job == "quotes-t2"
+    assert said(resumed, C.TRAINING) == ("False", "Provisioning")
+    assert said(look(decision()), C.TRAINING) is None
+
+
 @pytest.mark.parametrize(
     ("old", "free"),
     [
@@ -90,7 +98,13 @@ def test_the_next_waits_for_the_last(old: JobView, free: bool) -> None:
     closed = an_attempt(1, end_time=rfc3339(NOW))
     found = look(decision(closed, an_attempt(2, start_time=None), counters=Counters(attempts=2)), old)
     assert created(found) == (["quotes-t2"] if free else [])
-    assert free or found.wake is not None
+    assert free or found.wake == PENDING_LOOK_SECONDS
+
+
+def test_a_pod_that_is_ending_says_when_to_look() -> None:
+    ending = job("quotes-t1", pod(deleted=NOW), deleting=True)
+    found = look(decision(an_attempt(1, end_time=rfc3339(NOW)), an_attempt(2, start_time=None)), ending)
+    assert (created(found), found.wake) == ([], 61)
 
 
 def test_its_time_has_to_come() -> None:
@@ -150,6 +164,8 @@ def test_runs() -> None:
     assert found.status.timers == Timers()
     assert said(found, C.PROVISIONED) == ("True", "Running")
     assert said(found, C.TRAINING) == ("True", "Running")
+    untold = look(waiting, job("quotes-t1", pod()), seconds=9)
+    assert untold.status.attempts[0].training_time == rfc3339(NOW + timedelta(seconds=9))
 
 
 def test_waits() -> None:

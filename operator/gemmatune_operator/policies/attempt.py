@@ -81,8 +81,8 @@ def _recorded(situation: Situation, decision: Decision) -> Decision:
 def _start(situation: Situation, decision: Decision) -> Decision:
     """Creates the recorded attempt's Job once its time has come and no earlier one can still run."""
     current = open_attempt(decision.status)
-    if current is None or decision.settled:
-        return decision
+    if current is None:
+        return decision  # a broken spec was not recorded
     if situation.problems:
         reason, message, remedy = describe.problems(situation.problems)
         return fail(situation, decision, reason, message, remedy)
