@@ -71,26 +71,31 @@ class ModelFiles:
         return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer. Raises InvalidConfig where there is none, or it lacks the generation's special tokens."""
+        """The tokenizer (prepare has checked that it has the generation's control tokens). Raises InvalidConfig."""
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=False, local_files_only=True
+            )
         except (OSError, ValueError) as error:
             raise InvalidConfig(f"the tokenizer of {self.uri} cannot be loaded: {error}") from error
-        rules = self.model.rules
-        unknown = [text for text in (rules.bos, rules.eos, rules.pad) if tokenizer.convert_tokens_to_ids(text) is None]
-        if unknown:
-            raise InvalidConfig(f"the tokenizer of {self.uri} lacks {', '.join(unknown)}", "Take the published one.")
-        return tokenizer
+        return found
 
     @property
     def published_name(self) -> tuple[str, str | None]:
-        """What an adapter names as its base: a hub's id and commit, else the catalog's hub id, else the URI."""
+        """What an adapter names as its base: a hub's id and commit, else the hub id of the folder's name, else the URI.
+
+        Never a guess by shape: a tuned copy of a model has the same one.
+        """
         if self.uri.startswith("hf://"):
             return hub_name(self.uri), self.revision
-        named = catalog.by_uri(self.uri) or self.model
-        return (named.hub_ids[0], None) if named.hub_ids else (self.uri, None)
+        folder = self.uri.rstrip("/").rsplit("/", 1)[-1].lower()
+        named = catalog.by_uri(self.uri)
+        for hub_id in named.hub_ids if named else ():
+            if hub_id.lower().endswith(f"/{folder}"):
+                return hub_id, None
+        return self.uri, None
 
 
 def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelFiles:
