@@ -176,6 +176,27 @@ def test_waits() -> None:
     assert said(second, C.TRAINING) == ("False", "Provisioning")
 
 
+def test_an_ordinary_start_changes_nothing() -> None:
+    starting = look(decision(an_attempt(start_time=None), counters=ONE))
+    starting = starting.condition(situation(), C.PROVISIONED, False, Reason.PROVISIONING, "Attempt 1 ...")
+    ordinary, lacking = pod(phase="Pending"), pod(phase="Pending", scheduled=False, unscheduled_message="0/3")
+    before = decision(an_attempt(), conditions=starting.status.conditions, timers=Timers())
+    assert look(before, job("quotes-t1", ordinary)).status == before.status
+    unplaced = look(before, job("quotes-t1", lacking))
+    assert said(unplaced, C.PROVISIONED) == ("False", "Unschedulable")
+    assert said(look(unplaced, job("quotes-t1", ordinary)), C.PROVISIONED) == ("False", "Provisioning")
+
+
+def test_a_running_attempt_names_its_nodes() -> None:
+    def told(*nodes: str) -> str:
+        pods = [pod(name=f"p{index}", node=node) for index, node in enumerate(nodes)]
+        found = look(decision(an_attempt(), counters=ONE), job("quotes-t1", *pods))
+        return next(item.message for item in found.status.conditions if item.type == C.TRAINING)
+
+    assert told("n2", "n1") == "Attempt 1 trains on n1, n2 (onDemand)."
+    assert told("") == "Attempt 1 trains on its node (onDemand)."
+
+
 def test_an_end_that_the_job_does_not_know_yet_changes_nothing() -> None:
     before = running(timers=Timers())
     found = look(before, job("quotes-t1", ended_pod(12)))
@@ -196,6 +217,9 @@ def test_success_needs_a_manifest() -> None:
     assert (closed.reason, closed.to_step, closed.end_time) == ("Completed", 100, rfc3339(NOW + timedelta(seconds=60)))
     by_status = running(artifacts=Artifacts(manifest="gs://b/manifest.json"))
     assert said(look(by_status, job("quotes-t1", ended_pod(0), complete=True)), C.SUCCEEDED) == ("True", "Completed")
+    elsewhere = running(artifacts=Artifacts(manifest="m", adapter="gs://b/elsewhere"))
+    told = look(elsewhere, job("quotes-t1", ended_pod(0), complete=True)).status.conditions[-1].message
+    assert "gs://b/elsewhere" in told
     nothing = look(running(), job("quotes-t1", ended_pod(0), complete=True, active=0))
     assert said(nothing, C.SUCCEEDED) is None
     assert nothing.status.attempts[0].reason == "ResultMissing"
@@ -225,6 +249,10 @@ def test_diagnosis_comes_before_the_way_is_free() -> None:
 def test_backoff_is_a_time_in_the_status() -> None:
     found = look(running(), failed_job(40))
     assert created(found) == []
+    retrying = {item.type: item.message for item in found.status.conditions}[C.TRAINING]
+    assert "The next follows in " in retrying
+    at_once = {item.type: item.message for item in look(running(), failed_job(30)).status.conditions}[C.TRAINING]
+    assert at_once.endswith("The next follows at once.")
     assert found.status.next_attempt_time is not None
     assert found.wake is not None
 
@@ -281,7 +309,8 @@ def test_a_lost_node() -> None:
 def test_a_job_that_is_being_deleted_is_awaited() -> None:
     found = look(running(), job("quotes-t1", pod(deleted=NOW), deleting=True))
     assert len(found.status.attempts) == 1
-    assert found.wake is not None
+    assert found.wake == 61
+    assert look(running(), job("quotes-t1", deleting=True)).wake == PENDING_LOOK_SECONDS
 
 
 def test_timers_end_attempts() -> None:
