@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Counters, DataStatus, FineTuneStatus, JobRecord
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.policies.accept import accept, model_of, rival_of
+from gemmatune_operator.settings import Settings
 from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
 from tests.support.situations import attempt, decision, ended_pod, job, plan, resource, said, situation
@@ -108,8 +110,36 @@ def test_another_plan_starts_a_new_budget_of_downshifts() -> None:
     found = accept(situation(resource(generation=2)), stopped)
     assert found.status.budget_base is not None
     assert found.status.budget_base.out_of_memory == 3
-    same = accept(situation(resource(generation=3)), found.update(observed_generation=2))
-    assert same.status.budget_base == found.status.budget_base
+    later = found.update(observed_generation=2, counters=Counters(attempts=4, out_of_memory=4))
+    same = accept(situation(resource(generation=3)), later)
+    assert same.status.budget_base == found.status.budget_base, "the same plan keeps its budget"
+    fresh = accept(situation(resource(generation=2)), decision(counters=used))
+    unplanned = accept(situation(resource(generation=2)), decision(attempt(end_time="x"), counters=used, plan=None))
+    assert (fresh.status.budget_base, unplanned.status.budget_base) == (None, None)
+
+
+def test_a_running_attempt_is_not_refused_by_a_later_verdict() -> None:
+    running = decision(attempt(), plan=plan(verdict="does not fit"))
+    assert said(accept(situation(resource(generation=2)), running), A) == ("True", "Valid")
+
+
+def test_only_current_data_makes_the_plan() -> None:
+    spec = {"training": {"epochs": 1}}
+    known = decision(prepare=JobRecord(number=1, job="quotes-p1", generation=1), data=DataStatus(rows=320))
+    known = known.update(observed_generation=None)
+    current = accept(situation(resource(spec)), known).status.plan
+    outdated = accept(situation(resource(spec, generation=2)), known).status.plan
+    assert current is not None
+    assert outdated is not None
+    assert (current.total_steps, outdated.total_steps) == (20, None)
+
+
+def test_prices_make_a_cost() -> None:
+    priced = replace(situation(), settings=Settings(prices={"nvidia-l4": 0.5}))
+    costs = [accept(seen, NEW).status.plan.cost_per_hour for seen in (priced, situation())]  # type: ignore[union-attr]
+    assert costs[0] is not None
+    assert costs[0] >= 0.5
+    assert costs[1] is None
 
 
 def test_a_running_attempt_outlives_a_broken_spec() -> None:
@@ -124,6 +154,16 @@ def test_a_running_attempt_outlives_a_broken_spec() -> None:
     assert not found.settled
     assert seen.spec.suspend, "suspend is obeyed all the same"
     assert (seen.spec.training.max_steps if seen.spec.training else None) == 100
+
+
+def test_a_broken_spec_without_a_running_attempt_fails() -> None:
+    resolved = accept(situation(), NEW).status.resolved
+    broken = {"training": {"maxSteps": 0}}
+    stopped = decision(attempt(end_time="2026-03-01T12:00:00Z"), resolved=resolved)
+    raw = resource(broken, status=stopped.status.model_dump(by_alias=True))
+    assert said(accept(situation(raw), stopped), ConditionType.FAILED) == ("True", "InvalidSpec")
+    unknown = decision(attempt(), resolved=None)
+    assert said(accept(situation(resource(broken)), unknown), ConditionType.FAILED) == ("True", "InvalidSpec")
 
 
 # --- what prepare found ---
@@ -142,6 +182,14 @@ def test_the_model_is_what_prepare_found() -> None:
     model = model_of(*prepared_situation("gs://bucket/our-own"))
     assert model is not None
     assert model.name == "gemma-2-2b"
+
+
+def test_a_result_without_a_model_says_nothing() -> None:
+    seen, known = prepared_situation("hf://google/gemma-3-270m")
+    silent = job("quotes-p1", ended_pod(0, termination_message='{"message": "done"}'), complete=True)
+    found = model_of(replace(seen, observed=replace(seen.observed, jobs={"quotes-p1": silent})), known)
+    assert found is not None
+    assert found.name == "gemma-3-270m"
 
 
 def test_an_outdated_preparation_says_nothing() -> None:
@@ -193,6 +241,12 @@ FINISHED = {"conditions": [{"type": "Finished", "status": "True"}]}
 )
 def test_who_is_second(other: dict[str, Any], mine: dict[str, Any] | None, conflict: bool) -> None:
     assert (rival_of(situation(resource(mine), rivals=(other,))) == "other") == conflict
+
+
+@pytest.mark.parametrize("spec", [None, {}, {"output": None}, {"output": {}}, {"output": {"uri": None}}])
+def test_an_odd_rival_is_none(spec: Any) -> None:
+    odd = {"metadata": {"name": "odd"}, "spec": spec}
+    assert rival_of(situation(rivals=(odd, {"metadata": None}, {}))) is None
 
 
 def test_who_has_begun_is_not_asked_again() -> None:

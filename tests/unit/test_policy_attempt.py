@@ -217,6 +217,7 @@ def test_success_needs_a_manifest() -> None:
     assert (closed.reason, closed.to_step, closed.end_time) == ("Completed", 100, rfc3339(NOW + timedelta(seconds=60)))
     by_status = running(artifacts=Artifacts(manifest="gs://b/manifest.json"))
     assert said(look(by_status, job("quotes-t1", ended_pod(0), complete=True)), C.SUCCEEDED) == ("True", "Completed")
+    assert "gs://bucket/quotes/adapter" in found.status.conditions[-1].message
     elsewhere = running(artifacts=Artifacts(manifest="m", adapter="gs://b/elsewhere"))
     told = look(elsewhere, job("quotes-t1", ended_pod(0), complete=True)).status.conditions[-1].message
     assert "gs://b/elsewhere" in told

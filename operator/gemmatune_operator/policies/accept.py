@@ -71,7 +71,7 @@ def rival_of(situation: Situation) -> str | None:
     """Name of another resource of the namespace that holds output.uri; of two new ones, the older one."""
     uri, mine = situation.spec.output.uri, _rank(situation.observed.raw)
     for raw in situation.observed.rivals:
-        if raw.get("metadata", {}).get("deletionTimestamp") or _output(raw) != uri or _rank(raw) > mine:
+        if _output(raw) != uri or raw["metadata"].get("deletionTimestamp") or _rank(raw) > mine:
             continue
         finished = conditions.is_true(status_of(raw.get("status")).conditions, ConditionType.FINISHED)
         if finished and situation.spec.output.overwrite:
