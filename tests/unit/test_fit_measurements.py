@@ -1,15 +1,19 @@
-"""The planner against measured runs: max_memory_reserved() of twelve runs of Unsloth's notebooks (2026-08-18).
+"""The planner against measured runs, of others on GPUs and of our own trainer on a CPU.
 
-Their trainer checkpoints activations and computes the logits of every position; the length is a cap, so each peak is a
-lower bound at that length. GPUs without bf16 ran in fp16, which is as wide.
+Others: max_memory_reserved() of twelve runs of Unsloth's notebooks (2026-08-18). Their trainer checkpoints activations
+and computes the logits of every position; the length is a cap, so each peak is a lower bound at that length. GPUs
+without bf16 ran in fp16, which is as wide. Ours: bench/results/memory.json, the last `make bench-trainer`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
 import pytest
 
+from bench.memory import ABOVE, BELOW, RESULTS, SETTINGS, planned
+from bench.memory import Setting as RunSetting
 from gemmatune_api import catalog, memory
 from gemmatune_api.accelerators import GIB
 from gemmatune_api.memory import Setting
@@ -83,3 +87,24 @@ def test_16_bit_weights_alone_come_near(run: Run) -> None:
     model = model_of(run)
     if model.embedding < model.parameters / 2:
         assert memory.base_weights(model, setting(run)) / GIB == pytest.approx(run.loaded, rel=0.06)
+
+
+OURS: list[dict[str, Any]] = json.loads(RESULTS.read_text())["measurements"]
+
+
+def own_setting(measured: dict[str, Any]) -> RunSetting:
+    return RunSetting(measured["method"], measured["rows"], measured["length"], measured["checkpointing"])
+
+
+@pytest.mark.parametrize("measured", OURS, ids=lambda measured: str(own_setting(measured)))
+def test_estimates_are_near_the_peaks_of_our_trainer(measured: dict[str, Any]) -> None:
+    error = planned(own_setting(measured)).total / measured["peak"] - 1
+    assert BELOW <= error <= ABOVE
+
+
+def test_our_runs_vary_what_matters() -> None:
+    """Two lengths, two batches, both methods, with and without checkpointing; all that is measured was recorded."""
+    assert [own_setting(measured) for measured in OURS] == list(SETTINGS)
+    for values in zip(*((item.length, item.rows, item.method, item.checkpointing) for item in SETTINGS), strict=True):
+        assert len(set(values)) == 2
+    assert len(SETTINGS) >= 6
