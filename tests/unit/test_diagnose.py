@@ -193,6 +193,13 @@ def test_the_newest_event_tells() -> None:
     assert diagnose.waiting(view).reason is Reason.QUOTA_EXCEEDED
 
 
+def test_sentences() -> None:
+    assert diagnose.cause(Reason.KILLED).message == REASONS[Reason.KILLED].meaning
+    assert diagnose.cause(Reason.KILLED, "it died").sentence == "it died."
+    for whole in ("It died.", "It died!", "Did it die?", "cut off…"):
+        assert diagnose.cause(Reason.KILLED, f"{whole}\n").sentence == whole
+
+
 def test_every_cause_has_an_answer() -> None:
     """All causes of operator.md's table, and nothing that is no cause."""
     causes = list(Reason)[: list(Reason).index(Reason.INVALID_SPEC)]

@@ -192,6 +192,20 @@ def test_a_result_without_a_model_says_nothing() -> None:
     assert found.name == "gemma-3-270m"
 
 
+def test_from_the_first_attempt_on_the_preparation_holds() -> None:
+    seen, known = prepared_situation("gs://bucket/our-own", generation=5)
+    begun = known.update(attempts=[attempt()])
+    assert model_of(seen, known) is None
+    assert model_of(seen, begun) is not None
+
+
+def test_a_preparation_that_runs_says_nothing() -> None:
+    seen, known = prepared_situation("gs://bucket/our-own")
+    open_job = replace(seen.observed.jobs["quotes-p1"], complete=False)
+    running = replace(seen, observed=replace(seen.observed, jobs={"quotes-p1": open_job}))
+    assert model_of(running, known) is None
+
+
 def test_an_outdated_preparation_says_nothing() -> None:
     assert model_of(*prepared_situation("gs://bucket/another", generation=2)) is None
     model = model_of(*prepared_situation("hf://google/gemma-3-270m", generation=2))
