@@ -193,6 +193,35 @@ def test_the_newest_event_tells() -> None:
     assert diagnose.waiting(view).reason is Reason.QUOTA_EXCEEDED
 
 
+def test_failed_is_enough_too() -> None:
+    assert diagnose.ended(job("quotes-t1", ended_pod(12), failed=True)).reason is Reason.DATA_INVALID  # type: ignore[union-attr]
+
+
+def test_a_pod_tells_before_its_phase_does() -> None:
+    for view, reason in (
+        (pod(disruption="EvictionByEvictionAPI"), Reason.PREEMPTED),
+        (pod(exit_code=12), Reason.DATA_INVALID),
+        (pod(), Reason.POD_LOST),
+    ):
+        assert diagnose.ended(job("quotes-t1", view, **FAILED)).reason is reason  # type: ignore[union-attr]
+
+
+def test_messages_name_pod_node_and_detail() -> None:
+    def told(**fields: Any) -> str:
+        found = diagnose.ended(job("quotes-t1", ended_pod(fields.pop("code", None), **fields), **FAILED))
+        assert found is not None
+        return found.message
+
+    assert told(disruption="X", disruption_message="drained") == (
+        "The pod quotes-t1-abcde on node n1 was disrupted (X): drained"
+    )
+    assert told(disruption="X", node="") == "The pod quotes-t1-abcde on node unknown was disrupted (X)"
+    assert told(reason="Evicted", message="too much disk").endswith("was evicted: too much disk")
+    assert told(reason="Evicted").endswith("was evicted: no message")
+    assert told(reason="OutOfcpu", message="no cpu").endswith("never ran: OutOfcpu no cpu")
+    assert told().endswith("never ran: no reason given")
+
+
 def test_sentences() -> None:
     assert diagnose.cause(Reason.KILLED).message == REASONS[Reason.KILLED].meaning
     assert diagnose.cause(Reason.KILLED, "it died").sentence == "it died."
