@@ -39,7 +39,7 @@ class TrainerProcess:
             self._code = self._host.ask({"poll": self.pid})["code"]
         return self._code
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Waits for its end; the exit code."""
         wait_for(lambda: self.poll() is not None, "the trainer's end", seconds=seconds, detail=self.log)
         assert self._code is not None

@@ -36,6 +36,7 @@ def mean_loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> float:
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_an_adapter_of_the_real_model_helps_on_rows_it_has_not_seen(gemma_270m: Path, tmp_path: Path) -> None:
     rows = quote_rows()
     data = tmp_path / "quotes.jsonl"

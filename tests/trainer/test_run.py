@@ -136,7 +136,7 @@ def test_sigterm_saves_a_checkpoint_and_the_next_attempt_is_bit_equal(
     assert whole.poll() == ExitCode.DONE, whole.log()
     prepared(trainer_host, config, tmp_path)
     stopped = trainer_host.start("train", config, tmp_path / "first")
-    wait_for(lambda: steps_done(stopped) >= 5, "five steps", seconds=60, detail=stopped.log)
+    wait_for(lambda: steps_done(stopped) >= 5, "five steps", seconds=180, detail=stopped.log)
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == ExitCode.INTERRUPTED, stopped.log()
     assert stopped.message.reason == Reason.INTERRUPTED
@@ -168,7 +168,7 @@ def test_sigkill_at_any_moment_loses_no_bit(make_config: MakeConfig, trainer_hos
         wait_for(
             lambda run=run, steps=steps: steps_done(run) >= steps or run.poll() is not None,
             f"{steps} steps",
-            seconds=60,
+            seconds=180,
         )
         run.signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL, (kills, run.log())
@@ -186,7 +186,7 @@ def test_a_zombie_attempt_writes_nothing(make_config: MakeConfig, trainer_host: 
     """An attempt on a lost node that comes back after its successor has finished."""
     config = prepared(trainer_host, make_config(max_steps=40, every_steps=5), tmp_path)
     zombie = trainer_host.start("train", config, tmp_path / "zombie")
-    wait_for(lambda: steps_done(zombie) >= 6, "six steps", seconds=60, detail=zombie.log)
+    wait_for(lambda: steps_done(zombie) >= 6, "six steps", seconds=180, detail=zombie.log)
     zombie.signal(signal.SIGSTOP)
     heir = trainer_host.run("train", attempt(config, 2), tmp_path / "heir")
     assert heir.poll() == ExitCode.DONE, heir.log()
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     config = prepared(trainer_host, make_config(max_steps=60, every_steps=5, keep=3), tmp_path)
     run = trainer_host.start("train", config, tmp_path / "first")
-    wait_for(lambda: steps_done(run) >= 16, "16 steps", seconds=60, detail=run.log)
+    wait_for(lambda: steps_done(run) >= 16, "16 steps", seconds=180, detail=run.log)
     run.signal(signal.SIGKILL)
     run.wait()
     folders = sorted(path.parent for path in (output(config) / "checkpoints").glob("*/manifest.json"))
@@ -222,7 +222,7 @@ def test_two_resources_with_one_output(make_config: MakeConfig, trainer_host: Tr
     """Both live: the second is refused. The first gone: an equal run takes over, another one is refused."""
     config = prepared(trainer_host, make_config(max_steps=60), tmp_path)
     first = trainer_host.start("train", config, tmp_path / "first")
-    wait_for(lambda: steps_done(first) >= 3, "three steps", seconds=60, detail=first.log)
+    wait_for(lambda: steps_done(first) >= 3, "three steps", seconds=180, detail=first.log)
     heir = config.model_copy(update={"run": config.run.model_copy(update={"uid": "uid-2"})})
     refused = trainer_host.run("prepare", heir, tmp_path / "refused")
     assert refused.poll() == ExitCode.OUTPUT_IN_USE
@@ -262,7 +262,7 @@ def test_a_run_in_a_bucket(
     env = {ENV_GCS_ENDPOINT: fake_gcs.endpoint}
     assert trainer_host.run("prepare", config, tmp_path / "prepare", env).poll() == ExitCode.DONE
     first = trainer_host.start("train", config, tmp_path / "first", env)
-    wait_for(lambda: steps_done(first) >= 12, "12 steps", seconds=60, detail=first.log)
+    wait_for(lambda: steps_done(first) >= 12, "12 steps", seconds=180, detail=first.log)
     first.signal(signal.SIGINT)
     assert first.wait() == ExitCode.INTERRUPTED, first.log()
     second = trainer_host.run("train", attempt(config, 2), tmp_path / "second", env)
