@@ -17,9 +17,10 @@ from gemmatune_trainer.backends.base import Step, Verification
 from gemmatune_trainer.charts import line_chart, number, ticks
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
 from gemmatune_trainer.history import History, Point, thin
-from gemmatune_trainer.manifest import Result, serve_command
+from gemmatune_trainer.manifest import serve_command
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
+from gemmatune_trainer.result import Result
 from tests.support.standin import write_small_model
 from tests.trainer.conftest import run_config
 

@@ -9,7 +9,7 @@ from gemmatune_trainer.pages import environment
 from gemmatune_trainer.report import method_text, settings
 
 if TYPE_CHECKING:
-    from gemmatune_trainer.manifest import Result
+    from gemmatune_trainer.result import Result
 
 
 def render(result: Result) -> str:

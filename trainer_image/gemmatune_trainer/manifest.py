@@ -5,49 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gemmatune_api.runconfig import RunConfig
-from gemmatune_api.status import Artifacts, DataStatus
+from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
-from gemmatune_trainer.backends.base import Verification
 from gemmatune_trainer.data.templates import chat_template
-from gemmatune_trainer.history import History
 from gemmatune_trainer.models import ModelFiles
-from gemmatune_trainer.ownership import FINAL_MANIFEST, Claim, Fence
+from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
+from gemmatune_trainer.result import Result
 from gemmatune_trainer.storage import ObjectMissing, Storage, files_below
-from gemmatune_trainer.versions import versions
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 REPORT = "report/report.html"
 _VERSION = 1
-
-
-@dataclass
-class Result:
-    """Everything that a finished run knows of itself."""
-
-    config: RunConfig
-    claim: Claim
-    files: ModelFiles
-    data: DataStatus
-    history: History
-    total_steps: int
-    prompts: list[str]
-    before: list[str]
-    after: list[str] = field(default_factory=list)
-    verification: Verification | None = None
-    versions: dict[str, str] = field(default_factory=versions)
-
-    @property
-    def base_name(self) -> str:
-        """What the adapter names as its base."""
-        return self.files.published_name[0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from gemmatune_trainer.history import thin
 from gemmatune_trainer.pages import environment
 
 if TYPE_CHECKING:
-    from gemmatune_trainer.manifest import Result
+    from gemmatune_trainer.result import Result
 
 _CHART_POINTS = 400
 

@@ -25,6 +25,7 @@ from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.progress import Reporter, open_sink
+from gemmatune_trainer.result import Result
 from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
@@ -68,7 +69,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         reporter.samples(samples.prompts, before, None)
         attempt = Attempt(config, stop, backend, checkpoints, reporter, rows.rows, total_steps, newest)
         attempt.train(rows)
-        result = manifest.Result(
+        result = Result(
             config=config,
             claim=claimed,
             files=files,

@@ -1,0 +1,35 @@
+"""What a finished run knows of itself: the material of its model card, report and manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.status import DataStatus
+from gemmatune_trainer.backends.base import Verification
+from gemmatune_trainer.history import History
+from gemmatune_trainer.models import ModelFiles
+from gemmatune_trainer.ownership import Claim
+from gemmatune_trainer.versions import versions
+
+
+@dataclass
+class Result:
+    """Everything that a finished run knows of itself."""
+
+    config: RunConfig
+    claim: Claim
+    files: ModelFiles
+    data: DataStatus
+    history: History
+    total_steps: int
+    prompts: list[str]
+    before: list[str]
+    after: list[str] = field(default_factory=list)
+    verification: Verification | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def base_name(self) -> str:
+        """What the adapter names as its base."""
+        return self.files.published_name[0]
