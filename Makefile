@@ -24,7 +24,7 @@ setup: ## Install uv where it is missing, and the environment of operator and to
 demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 	$(call step,demo,$(RUN) gft demo $(DEMO))
 
-kube: ## Build the real Kubernetes control plane into the cache (about 11 minutes, once)
+kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
 test: setup kube ## All tests: unit, golden, real control plane, trainer, end to end

@@ -48,8 +48,7 @@ PROGRAMS = (
     Program("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     Program("helm", "helm", "helm.sh/helm/v4/cmd/helm", ("helm.sh/helm/v4/internal/version.version={version}",)),
 )
-DEFAULT = ("etcd", "kubernetes")
-OPTIONAL = ("kwok", "helm")
+GROUPS = ("etcd", "kubernetes", "kwok", "helm")
 
 
 class BuildError(Exception):
@@ -218,20 +217,17 @@ def ensure(groups: tuple[str, ...]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the control plane's programs once, into the user's cache.")
-    parser.add_argument(
-        "--with", dest="extra", nargs="+", default=[], metavar="GROUP", help=f"also build: {', '.join(OPTIONAL)}"
-    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"build only these of {', '.join(GROUPS)}")
     parser.add_argument("--print-bin", action="store_true", help="print the folder of the programs; build nothing")
     options = parser.parse_args(arguments)
-    extra = tuple(name for text in options.extra for name in text.split(",") if name)
-    unknown = [name for name in extra if name not in OPTIONAL]
+    unknown = [name for name in options.groups if name not in GROUPS]
     if unknown:
-        parser.error(f"--with {unknown[0]}: no such group; there are {', '.join(OPTIONAL)}")
+        parser.error(f"{unknown[0]}: no such group; there are {', '.join(GROUPS)}")
     if options.print_bin:
         print(bin_dir())
         return 0
     try:
-        ensure(DEFAULT + extra)
+        ensure(tuple(options.groups) or GROUPS)
     except BuildError as error:
         say(str(error))
         return 1
