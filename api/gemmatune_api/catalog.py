@@ -185,6 +185,7 @@ def by_uri(uri: str) -> GemmaModel | None:
     return by_name(path.rsplit("/", 1)[-1])
 
 
+@cache
 def rules(generation: str, *, multimodal: bool = False) -> GenerationRules:
     """The rules of a generation (`1`, `2`, `3`, `3n`, `4`, `paligemma`, `paligemma2`).
 

@@ -193,7 +193,7 @@ def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) ->
 
 def workspace(model: GemmaModel, setting: Setting) -> int:
     """Bytes alive for a moment in the backward pass of the widest layer, and the matrix that qlora restores there."""
-    widest = max(model.ffn_of(layer) for layer in range(model.layers))
+    widest = max(model.ffn_of(layer) for layer, _ in model.layer_kinds)
     width = setting.activation_bytes
     gradients = setting.tokens * ((4 + 3 * width) * widest + 8 * model.hidden)
     if model.rules.attention == "eager":
@@ -216,15 +216,15 @@ def activations(model: GemmaModel, setting: Setting) -> int:
 
     Checkpointing keeps the layers' inputs and one layer at a time.
     """
-    per_layer = [layer_activations(model, setting, layer) for layer in range(model.layers)]
-    kept = sum(per_layer)
+    per_layer = [(layer_activations(model, setting, layer), count) for layer, count in model.layer_kinds]
+    all_layers = kept = sum(size * count for size, count in per_layer)
     if setting.checkpointing:
         streams = max(1, model.altup_inputs)
         inputs = setting.tokens * model.hidden * streams * setting.activation_bytes * model.layers
-        kept = min(kept, inputs + max(per_layer))
+        kept = min(kept, inputs + max(size for size, _ in per_layer))
     kept += masks(model, setting) + autocast_copies(model, setting)
     if setting.device == "cpu":
-        kept += int(sum(per_layer) * HEAP_HOLES)
+        kept += int(all_layers * HEAP_HOLES)
     return kept + max(0, workspace(model, setting) - logits(model, setting))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
@@ -115,7 +115,27 @@ class DecoderShape:
 
     def matrices(self) -> tuple[Matrix, ...]:
         """All linear modules of the decoder, equal ones counted together; not the embeddings, not fused experts."""
-        return _matrices(self)
+        return self._matrices
+
+    @cached_property
+    def _matrices(self) -> tuple[Matrix, ...]:
+        counts: dict[Matrix, int] = {}
+        for layer in range(self.layers):
+            for matrix in self.layer_matrices(layer):
+                counts[matrix] = counts.get(matrix, 0) + 1
+        if self.ple_width:
+            counts[Matrix("per_layer_model_projection", self.hidden, self.layers * self.ple_width)] = 1
+        if self.altup_inputs:
+            counts[Matrix("altup_projections", self.hidden, self.hidden)] = 2 * (self.altup_inputs - 1)
+        return tuple(Matrix(m.name, m.inputs, m.outputs, count) for m, count in counts.items())
+
+    @cached_property
+    def layer_kinds(self) -> tuple[tuple[int, int], ...]:
+        """(a layer, how many are like it) for every kind of layer: alike are those of equal heads and width."""
+        kinds: dict[tuple[int, int, int], list[int]] = {}
+        for layer in range(self.layers):
+            kinds.setdefault((*self.heads_of(layer), self.ffn_of(layer)), []).append(layer)
+        return tuple((layers[0], len(layers)) for layers in kinds.values())
 
     @property
     def embedding(self) -> int:
@@ -127,7 +147,7 @@ class DecoderShape:
         """Weights of the per-layer embedding table."""
         return self.ple_vocab * self.layers * self.ple_width
 
-    @property
+    @cached_property
     def linear(self) -> int:
         """Weights of all linear modules: what quantisation shrinks."""
         return sum(matrix.parameters for matrix in self.matrices())
@@ -137,7 +157,7 @@ class DecoderShape:
         """Weights of the fused experts, which are no linear modules: quantisation leaves them in 16 bit."""
         return self.layers * self.experts * 3 * self.hidden * self.expert_ffn
 
-    @property
+    @cached_property
     def norms(self) -> int:
         """Norm weights and other vectors."""
         total = self.hidden + (self.ple_width if self.ple_width else 0)
@@ -157,7 +177,7 @@ class DecoderShape:
         """Weights of the text decoder, as transformers loads it."""
         return self.embedding + self.ple + self.linear + self.expert_weights + self.norms
 
-    @property
+    @cached_property
     def unused_kv(self) -> int:
         """Key and value weights that a checkpoint stores for layers which share them, and transformers drops."""
         total = 0
@@ -176,19 +196,6 @@ class DecoderShape:
                 magnitude = matrix.outputs if dora else 0
                 total += matrix.count * (rank * (matrix.inputs + matrix.outputs) + magnitude)
         return total
-
-
-@lru_cache(maxsize=128)
-def _matrices(shape: DecoderShape) -> tuple[Matrix, ...]:
-    counts: dict[Matrix, int] = {}
-    for layer in range(shape.layers):
-        for matrix in shape.layer_matrices(layer):
-            counts[matrix] = counts.get(matrix, 0) + 1
-    if shape.ple_width:
-        counts[Matrix("per_layer_model_projection", shape.hidden, shape.layers * shape.ple_width)] = 1
-    if shape.altup_inputs:
-        counts[Matrix("altup_projections", shape.hidden, shape.hidden)] = 2 * (shape.altup_inputs - 1)
-    return tuple(Matrix(m.name, m.inputs, m.outputs, count) for m, count in counts.items())
 
 
 def siglip_parameters(
