@@ -43,13 +43,13 @@ e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
 	$(call step,end to end,$(PYTEST) tests/e2e)
 
 lint: setup ## Style, types, import directions, generated files
-	$(call step,lint,$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy && $(RUN) lint-imports && $(RUN) python -m gemmatune_api.generate --check)
+	$(call step,lint,$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy && $(RUN) lint-imports && $(RUN) python -m gemmatune_api.generate --check && $(RUN) python -m tools.docs --check)
 
 fmt: setup ## Format the code
 	$(call step,format,$(RUN) ruff format . && $(RUN) ruff check --fix .)
 
-generate: setup ## Write the CRD and docs/api.md from the models
-	$(call step,generate,$(RUN) python -m gemmatune_api.generate)
+generate: setup ## Write the CRD and the generated pages of docs/
+	$(call step,generate,$(RUN) python -m gemmatune_api.generate && $(RUN) python -m tools.docs)
 
 clean-setup: ## `make demo` to its first step with an empty home and a PATH without uv and Go
 	$(call step,clean set-up,tools/clean_setup.sh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -50,9 +50,9 @@ def document() -> str:
         f"`{ConditionType.FINISHED}` is true for either end: "
         f"`kubectl wait --for=condition={ConditionType.FINISHED}`.\n",
         "## Reasons\n",
-        *_table(("Reason", "Meaning", "What to do"), _reasons()),
+        *table(("Reason", "Meaning", "What to do"), _reasons()),
         "## Exit codes of the trainer\n",
-        *_table(("Code", "Reason"), _exits()),
+        *table(("Code", "Reason"), _exits()),
     ]
     return "\n".join(parts)
 
@@ -61,7 +61,8 @@ def _list(items: Iterator[str]) -> str:
     return ", ".join(f"`{item}`" for item in items) + ".\n"
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """The lines of a Markdown table, an empty one at the end."""
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     for row in rows:
@@ -71,7 +72,7 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[s
 
 def _blocks(model: type[ApiModel], path: str) -> Iterator[str]:
     """The table of a block, then those of the blocks below it, depth first."""
-    yield from _table(("Field", "Type", "Default", "Meaning"), _rows(model))
+    yield from table(("Field", "Type", "Default", "Meaning"), _rows(model))
     for name, field in model.model_fields.items():
         for child, suffix in _children(field):
             below = f"{path}.{field.alias or name}{suffix}"
@@ -159,7 +160,7 @@ def _changes() -> Iterator[str]:
 
 
 def _refused() -> Iterator[str]:
-    yield from _table(
+    yield from table(
         ("Field", "Values", "Why", "Instead"),
         (
             (

@@ -24,10 +24,10 @@ def files() -> Mapping[str, str]:
     }
 
 
-def difference(root: Path) -> str:
-    """How the files below `root` differ from what they should be, as a unified diff; empty where they are current."""
+def difference(root: Path, wanted: Mapping[str, str]) -> str:
+    """How the files below `root` differ from the wanted ones, as a unified diff; empty where they are current."""
     found: list[str] = []
-    for name, text in files().items():
+    for name, text in wanted.items():
         path = root / name
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         found += difflib.unified_diff(
@@ -36,24 +36,24 @@ def difference(root: Path) -> str:
     return "".join(found)
 
 
-def write(root: Path) -> None:
-    """Writes the files below `root`."""
-    for name, text in files().items():
+def write(root: Path, wanted: Mapping[str, str]) -> None:
+    """Writes the wanted files below `root`."""
+    for name, text in wanted.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
-def main() -> int:
-    """Entry point; 1 where `--check` finds a stale file."""
-    parser = argparse.ArgumentParser(description="Write the CRD and the reference of the API from the models.")
+def main(wanted: Mapping[str, str], description: str) -> int:
+    """Writes the wanted files, or compares them; 1 where `--check` finds a stale one."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--check", action="store_true", help="only show what would change; exit 1 if anything would")
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the project's root (default: here)")
     arguments = parser.parse_args()
     if not arguments.check:
-        write(arguments.root)
+        write(arguments.root, wanted)
         return 0
-    stale = difference(arguments.root)
+    stale = difference(arguments.root, wanted)
     if stale:
         sys.stdout.write(stale)
         sys.stderr.write("generated files are stale: run `make generate` and commit them\n")
@@ -61,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(files(), "Write the CRD and the reference of the API from the models."))

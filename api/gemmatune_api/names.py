@@ -302,3 +302,32 @@ EXIT_REASONS: MappingProxyType[int, Reason] = MappingProxyType(
         ExitCode.HUB_UNAVAILABLE: Reason.HUB_UNAVAILABLE,
     }
 )
+
+PHASES: MappingProxyType[Phase, str] = MappingProxyType(
+    {
+        Phase.PENDING: "Not looked at yet, or it waits for what its message names.",
+        Phase.PREPARING: "Access and data are checked on a CPU node; no accelerator is paid for.",
+        Phase.QUEUED: "Kueue has not admitted the Job yet.",
+        Phase.PROVISIONING: "The attempt's pod waits for its node, its image or a Secret.",
+        Phase.TRAINING: "The trainer runs.",
+        Phase.RETRYING: "An attempt ended; the next one is recorded and waits for its turn.",
+        Phase.SUSPENDING: "The trainer saves a checkpoint; its Job is being deleted.",
+        Phase.SUSPENDED: "Nothing of it runs.",
+        Phase.MERGING: "The adapter is there; a CPU Job writes the merged model.",
+        Phase.SUCCEEDED: "The result is verified. An end.",
+        Phase.FAILED: "Nothing goes on by itself. An end, until a correction or a retry on demand.",
+    }
+)
+
+CONDITIONS: MappingProxyType[ConditionType, str] = MappingProxyType(
+    {
+        ConditionType.ACCEPTED: "The spec can be run: valid, supported, alone on its output, and it fits.",
+        ConditionType.PREPARED: "Model, data and bucket were reached, and the rows are tokenised.",
+        ConditionType.PROVISIONED: "All pods of the attempt have their node and run.",
+        ConditionType.TRAINING: "The trainer runs.",
+        ConditionType.SUSPENDED: "spec.suspend is in force, and nothing runs any more.",
+        ConditionType.SUCCEEDED: "The trainer ended with exit code 0 and named a verified manifest.",
+        ConditionType.FAILED: "The run ended without a result.",
+        ConditionType.FINISHED: "Either end is reached: wait for this one.",
+    }
+)

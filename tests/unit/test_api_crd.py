@@ -215,25 +215,25 @@ def test_the_definition_fits_into_the_annotation_of_kubectl_apply() -> None:
 
 
 def test_the_generated_files_are_current() -> None:
-    assert generate.difference(ROOT) == ""
+    assert generate.difference(ROOT, generate.files()) == ""
 
 
 def test_a_stale_file_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    generate.write(tmp_path)
+    generate.write(tmp_path, generate.files())
     monkeypatch.setattr("sys.argv", ["generate", "--check", "--root", str(tmp_path)])
-    assert generate.main() == 0
+    assert generate.main(generate.files(), "") == 0
 
     (tmp_path / "docs/api.md").write_text("old\n")
-    assert generate.main() == 1
+    assert generate.main(generate.files(), "") == 1
     shown = capsys.readouterr()
     assert "-old\n" in shown.out
     assert "make generate" in shown.err
 
     monkeypatch.setattr("sys.argv", ["generate", "--root", str(tmp_path)])
-    assert generate.main() == 0
-    assert generate.difference(tmp_path) == ""
+    assert generate.main(generate.files(), "") == 0
+    assert generate.difference(tmp_path, generate.files()) == ""
 
 
 def test_the_reference_names_everything() -> None:

@@ -1,0 +1,63 @@
+"""The generated pages of docs/: current, complete, and refusing what they cannot show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemmatune_api import generate
+from gemmatune_api.names import ConditionType, ExitCode, Phase, Reason
+from tools import docs, operations, performance
+
+ROOT = Path(__file__).parents[2]
+MEASURED = {"commit": "a" * 40, "date": "2026-03-01", "machine": "a machine", "measurements": []}
+
+
+def test_the_pages_are_current() -> None:
+    assert generate.difference(ROOT, docs.files()) == ""
+
+
+def test_every_name_has_its_row() -> None:
+    text = operations.document()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    for name in (*Reason, *Phase, *ConditionType):
+        assert any(row.startswith(f"| `{name}` |") for row in rows), name
+    for code in ExitCode:
+        assert any(row.startswith(f"| {code.value} |") for row in rows), code
+
+
+def test_a_reason_stands_in_one_group() -> None:
+    groups = [*operations.CAUSES, *operations.WAITS, *operations.REFUSALS, *operations.PROGRESS]
+    assert sorted(groups) == sorted(Reason)
+
+
+def test_a_result_without_a_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text(json.dumps(MEASURED))
+    with pytest.raises(ValueError, match=r"odd\.json"):
+        performance.document(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["machine", "commit", "date"])
+def test_a_result_says_where_it_comes_from(tmp_path: Path, name: str) -> None:
+    (tmp_path / "memory.json").write_text(json.dumps({**MEASURED, name: ""}))
+    with pytest.raises(ValueError, match=name):
+        performance.document(tmp_path)
+
+
+def test_the_figures_are_those_of_the_file(tmp_path: Path) -> None:
+    row = {"method": "lora", "rows": 3, "length": 64, "checkpointing": True, "peak": 200 * 2**20}
+    found = {**MEASURED, "measurements": [{**row, "plan": {"total": 250 * 2**20}}]}
+    (tmp_path / "memory.json").write_text(json.dumps(found))
+    text = performance.document(tmp_path)
+    assert "| lora | 3 x 64 | yes | 200 | 250 | 1.25 |" in text
+    assert "a machine; commit aaaaaaa, 2026-03-01." in text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([3.0, 1.0, 2.0], "2.00 (1.00 to 3.00)"), ([1.5], "1.50"), ([1.0, 2.0], "1.50 (1.00 to 2.00)")],
+)
+def test_median_and_spread(values: list[float], text: str) -> None:
+    assert performance.spread(values) == text

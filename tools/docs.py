@@ -1,0 +1,20 @@
+"""Writes the documents that follow from more than the API: `python -m tools.docs [--check]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gemmatune_api import generate
+from tools import operations, performance
+
+RESULTS = Path(__file__).parents[1] / "bench/results"
+
+
+def files() -> Mapping[str, str]:
+    """Text of each document by its path below the project's root."""
+    return {"docs/operations.md": operations.document(), "docs/performance.md": performance.document(RESULTS)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(generate.main(files(), "Write the handbook of operations and the figures of the benchmarks."))

@@ -1,0 +1,108 @@
+"""docs/performance.md: the tables of the benchmarks, from the JSON files that they leave in bench/results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemmatune_api.docgen import table
+
+HEADER = "<!-- Generated from bench/results by `make generate`; do not edit. -->\n"
+MIB = 2**20
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table over a list in the file: which rows, and a function of the row per column."""
+
+    rows: Callable[[Row], Iterable[Row]]
+    columns: dict[str, Callable[[Row], str]]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A section of the document, from one file."""
+
+    title: str
+    command: str
+    text: str
+    tables: tuple[Table, ...]
+
+
+def _mib(value: float) -> str:
+    return f"{value / MIB:,.0f}"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """`0.12 (0.10 to 0.15)`: the median of the repeats, with the least and the most of them."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    shown = f"{middle:,.{digits}f}"
+    return shown if low == high else f"{shown} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+REPORTS: dict[str, Report] = {
+    "memory.json": Report(
+        title="Memory of the trainer against the plan",
+        command="make bench-trainer",
+        text="Peak host memory of one trainer process on a CPU, on the real Gemma 3 270M; MiB.",
+        tables=(
+            Table(
+                rows=lambda found: found["measurements"],
+                columns={
+                    "Method": lambda row: row["method"],
+                    "Rows x tokens": lambda row: f"{row['rows']} x {row['length']}",
+                    "Checkpointing": lambda row: "yes" if row["checkpointing"] else "no",
+                    "Measured": lambda row: _mib(row["peak"]),
+                    "Planned": lambda row: _mib(row["plan"]["total"]),
+                    "Planned / measured": lambda row: f"{row['plan']['total'] / row['peak']:.2f}",
+                },
+            ),
+        ),
+    ),
+}
+"""What each file holds."""
+
+
+def document(folder: Path) -> str:
+    """The text over all result files of a folder.
+
+    Raises:
+        ValueError: a file that no report describes, or one without machine, commit and date.
+    """
+    files = sorted(folder.glob("*.json"))
+    unknown = [file.name for file in files if file.name not in REPORTS]
+    if unknown:
+        raise ValueError(f"{folder}: no report in tools/performance.py describes {', '.join(unknown)}; add one there")
+    lines = [
+        HEADER,
+        "# Performance\n",
+        "Measured by the project's own benchmarks; each table names machine, commit and date. Where a measurement was "
+        "repeated, the median stands first, and the least and the most of the repeats follow.\n",
+    ]
+    for file in files:
+        lines += _section(file, json.loads(file.read_text(encoding="utf-8")))
+    return "\n".join(lines)
+
+
+def _section(file: Path, found: Row) -> Iterator[str]:
+    report = REPORTS[file.name]
+    missing = [name for name in ("machine", "commit", "date") if not found.get(name)]
+    if missing:
+        raise ValueError(f"{file}: says nothing of {', '.join(missing)}; write it anew with `{report.command}`")
+    yield f"## {report.title}\n"
+    yield f"{report.text}\n"
+    yield f"`{report.command}` on {found['machine']}; commit {found['commit'][:7]}, {found['date']}.\n"
+    for part in report.tables:
+        if part.title:
+            yield f"### {part.title}\n"
+        yield from table(
+            tuple(part.columns),
+            (tuple(shown(row) for shown in part.columns.values()) for row in part.rows(found)),
+        )
