@@ -39,12 +39,15 @@ _PATHS: Mapping[str, tuple[str, str]] = {
     "Role": ("apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Event": ("api/v1", "events"),
+    "Lease": ("apis/coordination.k8s.io/v1", "leases"),
 }
 _TRANSPORT_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 log = structlog.get_logger(__name__)
 Failpoint = Callable[[str], None]
 """Called before and after every write with the write's name; a test ends the process there."""
+MayWrite = Callable[[], bool]
+"""Asked before every write is sent, repeated ones too: a leader whose Lease ran out writes nothing more."""
 Measure = Callable[[str, str, int, float], None]
 """Called after every request with verb, kind, HTTP code (0: no answer) and seconds."""
 
@@ -90,10 +93,12 @@ class KubernetesCluster:
         client: ApiClient,
         measure: Measure = lambda verb, kind, code, seconds: None,
         failpoint: Failpoint = lambda point: None,
+        may_write: MayWrite = lambda: True,
     ) -> None:
         self._client = client
         self._measure = measure
         self._failpoint = failpoint
+        self._may_write = may_write
 
     # --- ports.Cluster ---
 
@@ -152,6 +157,17 @@ class KubernetesCluster:
                 raise ConflictError(str(error)) from error
             _raise(error)
 
+    async def replace(self, obj: Object) -> Object:
+        """Writes an object (a Lease) with the resourceVersion that was read."""
+        kind, meta = obj["kind"], obj["metadata"]
+        path = _path(kind, meta["namespace"], meta["name"])
+        try:
+            return await self._write(f"replace {kind}", "replace", kind, "PUT", path, obj)
+        except _ApiError as error:
+            if error.code in (404, 409):
+                raise ConflictError(str(error)) from error
+            _raise(error)
+
     async def emit(self, resource: Object, type_: str, reason: str, message: str) -> None:
         """Records an Event about a resource; never fails the caller."""
         event = _event(resource, type_, reason, message)
@@ -159,6 +175,8 @@ class KubernetesCluster:
         try:
             await self._write("create Event", "create", "Event", "POST", path, event)
         except _ApiError as error:
+            if error.reason == "AlreadyExists":
+                return  # sent twice because the first answer was lost: one object
             log.warning("event not recorded", run=resource["metadata"]["name"], reason=reason, error=str(error))
 
     # --- REST ---
@@ -208,6 +226,8 @@ class KubernetesCluster:
             retry=retry_if_exception_type(_BusyError), stop=stop_after_attempt(ATTEMPTS), wait=_pause, reraise=True
         ):
             with attempt:
+                if method != "GET" and kind != "Lease" and not self._may_write():
+                    raise _BusyError(0, "", f"{verb} {kind}: not sent, since this operator does not lead")
                 began, code = time.monotonic(), 0
                 try:
                     code, answer = await self._once(method, path, body, query, content_type)

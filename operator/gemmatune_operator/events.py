@@ -9,8 +9,8 @@ from gemmatune_api.status import Condition, FineTuneStatus
 from gemmatune_operator import conditions
 
 NORMAL, WARNING = "Normal", "Warning"
-MESSAGE_CHARACTERS = 1000
-"""The API server refuses an Event whose message has more than 1024 bytes; ours are mostly ASCII."""
+MESSAGE_BYTES = 1024
+"""The API server refuses an Event with a longer message; it counts bytes, not characters."""
 
 _SHOWN = tuple(kind for kind in ConditionType if kind is not ConditionType.FINISHED)
 _ORDINARY = {
@@ -52,4 +52,12 @@ def transitions(before: FineTuneStatus, after: FineTuneStatus) -> list[RunEvent]
 def _event(condition: Condition) -> RunEvent:
     retrying = condition.reason == Reason.RETRYING
     ordinary = condition.reason in _ORDINARY and not retrying
-    return RunEvent(NORMAL if ordinary else WARNING, condition.reason, condition.message[:MESSAGE_CHARACTERS])
+    return RunEvent(NORMAL if ordinary else WARNING, condition.reason, shortened(condition.message))
+
+
+def shortened(message: str) -> str:
+    """A message within what an Event may carry, cut between two characters."""
+    raw = message.encode()
+    if len(raw) <= MESSAGE_BYTES:
+        return message
+    return raw[: MESSAGE_BYTES - 3].decode(errors="ignore") + "..."

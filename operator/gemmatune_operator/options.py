@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemmatune_api import prices
+from gemmatune_operator.election import Terms, own_namespace
 from gemmatune_operator.manifests import quantities
 from gemmatune_operator.settings import DEFAULT_IMAGE, Settings
 
@@ -27,6 +29,8 @@ class Options:
     port: int
     """Of probes and metrics; 0 takes a free one."""
     log_format: str
+    election: Terms | None = None
+    """How a leader is elected; None: this is the only operator."""
 
 
 def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Options:
@@ -41,6 +45,7 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             prices=_prices(found.prices),
             host_memory=_bytes(found.host_memory),
         )
+        election = _election(found)
     except ValueError as error:
         parser.error(str(error))
     return Options(
@@ -51,6 +56,19 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         bind=found.bind,
         port=found.port,
         log_format=found.log_format,
+        election=election,
+    )
+
+
+def _election(found: argparse.Namespace) -> Terms | None:
+    if not found.leader_elect:
+        return None
+    return Terms(
+        name=found.lease_name,
+        namespace=found.lease_namespace or own_namespace(),
+        lease=found.lease_duration,
+        renew=found.renew_deadline,
+        retry=found.retry_period,
     )
 
 
@@ -60,10 +78,10 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         description="Runs GemmaFineTune resources. Every option can be set as GEMMATUNE_OPERATOR_NAME_OF_OPTION.",
     )
 
-    def add(name: str, default: object, text: str, kind: Callable[[str], object] = str) -> None:
+    def add(name: str, default: object, text: str, kind: Callable[[str], object] = str, **more: Any) -> None:
         variable = f"GEMMATUNE_OPERATOR_{name.replace('-', '_').upper()}"
         value = environment.get(variable, default)
-        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {default!r})")
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {default!r})", **more)
 
     add("trainer-image", DEFAULT_IMAGE, "trainer image where a resource names none")
     add("image-pull-policy", "IfNotPresent", "pull policy of the trainer's container")
@@ -76,6 +94,19 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("bind", "0.0.0.0", "address of probes and metrics")
     add("port", 8080, "port of probes and metrics; 0 takes a free one", _port)
     add("log-format", "json", "json or console", _log_format)
+    add(
+        "leader-elect",
+        "false",
+        "true: of several replicas only the holder of a Lease works",
+        _truth,
+        nargs="?",
+        const=True,
+    )
+    add("lease-name", "gemmatune-operator", "name of that Lease")
+    add("lease-namespace", "", "its namespace; the pod's own where empty")
+    add("lease-duration", 15.0, "seconds after which another takes over from a silent holder", _seconds)
+    add("renew-deadline", 10.0, "seconds without a renewal after which the holder stops", _seconds)
+    add("retry-period", 2.0, "seconds between two tries to take or renew the Lease", _seconds)
     return parser
 
 
@@ -99,6 +130,12 @@ def _seconds(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 (found {text!r})")
     return number
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false (found {text!r})")
+    return text == "true"
 
 
 def _log_format(text: str) -> str:

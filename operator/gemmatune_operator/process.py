@@ -1,34 +1,42 @@
-"""The operator's process: kopf watches, workers reconcile, a small server answers probes and Prometheus."""
+"""The operator's process: one waits for the Lease, then kopf watches and workers reconcile until told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any
 
 import kopf
 import structlog
-from aiohttp import web
 from kubernetes.aio.client import ApiClient
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from gemmatune_api import names
-from gemmatune_operator import handlers
+from gemmatune_operator import handlers, probes
 from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
+from gemmatune_operator.election import Election
 from gemmatune_operator.handlers import Key
+from gemmatune_operator.health import Health
+from gemmatune_operator.journal import Journal
 from gemmatune_operator.memory import Memory
-from gemmatune_operator.metrics import Metrics
+from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.options import Options
-from gemmatune_operator.ports import UnavailableError
+from gemmatune_operator.ports import RefusedError, UnavailableError
 from gemmatune_operator.reconcile import reconcile
 from gemmatune_operator.workqueue import Priority, WorkQueue
 
-STUCK_SECONDS = 300.0
-"""A look that takes longer than this makes the process count as dead."""
+GRACE_SECONDS = 4.0
+"""How long a graceful end waits for looks under way; then they are given up, as a crash would."""
+KOPF_SECONDS = 4.0
+"""How long it waits for kopf to close its watches."""
 
 log = structlog.get_logger(__name__)
+
+
+class StoppedError(Exception):
+    """The process cannot go on: the Lease is lost, or a part of it has ended by itself."""
 
 
 class Process:
@@ -43,40 +51,146 @@ class Process:
         self._options = options
         self._failpoint = failpoint
         self._memory = Memory()
-        self._ready = asyncio.Event()
-        self._metrics = Metrics(lambda: self._queue.depth)
-        self._queue: WorkQueue[Key] = WorkQueue(
-            self._look, workers=options.workers, picked=self._metrics.picked, worked=self._metrics.worked
+        self._ready, self._stop, self._stop_kopf = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._election: Election | None = None
+        gauges = Gauges(
+            depth=lambda: self._queue.depth,
+            oldest=lambda: self._queue.oldest_wait,
+            leader=lambda: float(self._leads),
+            phases=lambda: self._journal.phases(),
         )
+        self._metrics = Metrics(gauges)
+        self._journal = Journal(self._metrics)
+        self._queue: WorkQueue[Key] = WorkQueue(
+            self._look,
+            workers=options.workers,
+            picked=self._metrics.picked,
+            worked=self._metrics.worked,
+            ordinary=(UnavailableError, RefusedError),
+        )
+        self._health = Health(self._queue, options.workers)
         self._cluster: KubernetesCluster | None = None
+        self._parts: dict[str, asyncio.Task[Any]] = {}
 
     async def run(self) -> None:
-        """Runs until SIGTERM or SIGINT; looks under way are finished."""
-        async with ApiClient(await login()) as client, self._server():
-            self._cluster = KubernetesCluster(client, self._metrics.request, self._failpoint)
-            work = asyncio.create_task(self._queue.run(), name="workers")
-            resync = asyncio.create_task(self._resync(), name="resync")
-            try:
-                await kopf.operator(
-                    registry=handlers.registry(self._queue.add),
-                    settings=handlers.settings(),
-                    standalone=True,
-                    clusterwide=not self._options.namespaces,
-                    namespaces=self._options.namespaces,
-                    ready_flag=self._ready,
-                )
-            finally:
-                self._ready.clear()
-                resync.cancel()
-                self._queue.stop()
-                await asyncio.gather(work, resync, return_exceptions=True)
-                log.info("stopped")
+        """Runs until SIGTERM or SIGINT; looks under way are finished.
+
+        Raises:
+            StoppedError: the Lease is lost, or a part has ended by itself; the process shall end at once.
+        """
+        options = self._options
+        serving = probes.serving(
+            options.bind, options.port, alive=self._health.complaint, ready=self._unready, scrape=self._metrics.text
+        )
+        with serving:
+            self._on_signals()
+            async with ApiClient(await login()) as client:
+                self._cluster = KubernetesCluster(client, self._metrics.request, self._failpoint, self._may_write)
+                if options.election is not None:
+                    self._election = Election(self._cluster, options.election)
+                self._part("event loop's pulse", self._health.beat())
+                try:
+                    await self._lead()
+                finally:
+                    await self._end()
+
+    async def _lead(self) -> None:
+        """Waits for the Lease where there is one, then works until the end."""
+        if self._election is not None:
+            acquired = self._part("candidacy", self._election.acquire())
+            if not await self._until_stopped(acquired):
+                return
+            del self._parts["candidacy"]
+            self._part("lease", self._election.keep())
+        self._part("workers", self._queue.run())
+        self._part("resync", self._resync())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # now the workers exist: kopf takes tasks that begin later for its own
+        self._health.working = True
+        self._part("kopf", await self._watch())
+        self._on_signals()  # kopf has taken the signals for itself
+        await self._until_stopped()
+
+    async def _watch(self) -> Coroutine[Any, Any, None]:
+        """kopf, started; the coroutine runs until its end."""
+        ours = set(asyncio.all_tasks())
+        tasks = await kopf.spawn_tasks(
+            registry=handlers.registry(self._queue.add),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not self._options.namespaces,
+            namespaces=self._options.namespaces,
+            ready_flag=self._ready,
+            stop_flag=self._stop_kopf,
+        )
+        until_end: Coroutine[Any, Any, None] = kopf.run_tasks(tasks, ignored=ours)
+        return until_end
+
+    def _part(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts a part of the process that lives as long as the process."""
+        task = self._parts[name] = asyncio.create_task(work, name=name)
+        return task
+
+    async def _until_stopped(self, awaited: asyncio.Task[None] | None = None) -> bool:
+        """Whether `awaited` is done; False when the process is to stop. Raises: StoppedError when a part has ended."""
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({stop, *self._parts.values()}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if self._stop.is_set():
+            return False
+        for name, task in self._parts.items():
+            if task.done() and task is not awaited:
+                why = task.exception() or task.result() or "it ended by itself"
+                raise StoppedError(f"{name}: {why}") from task.exception()
+        return True
+
+    async def _end(self) -> None:
+        """Ends the parts in order: the workers while the Lease still holds, then kopf, then the Lease."""
+        self._health.working = False
+        self._ready.clear()
+        self._queue.stop()
+        await _ended(self._parts.get("workers"), GRACE_SECONDS if self._leads else 0.0)
+        self._stop_kopf.set()
+        await _ended(self._parts.get("kopf"), KOPF_SECONDS)
+        if self._election is not None:
+            await _ended(self._parts.get("lease"), 0.0)
+            await self._election.release()
+        for task in self._parts.values():
+            await _ended(task, 0.0)
+        log.info("stopped")
+
+    def _on_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+    @property
+    def _leads(self) -> bool:
+        return self._election is None or self._election.held
+
+    def _may_write(self) -> bool:
+        return self._leads
+
+    def _unready(self) -> str | None:
+        """A standby that could take over is ready: a rollout waits for it, and it gets no traffic anyway."""
+        election = self._election
+        if election is not None and not election.held:
+            return None if election.in_touch else "the Lease cannot be read"
+        return None if self._ready.is_set() else "starting"
 
     async def _look(self, key: Key) -> float | None:
         namespace, name = key
         with structlog.contextvars.bound_contextvars(namespace=namespace, run=name):
             wake = await reconcile(
-                self._reached, namespace, name, datetime.now(UTC), self._options.settings, self._memory
+                self._reached,
+                namespace,
+                name,
+                datetime.now(UTC),
+                self._options.settings,
+                self._memory,
+                self._journal,
             )
             log.debug("looked", wake=wake)
             return wake
@@ -94,69 +208,20 @@ class Process:
             for namespace in self._options.namespaces or ("",):
                 try:
                     found = await self._reached.list_objects(names.KIND, namespace, {})
-                except UnavailableError as error:
+                except (UnavailableError, RefusedError) as error:
                     log.warning("resync failed", error=str(error))
                     continue
                 for obj in found:
                     self._queue.add((obj["metadata"]["namespace"], obj["metadata"]["name"]), Priority.ROUTINE)
 
-    # --- probes and metrics ---
 
-    @contextlib.asynccontextmanager
-    async def _server(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/healthz", self._healthz),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._scrape),
-            ]
-        )
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, self._options.bind, self._options.port)
-        await site.start()
-        log.info("serving probes and metrics", addresses=[list(address)[:2] for address in runner.addresses])
-        try:
-            yield
-        finally:
-            await runner.cleanup()
-
-    async def _healthz(self, _: web.Request) -> web.Response:
-        oldest = self._queue.oldest_work
-        if oldest > STUCK_SECONDS:
-            return web.Response(status=503, text=f"a look has taken {oldest:.0f} s\n")
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if self._ready.is_set() else web.Response(status=503, text="starting\n")
-
-    async def _scrape(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def set_up_logs(style: str) -> None:
-    """Structured logs on standard error: JSON lines, or coloured text with style console."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if style == "console" else structlog.processors.JSONRenderer()
-    )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last]
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )
+async def _ended(task: asyncio.Task[Any] | None, seconds: float) -> None:
+    """Waits for a task so long, then cancels it; how it ended matters to nobody any more."""
+    if task is None:
+        return
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1.0)
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        task.exception()

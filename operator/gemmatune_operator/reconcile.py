@@ -10,6 +10,7 @@ from gemmatune_api.names import TRAINER_STATUS_FIELDS, Reason
 from gemmatune_api.status import FineTuneStatus
 from gemmatune_operator import events
 from gemmatune_operator.decision import Decision
+from gemmatune_operator.journal import Journal
 from gemmatune_operator.memory import Memory
 from gemmatune_operator.observe import Observed, Refusal, observe
 from gemmatune_operator.policies import plan
@@ -24,29 +25,36 @@ AFTER_CONFLICTS = 1.0
 
 
 async def reconcile(
-    cluster: Cluster, namespace: str, name: str, now: datetime, settings: Settings, memory: Memory | None = None
+    cluster: Cluster,
+    namespace: str,
+    name: str,
+    now: datetime,
+    settings: Settings,
+    memory: Memory | None = None,
+    journal: Journal | None = None,
 ) -> float | None:
     """Brings one run a step further.
 
     Returns the seconds until it wants to be called again without an event, or None: only on an event.
     `memory` holds what a process knows and the API server does not (when progress last moved); without it nothing
-    counts as stalled.
+    counts as stalled. `journal` is told of every change that the API server has taken.
 
     Raises:
         RefusedError: the API server refuses the status itself.
         UnavailableError: the API server does not answer; call again later.
     """
-    memory = memory or Memory()
+    memory, journal = memory or Memory(), journal or Journal()
     refusal: Refusal | None = None
     for _ in range(LOOKS):
         observed = await observe(cluster, namespace, name)
         if observed is None or observed.deleting:
             memory.forget(namespace, name)
+            journal.forget(namespace, name)
             return None
         observed = replace(observed, refusal=refusal, still_since=memory.still_since(observed, now))
         decision = plan(observed, now, settings)
         try:
-            await write_status(cluster, observed, decision)
+            await write_status(cluster, observed, decision, journal)
         except ConflictError:
             continue
         refusal = await act(cluster, observed, decision)
@@ -55,14 +63,16 @@ async def reconcile(
     return AFTER_CONFLICTS
 
 
-async def write_status(cluster: Cluster, observed: Observed, decision: Decision) -> None:
-    """Applies the operator's fields, all of them, when one has changed; then says so in Events."""
+async def write_status(cluster: Cluster, observed: Observed, decision: Decision, journal: Journal) -> None:
+    """Applies the operator's fields, all of them, when one has changed; then says so in log, counters and Events."""
     before, after = operator_fields(observed.status), operator_fields(decision.status)
+    journal.seen(observed, decision.status)
     if before == after:
         return
     meta = {"name": observed.name, "namespace": observed.namespace, "resourceVersion": observed.resource_version}
     resource: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": after}
     await cluster.apply_status(resource)
+    journal.changed(observed.status, decision.status)
     for event in events.transitions(observed.status, decision.status):
         await cluster.emit(observed.raw, event.type, event.reason, event.message)
 

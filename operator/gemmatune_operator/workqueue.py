@@ -47,6 +47,7 @@ class WorkQueue(Generic[Key]):
         workers: keys worked on at the same time.
         picked: called with the seconds that a key has waited.
         worked: called with the seconds that the work took, and whether it failed.
+        ordinary: failures that happen to a sound program; they are logged without a stack.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class WorkQueue(Generic[Key]):
         workers: int,
         picked: Callable[[float], None] = lambda seconds: None,
         worked: Callable[[float, bool], None] = lambda seconds, failed: None,
+        ordinary: tuple[type[Exception], ...] = (),
     ) -> None:
         self._handle = handle
         self._workers = workers
-        self._picked, self._worked = picked, worked
+        self._picked, self._worked, self._ordinary = picked, worked, ordinary
         self._waiting: dict[Key, _Entry] = {}
         self._active: dict[Key, float] = {}
         self._again: dict[Key, Priority] = {}
@@ -68,6 +70,7 @@ class WorkQueue(Generic[Key]):
         self._lines: tuple[dict[Key, None], dict[Key, None]] = ({}, {})
         self._wakeup = asyncio.Event()
         self._stopping = False
+        self._live = 0
 
     @property
     def depth(self) -> int:
@@ -77,7 +80,24 @@ class WorkQueue(Generic[Key]):
     @property
     def oldest_work(self) -> float:
         """Seconds that the oldest piece of work under way has taken; 0 where there is none."""
-        return time.monotonic() - min(self._active.values()) if self._active else 0.0
+        begun = list(self._active.values())  # a copy: probes ask from another thread
+        return time.monotonic() - min(begun) if begun else 0.0
+
+    @property
+    def oldest_wait(self) -> float:
+        """Seconds that the oldest key has waited for a worker; 0 where none waits."""
+        since = [entry.since for entry in list(self._waiting.values())]
+        return time.monotonic() - min(since) if since else 0.0
+
+    @property
+    def live_workers(self) -> int:
+        """Workers that have not ended."""
+        return self._live
+
+    @property
+    def idle_workers(self) -> int:
+        """Workers that have nothing to do."""
+        return max(0, self._live - len(self._active))
 
     def add(self, key: Key, priority: Priority = Priority.ROUTINE) -> None:
         """Adds a key; one that waits already only rises in priority, one that is worked on comes again afterwards."""
@@ -122,6 +142,13 @@ class WorkQueue(Generic[Key]):
         self._wakeup.set()
 
     async def _work(self) -> None:
+        self._live += 1
+        try:
+            await self._serve()
+        finally:
+            self._live -= 1
+
+    async def _serve(self) -> None:
         while True:
             key = self._next()
             if self._stopping:
@@ -150,11 +177,12 @@ class WorkQueue(Generic[Key]):
         try:
             wake = await self._handle(key)
             self._failures.pop(key, None)
+        except self._ordinary as error:
+            failed, wake = True, self._failed(key)
+            log.warning("look failed", key=key, again_in=round(wake, 1), error=str(error))
         except Exception:
-            failed = True
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            wake = backoff(failures)
-            log.exception("look failed", key=key, failures=failures, again_in=round(wake, 1))
+            failed, wake = True, self._failed(key)
+            log.exception("look failed", key=key, again_in=round(wake, 1))
         finally:
             del self._active[key]
         self._worked(time.monotonic() - began, failed)
@@ -163,6 +191,11 @@ class WorkQueue(Generic[Key]):
             self.add(key, again)
         if wake is not None:
             self.add_after(key, wake)
+
+    def _failed(self, key: Key) -> float:
+        """Seconds until a key that failed comes again."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return backoff(failures)
 
     def _due(self, key: Key) -> None:
         self._timers.pop(key, None)

@@ -97,11 +97,11 @@ def die_once(point: str) -> None:
 
 def main() -> None:
     """The operator with that failpoint."""
-    from gemmatune_operator import options
-    from gemmatune_operator.process import Process, set_up_logs
+    from gemmatune_operator import logs, options
+    from gemmatune_operator.process import Process
 
     found = options.read()
-    set_up_logs(found.log_format)
+    logs.set_up(found.log_format)
 
     async def run() -> None:
         await Process(found, failpoint=die_once).run()

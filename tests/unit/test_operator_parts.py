@@ -14,7 +14,7 @@ from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
 from gemmatune_api.status import Condition, FineTuneStatus
 from gemmatune_operator import conditions, events, handlers, options
 from gemmatune_operator.handlers import Seen
-from gemmatune_operator.metrics import Metrics
+from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.observe import of_resource, status_of, with_jobs
 from gemmatune_operator.reconcile import operator_fields
 from gemmatune_operator.workqueue import Priority
@@ -96,7 +96,17 @@ def test_every_reason_has_a_kind() -> None:
     for reason in Reason:
         (event,) = events.transitions(FineTuneStatus(), status((C.TRAINING, False, reason, "x" * 5000)))
         assert event.type in ("Normal", "Warning")
-        assert len(event.message) <= 1024
+        assert len(event.message) == 1024
+
+
+def test_a_message_is_cut_by_bytes() -> None:
+    """The API server counts bytes: 600 Chinese characters are 1,800 of them."""
+    for text in ("引" * 600, "x" + "é" * 600, "x" * 1025):
+        cut = events.shortened(text)
+        assert len(cut.encode()) <= 1024
+        assert cut.endswith("...")
+        assert text.startswith(cut.removesuffix("..."))
+    assert events.shortened("x" * 1024) == "x" * 1024
 
 
 # --- the status that is written ---
@@ -233,7 +243,8 @@ def test_prices_must_be_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_metrics() -> None:
-    metrics = Metrics(lambda: 4)
+    gauges = Gauges(depth=lambda: 4, oldest=lambda: 1.5, leader=lambda: 1, phases=lambda: {"Training": 2})
+    metrics = Metrics(gauges)
     metrics.request("create", "Job", 201, 0.01)
     metrics.request("create", "Job", 0, 30.0)
     metrics.worked(0.5, True)
@@ -241,4 +252,15 @@ def test_metrics() -> None:
     text = metrics.text().decode()
     assert 'gemmatune_api_requests_total{code="0",kind="Job",verb="create"} 1.0' in text
     assert 'gemmatune_reconciles_total{outcome="error"} 1.0' in text
-    assert "gemmatune_queue_depth 4.0" in text
+    metrics.attempt_ended("Preempted", "nvidia-l4", 30.0)
+    metrics.attempt_ended("Preempted", "nvidia-l4", 12.0)
+    text = metrics.text().decode()
+    for line in (
+        "gemmatune_queue_depth 4.0",
+        "gemmatune_queue_oldest_seconds 1.5",
+        "gemmatune_leader 1.0",
+        'gemmatune_runs{phase="Training"} 2.0',
+        'gemmatune_attempts_ended_total{cause="Preempted"} 2.0',
+        'gemmatune_accelerator_seconds_total{outcome="Preempted",type="nvidia-l4"} 42.0',
+    ):
+        assert f"{line}\n" in text

@@ -1,0 +1,102 @@
+"""What a run's changes leave behind besides the status: a log line, counters and the number of runs by phase."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import structlog
+
+from gemmatune_api import accelerators
+from gemmatune_api.names import Phase, Reason
+from gemmatune_api.status import Attempt, FineTuneStatus
+from gemmatune_operator.observe import Observed
+
+OTHER = "other"
+"""Label for what a hand-written status may hold: labels of metrics stay few."""
+_PHASES = frozenset(phase.value for phase in Phase)
+_REASONS = frozenset(reason.value for reason in Reason)
+
+log = structlog.get_logger(__name__)
+
+
+class Meter(Protocol):
+    """Where counts go; metrics.py implements it."""
+
+    def attempt_ended(self, cause: str, accelerator: str, seconds: float) -> None:
+        """An attempt ended; seconds are those of all its accelerators together."""
+
+
+class Journal:
+    """One per process. A change is noted after the API server took it, so it is counted once, or never after a crash.
+
+    Args:
+        meter: where counts go; None counts nothing.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter
+        self._phases: dict[tuple[str, str], str] = {}
+
+    def phases(self) -> dict[str, int]:
+        """Runs by phase, every phase named. Called from the probes' thread."""
+        counts = dict.fromkeys([phase.value for phase in Phase], 0)
+        for phase in list(self._phases.values()):
+            counts[phase] = counts.get(phase, 0) + 1
+        return counts
+
+    def seen(self, observed: Observed, status: FineTuneStatus) -> None:
+        """A run was looked at; this is its status now."""
+        phase = status.phase or Phase.PENDING.value
+        self._phases[observed.namespace, observed.name] = phase if phase in _PHASES else OTHER
+
+    def forget(self, namespace: str, name: str) -> None:
+        """The run is gone."""
+        self._phases.pop((namespace, name), None)
+
+    def changed(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
+        """The API server has taken a new status."""
+        for attempt in _ended(before, after):
+            self._attempt(attempt, before, after)
+        if (before.phase, before.reason) != (after.phase, after.reason):
+            log.info(
+                "transition",
+                before=before.phase,
+                after=after.phase,
+                reason=after.reason,
+                message=after.message,
+            )
+
+    def _attempt(self, attempt: Attempt, before: FineTuneStatus, after: FineTuneStatus) -> None:
+        trained = _active(after) - _active(before)
+        kind, count = _accelerators(before)  # what it had: a suspended run may ask for others by now
+        log.info(
+            "attempt ended",
+            attempt=attempt.number,
+            reason=attempt.reason,
+            counted=attempt.counted,
+            seconds=round(trained, 1),
+        )
+        if self._meter is not None:
+            cause = attempt.reason if attempt.reason in _REASONS else OTHER
+            self._meter.attempt_ended(cause, kind, max(0.0, trained) * count)
+
+
+def _ended(before: FineTuneStatus, after: FineTuneStatus) -> list[Attempt]:
+    open_before = {attempt.number for attempt in before.attempts if attempt.end_time is None}
+    return [attempt for attempt in after.attempts if attempt.number in open_before and attempt.end_time is not None]
+
+
+def _active(status: FineTuneStatus) -> float:
+    return status.timers.active_seconds if status.timers else 0.0
+
+
+def _accelerators(status: FineTuneStatus) -> tuple[str, int]:
+    """Type and number of the accelerators of an attempt; types are those of the catalog."""
+    asked = (status.resolved or {}).get("accelerator")
+    asked = asked if isinstance(asked, dict) else {}
+    for kind, known in (("gpu", accelerators.gpu), ("tpu", accelerators.tpu)):
+        block = asked.get(kind)
+        if isinstance(block, dict):
+            label = str(block.get("type") or "")
+            return (label if known(label) else OTHER), status.plan.chips if status.plan else 1
+    return "cpu", status.plan.hosts if status.plan else 1
