@@ -63,6 +63,8 @@ class Play:
         self.name = name
         self.wake: float | None = None
         self.pods_by_job: dict[str, set[str]] = {}
+        self.makes_pods = True
+        """Whether the Job controller gets its pods past admission."""
         self.store.create(
             {
                 "apiVersion": names.API_VERSION,
@@ -81,7 +83,7 @@ class Play:
             self.wake = asyncio.run(
                 reconcile(self.cluster, NAMESPACE, self.name, self.now, self.settings, memory=self.memory)
             )
-            for job in self.store.list("Job"):
+            for job in self.store.list("Job") if self.makes_pods else []:
                 jobs.sync(self.store, job, self.now)
             self._count_pods()
             if self.store.version == before:
@@ -180,6 +182,11 @@ class Play:
         self.prepared()
         return self.runs(f"{self.name}-t1")
 
+    def event(self, about: Object, reason: str, message: str) -> FineTuneStatus:
+        """A controller records an Event about an object."""
+        self.store.record_event(about, "Warning", reason, message)
+        return self.wait(60)
+
     def gone(self, job: str) -> FineTuneStatus:
         """Someone deletes a Job; its pod is gone too."""
         self.store.remove("Job", NAMESPACE, job)
@@ -187,6 +194,24 @@ class Play:
             if pod["metadata"]["name"].startswith(f"{job}-"):
                 self.store.remove("Pod", NAMESPACE, pod["metadata"]["name"])
         return self.look()
+
+
+class Moody:
+    """The embedded cluster with faults: `fault` is asked before each call."""
+
+    def __init__(self, inner: Any, fault: Callable[[str], Exception | None]) -> None:
+        self._inner, self._fault = inner, fault
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            error = self._fault(name)
+            if error is not None:
+                raise error
+            return await getattr(self._inner, name)(*arguments)
+
+        return call
 
 
 def ended(code: int, message: Object | str, reason: str, now: datetime) -> Object:

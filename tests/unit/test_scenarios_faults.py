@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from gemmatune_operator.ports import (
     UnavailableError,
 )
 from gemmatune_operator.reconcile import LOOKS, reconcile
-from tests.support.play import NAMESPACE, PREPARED, SPEC, Play, ended
+from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended
 
 DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
 
@@ -33,24 +32,6 @@ def play() -> Play:
 
 def one_pod_each(play: Play) -> bool:
     return all(len(pods) == 1 for pods in play.pods_by_job.values())
-
-
-class Moody:
-    """The embedded cluster with faults: `fault` is asked before each call."""
-
-    def __init__(self, inner: Any, fault: Callable[[str], Exception | None]) -> None:
-        self._inner, self._fault = inner, fault
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any) -> Any:
-            self.calls.append(name)
-            error = self._fault(name)
-            if error is not None:
-                raise error
-            return await getattr(self._inner, name)(*arguments)
-
-        return call
 
 
 def test_a_conflict_is_planned_anew(play: Play) -> None:
