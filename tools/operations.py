@@ -22,7 +22,7 @@ from gemmatune_api.names import (
     Role,
 )
 from gemmatune_operator.diagnose import ANSWERS, FREE_ON_SPOT, Answer
-from gemmatune_operator.metrics import Metrics
+from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.policies import retry
 from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS
 from gemmatune_operator.policies.prepare import RETRIES
@@ -151,7 +151,8 @@ def _exits() -> Iterator[tuple[str, ...]]:
 
 def _metrics() -> Iterator[tuple[str, ...]]:
     """Name, kind and meaning of every metric of the operator, as a scrape shows them."""
-    for family in Metrics(lambda: 0.0).registry.collect():
+    nothing = Gauges(depth=lambda: 0.0, oldest=lambda: 0.0, leader=lambda: 0.0, phases=dict)
+    for family in Metrics(nothing).registry.collect():
         yield f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation
 
 

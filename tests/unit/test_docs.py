@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_every_name_has_its_row() -> None:
         assert any(row.startswith(f"| `{name}` |") for row in rows), name
     for code in ExitCode:
         assert any(row.startswith(f"| {code.value} |") for row in rows), code
+
+
+def test_every_metric_that_the_text_names_is_in_the_table() -> None:
+    text = operations.document()
+    named = set(re.findall(r"gemmatune_[a-z_]+", text))
+    assert named == {name for name in named if f"| `{name}` |" in text}
+    assert named
 
 
 def test_a_reason_stands_in_one_group() -> None:
