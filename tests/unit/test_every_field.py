@@ -17,7 +17,6 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic.alias_generators import to_snake
 
-import gemmatune_operator.policies
 import gemmatune_trainer
 from gemmatune_api import names, validate
 from gemmatune_api.errors import InvalidResourceError
@@ -28,6 +27,8 @@ from gemmatune_api.spec import FineTuneSpec
 from gemmatune_cli.planning import planned
 from gemmatune_cli.render import objects
 from gemmatune_operator.settings import Settings
+from tests.support.decisions import DECISIONS
+from tests.support.play import SPEC, Play
 
 Object = dict[str, Any]
 
@@ -175,16 +176,6 @@ REFUSED: dict[str, tuple[Object, Any]] = {
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""
 
-DECISIONS = {
-    "limits.maxRetries",
-    "limits.maxPreemptions",
-    "limits.stallTimeout",
-    "provisioning.fallback.afterPreemptions",
-    "provisioning.fallback.afterPending",
-    "suspend",
-}
-"""Leaves that a policy reads; the policies' own tests show what they do."""
-
 ONE_VALUE = {"provisioning.fallback.mode"}
 """Leaves that can only have the value that they have by default."""
 
@@ -287,11 +278,6 @@ def attribute(path: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def read_by_policies() -> set[str]:
-    return read_by(gemmatune_operator.policies)
-
-
-@pytest.fixture(scope="module")
 def read_by_trainer() -> set[str]:
     """What the trainer reads, also by way of RunTraining's methods."""
     found = read_by(gemmatune_trainer)
@@ -301,9 +287,12 @@ def read_by_trainer() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(DECISIONS))
-def test_a_policy_reads_the_leaf(path: str, read_by_policies: set[str]) -> None:
-    assert attribute(path) in read_by_policies
+@pytest.mark.parametrize("path", DECISIONS)
+def test_the_leaf_decides(path: str) -> None:
+    one, other, story, around = DECISIONS[path]
+    first, again, second = (story(Play(with_value(merged(SPEC, around), path, value))) for value in (one, one, other))
+    assert first == again
+    assert first != second
 
 
 @pytest.mark.parametrize("path", sorted(set(leaves(RunConfig)) - READ_WITH_RUNCONFIG))

@@ -1,0 +1,69 @@
+"""Small runs on the embedded cluster whose end a single field decides: for the fields that no manifest shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gemmatune_api.names import ExitCode
+from tests.support.play import Play
+
+SPOT = {"provisioning": {"mode": "spot", "fallback": {"mode": "onDemand"}}}
+
+
+class Choice(NamedTuple):
+    """Two values of a field, and what happens to the run; the answers must differ by them alone."""
+
+    one: Any
+    other: Any
+    story: Callable[[Play], object]
+    around: dict[str, Any] = {}  # noqa: RUF012
+    """Blocks of the spec that the field needs around it."""
+
+
+def crashes_twice(play: Play) -> object:
+    play.prepared()
+    for number in (1, 2):
+        if play.attempt.number == number and play.attempt.end_time is None:
+            play.runs(f"quotes-t{number}")
+            play.ends(f"quotes-t{number}", ExitCode.CRASHED)
+            play.wait(600)
+    return play.status.phase, len(play.status.attempts)
+
+
+def interrupted_twice(play: Play) -> object:
+    play.prepared()
+    for number in (1, 2):
+        if play.attempt.number == number and play.attempt.end_time is None:
+            play.runs(f"quotes-t{number}")
+            play.ends(f"quotes-t{number}", ExitCode.INTERRUPTED)
+    return play.status.phase, [attempt.provisioning for attempt in play.status.attempts]
+
+
+def stands_still_for_twenty_minutes(play: Play) -> object:
+    play.training()
+    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    play.wait(1200)
+    return play.status.attempts[0].reason
+
+
+def waits_for_twenty_minutes(play: Play) -> object:
+    play.prepared()
+    play.wait(1200)
+    return [(attempt.provisioning, attempt.reason) for attempt in play.status.attempts]
+
+
+def begins(play: Play) -> object:
+    play.look()
+    return play.status.phase, play.jobs()
+
+
+DECISIONS: dict[str, Choice] = {
+    "limits.maxRetries": Choice(0, 1, crashes_twice),
+    "limits.maxPreemptions": Choice(0, 5, interrupted_twice),
+    "limits.stallTimeout": Choice("15m", "30m", stands_still_for_twenty_minutes),
+    "provisioning.fallback.afterPreemptions": Choice(1, 3, interrupted_twice, SPOT),
+    "provisioning.fallback.afterPending": Choice("10m", "30m", waits_for_twenty_minutes, SPOT),
+    "suspend": Choice(True, False, begins),
+}
+"""Leaves that a policy decides by, and no manifest shows."""
