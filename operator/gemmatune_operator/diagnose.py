@@ -27,7 +27,18 @@ _IMAGE_REASONS = frozenset(
     }
 )
 _NO_CAPACITY = re.compile(r"out of resources|stockout|RESOURCE_POOL_EXHAUSTED|GCE quota|not enough resources", re.I)
+_NOT_MOUNTED = ("FailedMount", "FailedAttachVolume")
+_MOUNTED = ("Pulling", "Pulled")
+"""What the kubelet does next once the volumes are there."""
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+_DISRUPTIONS: dict[str, str] = {
+    "PreemptionByScheduler": "a pod of higher priority took its place",
+    "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
+    "TerminationByKubelet": "its node was shut down or ran short of memory or disk",
+    "DeletionByTaintManager": "its node no longer answers or was tainted",
+    "DeletionByPodGC": "its node no longer exists",
+}
+"""Reasons of DisruptionTarget (Kubernetes 1.36) in words."""
 
 
 class Answer(StrEnum):
@@ -103,6 +114,11 @@ class Cause:
         return ANSWERS[self.reason]
 
     @property
+    def ordinary(self) -> bool:
+        """Whether it is a wait that every start has, and nothing that anybody must know."""
+        return self.reason is Reason.PROVISIONING and not self.remedy
+
+    @property
     def sentence(self) -> str:
         """The message, so that another sentence may follow."""
         text = self.message.rstrip()
@@ -132,7 +148,7 @@ def ended(job: JobView) -> Cause | None:
     """Why the Job's attempt ended; None while it goes on.
 
     Precedence: the Job's own deadline (it is what ended the pod) > DisruptionTarget > OOMKilled, Evicted > exit code >
-    pod state > the Job's message, which survives the pod. Of several pods, the first to end counts.
+    pod state > the Job's message, which survives the pod. Of several pods, the first to be lost counts.
     """
     if job.complete:
         return _completed(job)
@@ -141,8 +157,25 @@ def ended(job: JobView) -> Cause | None:
     if job.failure_reason == "DeadlineExceeded":
         message = "The Job reached its activeDeadlineSeconds, the backstop of limits.deadline."
         return cause(Reason.DEADLINE_EXCEEDED, message)
-    failed = sorted((pod for pod in job.pods if _tells(pod)), key=_end)
-    return _of_pod(failed[0]) if failed else _of_job(job)
+    return _of_pods(job) or _of_job(job)
+
+
+def ending(job: JobView) -> Cause | None:
+    """Why an attempt that has not ended yet is about to; None where nothing says so.
+
+    A pod is disrupted, or deleted, up to minutes before its end: until its grace period is over, or until its node is
+    given up. What ends it in fact is said by `ended`, later.
+    """
+    if job.deleting:
+        return vanished(job.name)
+    pods = [pod for pod in job.pods if pod.disruption]
+    if pods:
+        return _of_pod(min(pods, key=lambda pod: _end(job, pod)))
+    deleted = next((pod for pod in job.pods if pod.deleted is not None and not pod.ended), None)
+    if deleted is None or job.suspended:  # who suspends a Job takes its pods away and gives them back
+        return None
+    message = f"The pod {deleted.name} is being deleted, not by the operator."
+    return cause(Reason.INTERRUPTED, message, pod=deleted)
 
 
 def vanished(job: str) -> Cause:
@@ -166,8 +199,21 @@ def _tells(pod: PodView) -> bool:
     return pod.phase == "Failed" or bool(pod.disruption) or bool(pod.exit_code)
 
 
-def _end(pod: PodView) -> tuple[datetime, str]:
-    return pod.finished or datetime.max.replace(tzinfo=UTC), pod.name
+def _of_pods(job: JobView) -> Cause | None:
+    told = [pod for pod in job.pods if _tells(pod)]
+    return _of_pod(min(told, key=lambda pod: _end(job, pod))) if told else None
+
+
+def _end(job: JobView, pod: PodView) -> tuple[datetime, bool, bool, str]:
+    """Orders pods by when they were lost.
+
+    Times are whole seconds: within one, pods that the Job controller deleted because another had failed come last, and
+    the pod that the Job's message names comes first.
+    """
+    times = [time for time in (pod.disrupted, pod.finished) if time is not None]
+    first = min(times) if times else datetime.max.replace(tzinfo=UTC)
+    victim = pod.deleted is not None and not pod.disruption
+    return first, victim, pod.name not in job.failure_message, pod.name
 
 
 def _of_pod(pod: PodView) -> Cause:
@@ -175,17 +221,20 @@ def _of_pod(pod: PodView) -> Cause:
     where = f"The pod {pod.name} on node {pod.node or 'unknown'}"
     if pod.disruption:
         reason = Reason.NODE_LOST if pod.disruption in _NODE_LOST else Reason.PREEMPTED
-        detail = f": {pod.disruption_message}" if pod.disruption_message else ""
-        return cause(reason, f"{where} was disrupted ({pod.disruption}){detail}", pod=pod, said=said)
+        words = [_DISRUPTIONS.get(pod.disruption, ""), pod.disruption_message]
+        detail = "; ".join(word for word in words if word)
+        message = f"{where} was disrupted ({pod.disruption})" + (f": {detail}" if detail else "")
+        return cause(reason, message, pod=pod, said=said)
     if pod.termination_reason == "OOMKilled":
-        return cause(Reason.HOST_OUT_OF_MEMORY, f"{where} used more memory than its limit.", pod=pod, said=said)
+        message = f"{where} used more host memory than its limit, and was killed."
+        return cause(Reason.HOST_OUT_OF_MEMORY, message, pod=pod, said=said)
     if pod.reason == "Evicted":  # its container shows some signal's exit code, which says nothing
         return cause(Reason.DISK_FULL, f"{where} was evicted: {pod.message or 'no message'}", pod=pod, said=said)
     if pod.termination_reason == "ContainerStatusUnknown":
         return cause(Reason.POD_LOST, f"{where} ended without anybody seeing how.", pod=pod)
     if pod.exit_code is None:
         detail = " ".join(part for part in (pod.reason, pod.message) if part) or "no reason given"
-        return cause(Reason.POD_REJECTED, f"{where} never ran: {detail}", pod=pod)
+        return cause(Reason.POD_REJECTED, f"{where} never ran, the node refused it: {detail}", pod=pod)
     return _of_exit(pod, pod.exit_code, said)
 
 
@@ -228,11 +277,11 @@ def waiting(job: JobView) -> Cause:
         return cause(Reason.IMAGE_PULL_FAILED, f"{pod.waiting_reason}: {pod.waiting_message}".rstrip(": "), pod=pod)
     if pod.waiting_reason == "CreateContainerConfigError":
         return _not_configured(pod)
-    mount = _newest(pod.events, "FailedMount")
-    if mount is not None and "secret" in mount.message.lower():
-        return cause(Reason.SECRET_MISSING, mount.message, pod=pod)
     if not pod.scheduled:
         return _not_scheduled(pod)
+    mount = _newest(pod.events, *_MOUNTED, *_NOT_MOUNTED)
+    if mount is not None and mount.reason in _NOT_MOUNTED:
+        return _not_mounted(pod, mount.message)
     return cause(Reason.PROVISIONING, f"The pod {pod.name} starts on node {pod.node}.", pod=pod)
 
 
@@ -249,20 +298,27 @@ def _not_configured(pod: PodView) -> Cause:
     if "secret" in pod.waiting_message.lower():
         return cause(Reason.SECRET_MISSING, pod.waiting_message, pod=pod)
     message = f"The container cannot start: {pod.waiting_message}"
-    return cause(Reason.PROVISIONING, message, "Correct pod.env.", pod=pod)
+    return cause(Reason.PROVISIONING, message, "Create what the message names, or correct pod.env.", pod=pod)
+
+
+def _not_mounted(pod: PodView, message: str) -> Cause:
+    if "secret" in message.lower():
+        return cause(Reason.SECRET_MISSING, message, pod=pod)
+    text = f"A volume of the pod {pod.name} cannot be mounted: {message}"
+    remedy = "Create what the message names; the pod then starts by itself."
+    return cause(Reason.PROVISIONING, text, remedy, pod=pod)
 
 
 def _not_scheduled(pod: PodView) -> Cause:
-    refused = _newest(pod.events, "FailedScaleUp")
-    if refused is not None and _NO_CAPACITY.search(refused.message):
-        return cause(Reason.CAPACITY_UNAVAILABLE, refused.message, pod=pod)
-    growing = _newest(pod.events, "TriggeredScaleUp")
-    if growing is not None and refused is None:
-        return cause(Reason.PROVISIONING, f"A node is being made: {growing.message}", pod=pod)
+    scaling = _newest(pod.events, "FailedScaleUp", "TriggeredScaleUp")
+    if scaling is not None and scaling.reason == "TriggeredScaleUp":
+        return cause(Reason.PROVISIONING, f"A node is being made: {scaling.message}", pod=pod)
+    if scaling is not None and _NO_CAPACITY.search(scaling.message):
+        return cause(Reason.CAPACITY_UNAVAILABLE, scaling.message, pod=pod)
     if pod.unscheduled_message:
         return cause(Reason.UNSCHEDULABLE, pod.unscheduled_message, pod=pod)
     return cause(Reason.PROVISIONING, f"The pod {pod.name} waits for its node.", pod=pod)
 
 
-def _newest(events: tuple[EventView, ...], reason: str) -> EventView | None:
-    return next((event for event in reversed(events) if event.reason == reason), None)
+def _newest(events: tuple[EventView, ...], *reasons: str) -> EventView | None:
+    return next((event for event in reversed(events) if event.reason in reasons), None)

@@ -45,6 +45,8 @@ class PodView:
     disruption: str = ""
     """Reason of DisruptionTarget=True, or empty."""
     disruption_message: str = ""
+    disrupted: datetime | None = None
+    """Since when DisruptionTarget is True."""
     reason: str = ""
     """status.reason, such as Evicted or UnexpectedAdmissionError."""
     message: str = ""
@@ -70,6 +72,8 @@ class JobView:
     uid: str = ""
     owner_uid: str = ""
     deleting: bool = False
+    suspended: bool = False
+    """spec.suspend: someone (Kueue) holds its pods back."""
     complete: bool = False
     failed: bool = False
     failure_target: bool = False
@@ -121,6 +125,7 @@ def job_view(raw: Object, pods: tuple[PodView, ...] = ()) -> JobView:
         uid=str(meta.get("uid") or ""),
         owner_uid=owner_uid(raw),
         deleting=meta.get("deletionTimestamp") is not None,
+        suspended=spec.get("suspend") is True,
         complete="Complete" in true,
         failed="Failed" in true,
         failure_target="FailureTarget" in true,
@@ -163,6 +168,7 @@ def pod_view(raw: Object) -> PodView:
         finished=_time(ended.get("finishedAt")),
         disruption=str(disruption.get("reason") or "DisruptionTarget") if disruption else "",
         disruption_message=str(disruption.get("message") or ""),
+        disrupted=_time(disruption.get("lastTransitionTime")),
         reason=str(status.get("reason") or ""),
         message=str(status.get("message") or ""),
         deleted=_time(meta.get("deletionTimestamp")),

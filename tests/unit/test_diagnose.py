@@ -230,8 +230,8 @@ def test_messages_name_pod_node_and_detail() -> None:
     assert told(disruption="X", node="") == "The pod quotes-t1-abcde on node unknown was disrupted (X)"
     assert told(reason="Evicted", message="too much disk").endswith("was evicted: too much disk")
     assert told(reason="Evicted").endswith("was evicted: no message")
-    assert told(reason="OutOfcpu", message="no cpu").endswith("never ran: OutOfcpu no cpu")
-    assert told().endswith("never ran: no reason given")
+    assert told(reason="OutOfcpu", message="no cpu").endswith("never ran, the node refused it: OutOfcpu no cpu")
+    assert told().endswith("never ran, the node refused it: no reason given")
 
 
 def test_sentences() -> None:

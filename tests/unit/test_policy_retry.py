@@ -9,7 +9,7 @@ import pytest
 from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
 from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.diagnose import Cause, cause, ended
-from gemmatune_operator.policies import retry
+from gemmatune_operator.policies import remedies, retry
 from gemmatune_operator.views import Machine
 from tests.support.situations import (
     GIB,
@@ -210,20 +210,21 @@ def test_remedies_of_the_end() -> None:
     bad_data = ended(failed_job(12))
     killed = cause(Reason.KILLED)
     assert bad_data is not None
-    before, later = retry.final_remedy(bad_data, started=False), retry.final_remedy(bad_data, started=True)
+    before, later = remedies.final(bad_data, started=False), remedies.final(bad_data, started=True)
     assert ANNOTATION_RETRY not in before
     assert "new resource with another output.uri" in later
-    assert ANNOTATION_RETRY in retry.final_remedy(killed, started=True)
+    assert ANNOTATION_RETRY in remedies.final(killed, started=True)
     for reason in COUNTED + FREE:
-        assert not retry.final_remedy(cause(reason), started=True).startswith("Nothing"), reason
-    assert ANNOTATION_RETRY in retry.final_remedy(cause(Reason.ACCESS_DENIED), started=False)
-    assert retry.final_remedy(cause(Reason.DEADLINE_EXCEEDED), started=True).count(ANNOTATION_RETRY) == 1
-    memory = retry.final_remedy(OOM, started=True)
+        assert not remedies.final(cause(reason), started=True).startswith("Nothing"), reason
+    assert ANNOTATION_RETRY in remedies.final(cause(Reason.ACCESS_DENIED), started=False)
+    assert remedies.final(cause(Reason.DEADLINE_EXCEEDED), started=True).count(ANNOTATION_RETRY) == 1
+    memory = remedies.final(OOM, started=True)
     assert "accelerator" in memory
     assert ANNOTATION_RETRY in memory
     own = ended(failed_job(21, termination_message='{"message": "nan", "remedy": "Lower it."}'))
     assert own is not None
-    assert retry.final_remedy(own, started=True) == "Lower it."
+    assert remedies.final(own, started=False) == "Lower it."
+    assert remedies.final(own, started=True) == "Create a new resource with another output.uri; there: Lower it."
 
 
 FAILED = (ConditionType.FAILED, ConditionType.FINISHED)

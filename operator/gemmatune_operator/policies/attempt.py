@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 
 from gemmatune_api.base import duration_text
@@ -13,7 +14,7 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.observe import open_attempt
-from gemmatune_operator.policies import deadline, describe, provisioning, retry
+from gemmatune_operator.policies import deadline, describe, provisioning, remedies, retry
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
@@ -48,7 +49,8 @@ def attempt(situation: Situation, decision: Decision) -> Decision:
         return _closed(situation, decision, current, job, outcome.cause)
     if outcome.wake is not None:
         decision = decision.waking(outcome.wake)
-    return _watch(situation, decision, current, job)
+    sign = diagnose.ending(job)
+    return _ending(situation, decision, current, sign) if sign else _watch(situation, decision, current, job)
 
 
 def _recorded(situation: Situation, decision: Decision) -> Decision:
@@ -128,7 +130,7 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
     """Why the attempt ends now; otherwise when to look again."""
     ending = diagnose.ended(job)
     if ending is not None:
-        return Outcome(_verified(decision, ending))
+        return Outcome(_verified(decision, _remembered(current, ending)))
     if stuck(situation, job):
         return Outcome(diagnose.lost(next(pod for pod in job.pods if not pod.ended)))
     if job.deleting:
@@ -145,6 +147,26 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
     return ended or Outcome(wake=min(wakes) if wakes else None)
 
 
+def _ending(situation: Situation, decision: Decision, current: Attempt, why: Cause) -> Decision:
+    """The attempt is about to end: said at once, though its pod may take minutes.
+
+    The open attempt keeps the reason: the pod may be gone by the time that its Job fails.
+    """
+    message = f"Attempt {current.number} is ending with {why.reason}: {why.sentence} The next follows when it is gone."
+    remedy = remedies.underway(why)
+    decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.RETRYING, message, remedy)
+    decision = decision.condition(situation, ConditionType.PROVISIONED, False, Reason.RETRYING, message, remedy)
+    current = current.model_copy(update={"reason": why.reason.value, "message": why.message})
+    return decision.update(attempts=[*decision.status.attempts[:-1], current]).settle()
+
+
+def _remembered(current: Attempt, why: Cause) -> Cause:
+    """The cause that was seen while the pod was there, where the pod is gone now and its Job tells less."""
+    known = [reason for reason in (Reason.PREEMPTED, Reason.NODE_LOST) if reason.value == current.reason]
+    vague = why.pod is None and why.reason in (Reason.PREEMPTED, Reason.POD_LOST)
+    return cause(known[0], current.message) if known and vague else why
+
+
 def _verified(decision: Decision, ending: Cause) -> Cause:
     """Success counts only with the manifest that the trainer names."""
     if ending.answer is not Answer.SUCCEED:
@@ -156,6 +178,9 @@ def _verified(decision: Decision, ending: Cause) -> Cause:
 
 def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Decision:
     """The attempt goes on: say whether it trains or what it waits for."""
+    if current.reason:  # what was to end it did not
+        current = current.model_copy(update={"reason": "", "message": ""})
+        decision = decision.update(attempts=[*decision.status.attempts[:-1], current])
     if job.running:
         message = f"Attempt {current.number} trains on {_nodes(job)} ({current.provisioning})."
         decision = decision.condition(situation, ConditionType.PROVISIONED, True, Reason.RUNNING, message)
@@ -164,8 +189,9 @@ def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobV
         return decision.settle()  # its pod ended or is being deleted; the Job will say how
     why = diagnose.waiting(job)
     starting = has(decision.status.conditions, ConditionType.PROVISIONED, "False", Reason.PROVISIONING)
-    if not (why.reason is Reason.PROVISIONING and starting):  # an ordinary start changes nothing
-        decision = decision.condition(situation, ConditionType.PROVISIONED, False, why.reason, why.message, why.remedy)
+    if not (why.ordinary and starting):  # an ordinary start changes nothing
+        remedy = remedies.underway(why)
+        decision = decision.condition(situation, ConditionType.PROVISIONED, False, why.reason, why.message, remedy)
     if current.number > 1:
         message = f"Attempt {current.number} waits for its node."
         decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.PROVISIONING, message)
@@ -182,12 +208,15 @@ def _closed(situation: Situation, decision: Decision, current: Attempt, job: Job
     if why.answer is Answer.SUCCEED:
         return _succeeded(situation, closed(situation, decision, current, job, why, counted=False))
     verdict = retry.verdict(situation, decision, current, job, why)
-    decision = closed(situation, decision, current, job, why, counted=verdict.counted)
+    remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True)
+    used = retry.budget(situation, verdict.counters, decision.budget_base)
+    budget = "" if why.answer is Answer.FAIL else f" ({used})"
+    told = dataclasses.replace(why, message=f"{why.message}{budget}", remedy=remedy)
+    decision = closed(situation, decision, current, job, told, counted=verdict.counted)
     decision = decision.update(counters=verdict.counters)
     if not verdict.again:
-        remedy = retry.final_remedy(why, started=True)
-        return fail(situation, decision, why.reason, verdict.message, remedy)
-    return _followed(situation, decision, current, why, verdict)
+        return fail(situation, decision, why.reason, f"{verdict.message}{budget}", remedy)
+    return _followed(situation, decision, current, told, verdict)
 
 
 def _followed(

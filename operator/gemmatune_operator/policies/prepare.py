@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from gemmatune_api.base import duration_text
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import DataStatus, JobRecord
 from gemmatune_operator import diagnose
@@ -12,9 +13,9 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import access
 from gemmatune_operator.manifests import prepare as manifest
-from gemmatune_operator.policies import deadline, describe, results, retry
+from gemmatune_operator.policies import deadline, describe, remedies, results, retry
 from gemmatune_operator.policies.accept import config_of, model_of, planned
-from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck
+from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.views import JobView
 
 RETRIES = 3
@@ -45,9 +46,12 @@ def prepare(situation: Situation, decision: Decision) -> Decision:
     if job.deleting:
         return decision.settle()
     ending = diagnose.ended(job)
+    if ending is None and stuck(situation, job):
+        ending = diagnose.lost(next(pod for pod in job.pods if not pod.ended))
     if ending is not None:
         return _ended(situation, decision, record, job, ending)
-    return _watch(situation, decision, record, job)
+    sign = diagnose.ending(job)
+    return _ending(situation, decision, record, sign) if sign else _watch(situation, decision, record, job)
 
 
 def _same(situation: Situation, decision: Decision) -> bool:
@@ -99,6 +103,19 @@ def refused(situation: Situation, decision: Decision, kind: ConditionType) -> De
     return decision.waking(REFUSED_SECONDS).settle()
 
 
+def _ending(situation: Situation, decision: Decision, record: JobRecord, why: Cause) -> Decision:
+    """The preparation is about to end: said at once, though its pod may take minutes."""
+    told = f"Preparation {record.number} is ending with {why.reason}: {why.sentence}"
+    message = f"{told} The next follows when it is gone."
+    decision = decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS)
+    return decision.condition(situation, ConditionType.PREPARED, False, Reason.RETRYING, message, why.remedy).settle()
+
+
+def _budget(record: JobRecord, preemptions: int) -> str:
+    """What preparation has used: `retry 1 of 3, preemptions 2 of 20`."""
+    return f"retry {record.retries} of {RETRIES}, preemptions {record.preemptions} of {preemptions}"
+
+
 def _watch(situation: Situation, decision: Decision, record: JobRecord, job: JobView) -> Decision:
     """The Job is open: say whether it runs or what it waits for."""
     if job.running:
@@ -109,9 +126,7 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
         return fail(situation, decision, late.cause.reason, late.cause.message, late.cause.remedy)
     why = diagnose.waiting(job)
     decision = decision.waking(look_seconds(job))
-    stays = why.reason is Reason.PROVISIONING and has(
-        decision.status.conditions, ConditionType.PREPARED, "False", Reason.PREPARING
-    )
+    stays = why.ordinary and has(decision.status.conditions, ConditionType.PREPARED, "False", Reason.PREPARING)
     if stays or (job.pods and all(pod.phase != "Pending" for pod in job.pods)):
         return decision.settle()  # an ordinary start, or an end that its Job does not know yet, changes nothing
     reason = Reason.PREPARING if why.reason is Reason.PROVISIONING else why.reason
@@ -146,11 +161,12 @@ def _prepared(situation: Situation, decision: Decision, family: str, data: DataS
 def _again(situation: Situation, decision: Decision, record: JobRecord, ending: Cause) -> Decision:
     """Another preparation, or the end: preemptions are free, other failures have three retries."""
     free = ending.answer is Answer.FREE
-    limit = situation.limits.max_preemptions or 0 if free else RETRIES
-    used = record.preemptions if free else record.retries
+    most = situation.limits.max_preemptions or 0
+    used, limit = (record.preemptions, most) if free else (record.retries, RETRIES)
     if ending.answer is Answer.FAIL or used >= limit:
-        message = ending.message if ending.answer is Answer.FAIL else f"{ending.sentence} Its retries are used up."
-        remedy = retry.final_remedy(ending, started=False)
+        over = f"{ending.sentence} Its retries are used up ({_budget(record, most)})."
+        message = ending.message if ending.answer is Answer.FAIL else over
+        remedy = remedies.final(ending, started=False)
         decision = decision.condition(situation, ConditionType.PREPARED, False, ending.reason, message, remedy)
         return fail(situation, decision, ending.reason, message, remedy)
     number = record.number + 1
@@ -160,6 +176,8 @@ def _again(situation: Situation, decision: Decision, record: JobRecord, ending: 
     delay = retry.backoff(situation.observed.uid, number, used) if ending.reason in retry.BACKS_OFF else 0.0
     due = situation.now + timedelta(seconds=delay)
     decision = decision.update(prepare=record, next_attempt_time=rfc3339(due) if delay else None)
-    message = f"Preparation {number - 1} ended with {ending.reason}: {ending.message}"
+    follows = f"in {duration_text(delay)}" if delay else "at once"
+    told = f"Preparation {number - 1} ended with {ending.reason}: {ending.sentence}"
+    message = f"{told} The next follows {follows} ({_budget(record, most)})."
     decision = decision.condition(situation, ConditionType.PREPARED, False, Reason.RETRYING, message, ending.remedy)
     return _create(situation, decision, record)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Attempt, BudgetBase, Counters, Overrides
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
@@ -19,34 +20,6 @@ MACHINE_SHARE = 0.9
 """Share of a node's allocatable memory or disk that a pod may grow to; its daemons need the rest."""
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS, JITTER = 10.0, 300.0, 0.2
 BACKS_OFF = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.HUB_UNAVAILABLE, Reason.CRASHED, Reason.POD_REJECTED})
-
-_NEW_RESOURCE = "Create a new resource with another output.uri, and correct there what the message names."
-_MOVE = (
-    "Pick a larger accelerator (it may change while the run is Failed), or create a new resource with another "
-    "output.uri and a lower dataset.maxLength."
-)
-_AFTER_START: dict[Reason, str] = {
-    Reason.INVALID_CONFIG: _NEW_RESOURCE,
-    Reason.DATA_INVALID: _NEW_RESOURCE,
-    Reason.LOSS_DIVERGED: "Create a new resource with a lower training.learningRate and another output.uri.",
-    Reason.OUTPUT_IN_USE: "Create a new resource with another output.uri.",
-    Reason.ACCELERATOR_OUT_OF_MEMORY: _MOVE,
-}
-"""Remedies once an attempt exists: they name only fields that may still change."""
-_OTHER_NODES = "Raise limits.maxPreemptions, or set provisioning.mode: onDemand."
-_GIVEN_UP: dict[Reason, str] = {
-    Reason.PREEMPTED: _OTHER_NODES,
-    Reason.NODE_LOST: _OTHER_NODES,
-    Reason.POD_REJECTED: _OTHER_NODES,
-    Reason.INTERRUPTED: _OTHER_NODES,
-    Reason.KILLED: "Raise pod.resources.limits.memory: most often the node itself ran out of memory.",
-    Reason.JOB_VANISHED: "Find out who deletes the Jobs of this run.",
-    Reason.POD_LOST: "Look at the events of the node that ran the pod.",
-    Reason.RESULT_MISSING: "Read the pod's log: the trainer ended without naming a manifest.",
-}
-"""Remedies of causes that are retried by themselves, once the retries are used up."""
-_FINAL = frozenset({Reason.INVALID_CONFIG, Reason.DATA_INVALID, Reason.LOSS_DIVERGED, Reason.OUTPUT_IN_USE})
-_RETRY = f"Then set the annotation {ANNOTATION_RETRY} to a new value."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +42,11 @@ def verdict(situation: Situation, decision: Decision, attempt: Attempt, job: Job
     answer = cause.answer
     if attempt.provisioning == SPOT and cause.reason in FREE_ON_SPOT:
         answer = Answer.FREE
-    limits = situation.limits
-    used, base = decision.counters, decision.budget_base
+    used = decision.counters
     if cause.reason is Reason.CAPACITY_UNAVAILABLE:  # no spot node: the fallback is no preemption
         return Verdict(True, False, used, carried(decision, attempt))
     if answer is Answer.FREE:
-        return _free(used, base.preemptions, limits.max_preemptions or 0, carried(decision, attempt), situation, cause)
+        return _free(situation, decision, attempt, cause)
     if answer is Answer.DOWNSHIFT:
         return _downshift(decision, attempt, cause)
     if answer is Answer.COUNTED:
@@ -82,15 +54,15 @@ def verdict(situation: Situation, decision: Decision, attempt: Attempt, job: Job
     return Verdict(False, False, used, message=cause.message)
 
 
-def _free(
-    used: Counters, base: int, limit: int, overrides: Overrides | None, situation: Situation, cause: Cause
-) -> Verdict:
+def _free(situation: Situation, decision: Decision, attempt: Attempt, cause: Cause) -> Verdict:
+    used, base = decision.counters, decision.budget_base.preemptions
+    limit = situation.limits.max_preemptions or 0
     if used.preemptions - base >= limit:
         message = f"{cause.sentence} limits.maxPreemptions ({limit}) is used up."
         return Verdict(False, False, used, message=message)
     counters = used.model_copy(update={"preemptions": used.preemptions + 1})
-    delay = backoff(situation.observed.uid, used.attempts, used.preemptions - base) if _backs_off(cause) else 0.0
-    return Verdict(True, False, counters, overrides, delay)
+    delay = backoff(situation.observed.uid, used.attempts, in_a_row(decision, cause)) if _backs_off(cause) else 0.0
+    return Verdict(True, False, counters, carried(decision, attempt), delay)
 
 
 def _counted(situation: Situation, decision: Decision, attempt: Attempt, job: JobView | None, cause: Cause) -> Verdict:
@@ -175,21 +147,32 @@ def _backs_off(cause: Cause) -> bool:
     return cause.reason in BACKS_OFF
 
 
+def in_a_row(decision: Decision, cause: Cause) -> int:
+    """How many attempts before the last one ended by the same cause without another in between.
+
+    Twenty preemptions are no reason to let the first refused pod wait for minutes.
+    """
+    earlier = [attempt.reason for attempt in decision.status.attempts if attempt.end_time is not None]
+    return sum(1 for _ in takewhile(lambda reason: reason == cause.reason, reversed(earlier)))
+
+
+def budget(situation: Situation, counters: Counters, base: BudgetBase) -> str:
+    """What is used of each budget since the last retry on demand: `retry 1 of 3, preemptions 2 of 20`."""
+    limits = situation.limits
+    used = [
+        f"retry {counters.retries - base.retries} of {limits.max_retries or 0}",
+        f"preemptions {counters.preemptions - base.preemptions} of {limits.max_preemptions or 0}",
+    ]
+    if counters.out_of_memory > base.out_of_memory:
+        used.append(f"downshifts {counters.out_of_memory - base.out_of_memory} of {DOWNSHIFTS}")
+    return ", ".join(used)
+
+
 def backoff(uid: str, attempt: int, failures: int) -> float:
     """Seconds before the next attempt: doubling, capped, and spread by up to 20% by UID and attempt number."""
     spread = int.from_bytes(hashlib.sha256(f"{uid}/{attempt}".encode()).digest()[:4], "big") / 2**32
     delay = BACKOFF_SECONDS * 2.0 ** min(failures, 16)
     return min(BACKOFF_CAP_SECONDS, delay) * (1 - JITTER + 2 * JITTER * spread)
-
-
-def final_remedy(cause: Cause, *, started: bool) -> str:
-    """The remedy of a run that ends; `started`: an attempt exists, so most of the spec is fixed."""
-    own = cause.said.remedy if cause.said is not None else ""
-    usual = _GIVEN_UP.get(cause.reason, cause.remedy)
-    remedy = own or (_AFTER_START.get(cause.reason) if started else None) or usual
-    if ANNOTATION_RETRY in remedy or cause.reason in _FINAL:
-        return remedy  # before the first attempt a corrected spec starts anew by itself; later nothing helps
-    return f"{remedy} {_RETRY}".strip()
 
 
 def on_demand(situation: Situation, decision: Decision) -> Decision:
