@@ -55,6 +55,8 @@ def method(spec: FineTuneSpec) -> Iterator[Problem]:
             "spec.qlora", "qlora needs backend torch", "Use lora, or backend torch.", f"backend {backend_of(spec)}"
         )
     if spec.qlora.bits == 8:
+        if spec.qlora.dora:  # PEFT 0.21 loses bitsandbytes' 8-bit scales when it computes DoRA's magnitudes
+            yield Problem("spec.qlora.dora", "DoRA needs bits 4", "Remove it, or set bits to 4.", shown(True))
         for name, value in (("quantType", spec.qlora.quant_type), ("doubleQuant", spec.qlora.double_quant)):
             if value is not None:
                 yield Problem(

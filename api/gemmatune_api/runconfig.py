@@ -83,6 +83,10 @@ class RunMethod(ApiModel):
     """LoRA dropout."""
     target_modules: TargetModules
     """all-linear, attention, or module names."""
+    dora: bool = False
+    """Whether the adapter is weight-decomposed (DoRA)."""
+    bits: Literal[4, 8] | None = None
+    """Bits of the quantised base (qlora)."""
     quant_type: Literal["nf4", "fp4"] | None = None
     """4-bit data type (qlora)."""
     double_quant: bool | None = None
@@ -302,6 +306,8 @@ def _method(spec: FineTuneSpec) -> RunMethod:
         alpha=_require(adapter.alpha),
         dropout=_require(adapter.dropout),
         target_modules=_require(adapter.target_modules),
+        dora=bool(adapter.dora),
+        bits=qlora.bits if qlora else None,
         quant_type=qlora.quant_type if qlora else None,
         double_quant=qlora.double_quant if qlora else None,
     )
@@ -329,6 +335,7 @@ def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:
         "alpha": config.method.alpha,
         "dropout": config.method.dropout,
         "targetModules": config.method.target_modules,
+        "dora": config.method.dora,
         "maxLength": config.dataset.max_length,
         "packing": config.dataset.packing,
         "globalBatchSize": training.global_batch_size,

@@ -37,6 +37,7 @@ GOOD: dict[str, Changes] = {
     "qlora with types": {"spec.qlora": {"bits": 4, "quantType": "fp4", "doubleQuant": False}},
     "qlora on cpu": {**CPU, "spec.qlora": {}},
     "8 bits": {"spec.qlora": {"bits": 8}},
+    "4 bits and DoRA": {"spec.qlora": {"dora": True}},
     "micro-batch of the default": training(microBatchSize=16),
     "micro-batch": training(globalBatchSize=12, microBatchSize=4),
     "constant without warm-up": training(schedule="constant", warmupSteps=0),
@@ -119,6 +120,12 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         {"spec.qlora": {"bits": 8, "doubleQuant": False}},
         "spec.qlora.doubleQuant",
         "applies to bits 4 only",
+        "Remove it",
+    ),
+    "method: DoRA of 8 bits": (
+        {"spec.qlora": {"bits": 8, "dora": True}},
+        "spec.qlora.dora",
+        "DoRA needs bits 4",
         "Remove it",
     ),
     "training: steps and epochs": (

@@ -115,7 +115,7 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
             "too_long": "truncate",
             "packing": True,
         },
-        "method": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
+        "method": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "dora": False},
         "training": {
             "max_steps": 4,
             "epochs": None,
@@ -137,9 +137,9 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
         "samples": {"prompts": ["Quote: Hello"], "max_new_tokens": 4},
     }
     for name, value in changes.items():
-        next(block for block in blocks.values() if name in block)[name] = value
+        next((block for block in blocks.values() if name in block), blocks["method"])[name] = value
     if blocks["method"]["kind"] == "qlora":
-        blocks["method"] = {"quant_type": "nf4", "double_quant": True, **blocks["method"]}
+        blocks["method"] = {"bits": 4, "quant_type": "nf4", "double_quant": True, **blocks["method"]}
     return RunConfig(
         backend="torch",
         device="cpu",

@@ -177,12 +177,22 @@ def test_optimizers_by_name(make_config: MakeConfig, optimizer: str) -> None:
     assert watcher.steps[-1].loss < 0.9 * watcher.steps[0].loss
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora"},
+    "dora": {"kind": "lora", "dora": True},
+    "nf4": {"kind": "qlora", "bits": 4},
+    "fp4": {"kind": "qlora", "bits": 4, "quant_type": "fp4"},
+    "8-bit": {"kind": "qlora", "bits": 8, "quant_type": None, "double_quant": None},
+    "nf4 dora": {"kind": "qlora", "bits": 4, "dora": True},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("generation", ["2", "3"])
 def test_the_adapter_is_verified_after_a_reload(
-    make_config: MakeConfig, tmp_path: Path, generation: str, kind: str
+    make_config: MakeConfig, tmp_path: Path, generation: str, method: str
 ) -> None:
-    backend = make_backend(make_config(generation, kind=kind))
+    backend = make_backend(make_config(generation, **METHODS[method]))
     backend.train(ListedRows(LENGTHS), len(LENGTHS), 2, None, Watcher())
     trained = weights(backend)
     backend.save_adapter(tmp_path / "adapter")
@@ -195,7 +205,9 @@ def test_the_adapter_is_verified_after_a_reload(
     assert settings["base_model_name_or_path"].startswith("file://")
     assert settings["inference_mode"] is True
     assert set(settings["target_modules"]) >= {"q_proj", "down_proj"}
+    assert settings["use_dora"] is METHODS[method].get("dora", False)
     keys = load_file(tmp_path / "adapter" / adapter.WEIGHTS)
+    assert any("lora_magnitude_vector" in name for name in keys) is settings["use_dora"]
     assert all(name.startswith("base_model.model.model.layers.") for name in keys)
 
 

@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, 
 from transformers import set_seed as seed_everything
 
 from gemmatune_api.catalog import GenerationRules
-from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.runconfig import RunConfig, RunMethod
 from gemmatune_trainer.backends import adapter
 from gemmatune_trainer.backends.base import Rows, Training, Verification
 from gemmatune_trainer.backends.forward import packed_logits
@@ -136,7 +136,7 @@ class _Stopped(StoppingCriteria):
 
 
 def load_base(files: ModelFiles, config: RunConfig) -> PreTrainedModel:
-    """The frozen base in the run's precision on the run's device, quantised to 4 bits for qlora."""
+    """The frozen base in the run's precision on the run's device, quantised for qlora."""
     dtype = DTYPES[config.training.precision]
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -147,18 +147,25 @@ def load_base(files: ModelFiles, config: RunConfig) -> PreTrainedModel:
         "device_map": {"": config.device},
     }
     if config.method.kind == "qlora":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=config.method.quant_type or "nf4",
-            bnb_4bit_use_double_quant=config.method.double_quant is not False,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options["quantization_config"] = quantisation(config.method, dtype)
     base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(files.folder, **options)
     if config.method.kind == "qlora":
         _keep_gradients(base)
     base.requires_grad_(False)
     base.config.use_cache = False
     return base
+
+
+def quantisation(method: RunMethod, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantises the base's linear modules; the others stay in `dtype`."""
+    if method.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=method.quant_type or "nf4",
+        bnb_4bit_use_double_quant=method.double_quant is not False,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _keep_gradients(base: PreTrainedModel) -> None:
@@ -179,6 +186,7 @@ def lora_config(config: RunConfig, rules: GenerationRules) -> LoraConfig:
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=rules.peft_targets(method.target_modules),
+        use_dora=method.dora,
         bias="none",
         task_type="CAUSAL_LM",
     )
