@@ -115,7 +115,14 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
             "too_long": "truncate",
             "packing": True,
         },
-        "method": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "dora": False},
+        "method": {
+            "kind": "lora",
+            "rank": 4,
+            "alpha": 8,
+            "dropout": 0.0,
+            "target_modules": "all-linear",
+            "dora": False,
+        },
         "training": {
             "max_steps": 4,
             "epochs": None,
