@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,8 @@ MODULE = ("-m", "gemmatune_operator")
 DYING = ("-m", "tests.support.operator_process")
 ENV_KILLED = "TEST_FAILPOINTS_KILLED"
 ENV_PASSED = "TEST_FAILPOINTS_PASSED"
+ENV_EACH = "TEST_FAILPOINTS_EACH"
+ENV_HANG = "TEST_HANG"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,6 +68,14 @@ class OperatorProcess:
         except OSError:
             return 0
 
+    def probe_text(self, path: str) -> str:
+        """Text of a probe's answer."""
+        try:
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{self.port}/{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+
     def metrics(self) -> str:
         """A scrape."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self.port}/metrics", timeout=5) as answer:
@@ -81,11 +93,21 @@ class OperatorProcess:
         return self.server.process.returncode
 
 
+_ordinals: Counter[str] = Counter()
+
+
 def die_once(point: str) -> None:
-    """A failpoint that kills this process the first time that a write is passed, ever."""
-    passed, killed = Path(os.environ[ENV_PASSED]), os.environ.get(ENV_KILLED)
-    with passed.open("a") as file:
-        file.write(point + "\n")
+    """A failpoint that kills this process the first time that a write is passed, ever.
+
+    With ENV_EACH set, the second and third write of one kind in a process are points of their own.
+    """
+    if ENV_EACH in os.environ:
+        _ordinals[point] += 1
+        point = f"{point} #{_ordinals[point]}"
+    if ENV_PASSED in os.environ:
+        with Path(os.environ[ENV_PASSED]).open("a") as file:
+            file.write(point + "\n")
+    killed = os.environ.get(ENV_KILLED)
     if killed is None:
         return
     known = Path(killed).read_text().splitlines() if Path(killed).exists() else []
@@ -95,11 +117,30 @@ def die_once(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hang(how: str) -> None:
+    """Makes the first look hang (look), block the event loop (loop) or take its worker along (worker)."""
+    from gemmatune_operator import health
+    from gemmatune_operator.cluster import KubernetesCluster
+
+    health.LOOP_SECONDS = health.LOOK_SECONDS = 3.0
+
+    async def instead(*_: object, **__: object) -> object:
+        if how == "loop":
+            time.sleep(600)  # noqa: ASYNC251  (that is the fault)
+        if how == "worker":
+            raise asyncio.CancelledError
+        return await asyncio.Event().wait()
+
+    KubernetesCluster.apply_status = instead  # type: ignore[method-assign,assignment]
+
+
 def main() -> None:
     """The operator with that failpoint."""
     from gemmatune_operator import logs, options
     from gemmatune_operator.process import Process
 
+    if ENV_HANG in os.environ:
+        hang(os.environ[ENV_HANG])
     found = options.read()
     logs.set_up(found.log_format)
 
