@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
@@ -70,6 +71,17 @@ JOB_SUFFIX = MappingProxyType({Role.PREPARE: "p", Role.TRAIN: "t", Role.MERGE: "
 def job_name(run: str, role: Role, number: int) -> str:
     """Name of the Job of a run's attempt (`quotes-t2`), preparation (`-p1`) or merge (`-m1`)."""
     return f"{run}-{JOB_SUFFIX[role]}{number}"
+
+
+_JOB = re.compile(r"(?P<run>.+)-[ptm][0-9]+")
+_POD = re.compile(r"(?P<run>.+)-[ptm][0-9]+(-[0-9]+)?-[a-z0-9]{5}")
+
+
+def run_of(kind: str, name: str) -> str | None:
+    """The run that a Job or a Pod of this name belongs to, if it belongs to one; None where it cannot."""
+    pattern = {"Job": _JOB, "Pod": _POD}.get(kind)
+    found = pattern.fullmatch(name) if pattern is not None else None
+    return found["run"] if found is not None else None
 
 
 class Phase(StrEnum):

@@ -17,6 +17,12 @@ Key = tuple[str, str]
 Enqueue = Callable[[Key, Priority], None]
 
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+TELLING = frozenset({"FailedCreate", "FailedMount", "FailedAttachVolume", "FailedScaleUp"})
+"""Events that tell what no object's status does."""
+_NOISE = ("FailedScheduling", "BackOff", "Failed", "Unhealthy", "FailedGetResourceMetric", "NodeNotReady")
+WARNINGS = ",".join(["type=Warning", f"involvedObject.kind!={names.KIND}", *(f"reason!={reason}" for reason in _NOISE)])
+"""The Events worth a watch. A field selector knows no "or", so the API server leaves out what clusters have most of and
+what a pod's status tells as well; the rest is looked through here."""
 
 
 class Seen:
@@ -46,9 +52,16 @@ class Seen:
         self._marks[key] = mark
         return Priority.ROUTINE if listed_again or body.get("status") else Priority.URGENT
 
+    def concerns(self, event: Mapping[str, Any]) -> Key | None:
+        """The run that an Event (the Kubernetes object) tells of; None where it tells none of ours anything."""
+        about = event.get("involvedObject") or {}
+        run = names.run_of(str(about.get("kind")), str(about.get("name")))
+        key = (str(about.get("namespace")), run or "")
+        return key if event.get("reason") in TELLING and key in self._marks else None
+
 
 def registry(enqueue: Enqueue) -> kopf.OperatorRegistry:
-    """The handlers for the resource and for the Jobs and pods of its runs."""
+    """The handlers for the resource, for the Jobs and pods of its runs, and for Events about these."""
     handlers = kopf.OperatorRegistry()
     seen = Seen()
 
@@ -66,9 +79,15 @@ def registry(enqueue: Enqueue) -> kopf.OperatorRegistry:
         if names.LABEL_RUN in labels:
             enqueue((namespace, labels[names.LABEL_RUN]), Priority.ROUTINE)
 
+    async def on_warning(event: Mapping[str, Any], **_: Any) -> None:
+        key = seen.concerns(event["object"]) if event.get("type") != "DELETED" else None
+        if key is not None:
+            enqueue(key, Priority.ROUTINE)
+
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=handlers)(on_resource)
     kopf.on.event("batch", "v1", "jobs", registry=handlers)(on_job)
     kopf.on.event("v1", "pods", registry=handlers)(on_pod)
+    kopf.on.event("", "v1", "events", registry=handlers)(on_warning)
     kopf.on.login(registry=handlers)(_login)
     return handlers
 
@@ -94,10 +113,11 @@ _ENDS = frozenset({"Complete", "Failed", "FailureTarget"})
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf as a watcher of three kinds: no finalizers, no annotations, no Events, no scanning."""
+    """kopf as a watcher of four kinds: no finalizers, no annotations, no Events, no scanning."""
     found = kopf.OperatorSettings()
     found.watching.label_selectors["batch", "v1", "jobs"] = OURS
     found.watching.label_selectors["", "v1", "pods"] = OURS
+    found.watching.field_selectors["", "v1", "events"] = WARNINGS
     found.watching.chunk_size = 500
     found.networking.request_timeout = 30
     found.scanning.disabled = True

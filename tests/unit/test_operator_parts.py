@@ -169,11 +169,33 @@ def test_a_list_always_brings_a_look() -> None:
         assert seen.news(event(None)) is Priority.ROUTINE
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "reason", "run"),
+    [
+        ("Job", "quotes-t1", "FailedCreate", "quotes"),
+        ("Pod", "quotes-p12-x7k2p", "FailedMount", "quotes"),
+        ("Pod", "quotes-t1-0-x7k2p", "FailedScaleUp", "quotes"),
+        ("Job", "quotes-t1-t1", "FailedCreate", None),  # of a run quotes-t1, which is not ours
+        ("Pod", "quotes-t1-t2456", "FailedMount", "quotes"),
+        ("Job", "quotes-t1", "SomethingElse", None),
+        ("Job", "others-t1", "FailedCreate", None),
+        ("Node", "quotes-t1", "FailedCreate", None),
+        ("Job", "quotes", "FailedCreate", None),
+    ],
+)
+def test_events_wake_the_run_that_they_tell_of(kind: str, name: str, reason: str, run: str | None) -> None:
+    seen = Seen()
+    seen.news(event("ADDED"))
+    about = {"kind": kind, "name": name, "namespace": "team"}
+    found = seen.concerns({"reason": reason, "involvedObject": about})
+    assert found == (("team", run) if run else None)
+
+
 def test_handlers_only_enqueue() -> None:
-    """Three watched kinds, and kopf leaves nothing on the objects: no create, update or delete handlers."""
+    """Four watched kinds, and kopf leaves nothing on the objects: no create, update or delete handlers."""
     registry = handlers.registry(lambda key, priority: None)
     watching = registry._watching.get_all_handlers()
-    assert {handler.fn.__name__ for handler in watching} == {"on_resource", "on_job", "on_pod"}
+    assert {handler.fn.__name__ for handler in watching} == {"on_resource", "on_job", "on_pod", "on_warning"}
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert list(part.get_all_handlers()) == []
     found = handlers.settings()

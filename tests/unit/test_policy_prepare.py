@@ -14,7 +14,13 @@ from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe
-from gemmatune_operator.policies.prepare import PENDING_LOOK_SECONDS, RETRIES, YOUNG_LOOK_SECONDS, prepare
+from gemmatune_operator.policies.prepare import (
+    PENDING_LOOK_SECONDS,
+    RETRIES,
+    YOUNG_LOOK_SECONDS,
+    YOUNG_SECONDS,
+    prepare,
+)
 from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
 from tests.support.situations import (
@@ -121,8 +127,8 @@ def test_an_ordinary_start_changes_nothing() -> None:
 
 def test_when_to_look_again() -> None:
     assert prepare(situation(jobs=[job("quotes-p1")]), preparing()).wake == YOUNG_LOOK_SECONDS
-    pending = job("quotes-p1", pod(phase="Pending"))
-    assert prepare(situation(jobs=[pending]), preparing()).wake == PENDING_LOOK_SECONDS
+    old = job("quotes-p1", pod(phase="Pending"), created=NOW - timedelta(seconds=YOUNG_SECONDS))
+    assert prepare(situation(jobs=[old]), preparing()).wake == PENDING_LOOK_SECONDS
     record = JobRecord(number=2, job="quotes-p2", generation=1)
     ending = job("quotes-p1", pod(deleted=NOW), deleting=True)
     assert prepare(situation(jobs=[ending]), preparing(record)).wake == 61

@@ -195,7 +195,7 @@ def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobV
     if current.number > 1:
         message = f"Attempt {current.number} waits for its node."
         decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.PROVISIONING, message)
-    return decision.waking(look_seconds(job)).settle()
+    return decision.waking(look_seconds(situation, job)).settle()
 
 
 def _nodes(job: JobView) -> str:

@@ -19,9 +19,12 @@ from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, st
 from gemmatune_operator.views import JobView
 
 RETRIES = 3
-PENDING_LOOK_SECONDS = 15.0
-"""Between two looks at Jobs and pods that do not run: their Events wake nobody."""
-YOUNG_LOOK_SECONDS = 2.0
+PENDING_LOOK_SECONDS = 300.0
+"""Between two looks at Jobs and pods that do not run. Their changes, and the Events that tell what no status does, wake
+the operator; a look is for the ordinary Events, such as that a node is being made."""
+YOUNG_LOOK_SECONDS = 30.0
+YOUNG_SECONDS = 120.0
+"""How long a Job is looked at more often: in these minutes the autoscaler says what it does."""
 REFUSED_SECONDS = 10.0
 """Until a Job that could not be created is tried again."""
 _MAY_CHANGE = frozenset({"suspend", "limits", "ttlAfterFinished"})
@@ -125,7 +128,7 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
     if late.cause is not None:
         return fail(situation, decision, late.cause.reason, late.cause.message, late.cause.remedy)
     why = diagnose.waiting(job)
-    decision = decision.waking(look_seconds(job))
+    decision = decision.waking(look_seconds(situation, job))
     stays = why.ordinary and has(decision.status.conditions, ConditionType.PREPARED, "False", Reason.PREPARING)
     if stays or (job.pods and all(pod.phase != "Pending" for pod in job.pods)):
         return decision.settle()  # an ordinary start, or an end that its Job does not know yet, changes nothing
@@ -133,9 +136,10 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
     return decision.condition(situation, ConditionType.PREPARED, False, reason, why.message, why.remedy).settle()
 
 
-def look_seconds(job: JobView) -> float:
+def look_seconds(situation: Situation, job: JobView) -> float:
     """Seconds between two looks at a Job whose pods do not run."""
-    return PENDING_LOOK_SECONDS if job.pods else YOUNG_LOOK_SECONDS
+    age = (situation.now - job.created).total_seconds() if job.created is not None else 0.0
+    return YOUNG_LOOK_SECONDS if age < YOUNG_SECONDS else PENDING_LOOK_SECONDS
 
 
 def _ended(situation: Situation, decision: Decision, record: JobRecord, job: JobView, ending: Cause) -> Decision:
