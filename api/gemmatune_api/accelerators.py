@@ -86,7 +86,9 @@ class TpuType:
     """Nominal memory of one chip in GB."""
     dimensions: Literal[2, 3]
     topologies: tuple[str, ...]
-    """All topologies in two dimensions; in three the smallest, which grow to any AxBxC of multiples of 4."""
+    """All topologies in two dimensions; in three the smallest, which grow to AxBxC of multiples of 4, A <= B <= C."""
+    most_chips: int
+    """Chips of the largest slice."""
     machines: tuple[Machine, ...]
 
     @property
@@ -98,8 +100,14 @@ class TpuType:
         """Whether GKE has slices of this topology."""
         if topology in self.topologies:
             return True
-        sides = topology_sides(topology)
-        return self.dimensions == 3 and len(sides) == 3 and all(side % 4 == 0 and side for side in sides)
+        try:
+            sides = topology_sides(topology)
+        except ValueError:
+            return False
+        if topology != "x".join(map(str, sides)):
+            return False  # 04x4x4: no node's label says so
+        grown = self.dimensions == 3 and len(sides) == 3 and all(side % 4 == 0 for side in sides)
+        return grown and list(sides) == sorted(sides) and math.prod(sides) <= self.most_chips
 
     def chips_per_node(self, topology: str) -> tuple[int, ...]:
         """Chips per node that are possible for a topology, the single host first; empty: not a topology of this type.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gemmatune_api import accelerators, checks_data, checks_pod
+from gemmatune_api import checks_accelerator, checks_data, checks_pod
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import TRAINING, backend_of, optimizer_of
-from gemmatune_api.errors import Problem, shown
+from gemmatune_api.errors import Problem, either, shown
 from gemmatune_api.spec import FineTuneSpec
 
 Rule = Callable[[FineTuneSpec], Iterator[Problem]]
@@ -94,60 +94,8 @@ def backend(spec: FineTuneSpec) -> Iterator[Problem]:
 
 
 def accelerator(spec: FineTuneSpec) -> Iterator[Problem]:
-    """Exactly one accelerator, of a type, count and topology that exist."""
+    """Exactly one accelerator."""
     yield from exclusive(spec.accelerator, "spec.accelerator", "gpu", "tpu", "cpu", needed=True)
-    if spec.accelerator.gpu is not None:
-        yield from _gpu(spec.accelerator.gpu.type, spec.accelerator.gpu.count)
-    if spec.accelerator.tpu is not None:
-        tpu = spec.accelerator.tpu
-        yield from _tpu(tpu.type, tpu.topology, tpu.chips_per_node)
-
-
-def _gpu(label: str, count: int | None) -> Iterator[Problem]:
-    path = "spec.accelerator.gpu"
-    if accelerators.gpu(label) is None:
-        near = [name for name in accelerators.near(label) if accelerators.gpu(name)]
-        choices = near or [item.type for item in accelerators.gpus()]
-        yield Problem(f"{path}.type", "is no GPU type of GKE", f"Use {_either(choices)}.", shown(label))
-    elif count is not None and count not in accelerators.possible_counts(label):
-        counts = [str(number) for number in accelerators.possible_counts(label)]
-        yield Problem(
-            f"{path}.count", f"no machine has that many {label}", f"Use {_either(counts)} per node.", shown(count)
-        )
-
-
-def _tpu(label: str, topology: str, chips_per_node: int | None) -> Iterator[Problem]:
-    path, found = "spec.accelerator.tpu", accelerators.tpu(label)
-    if found is None:
-        near = [name for name in accelerators.near(label) if accelerators.tpu(name)]
-        choices = near or [item.type for item in accelerators.tpus()]
-        yield Problem(f"{path}.type", "is no TPU type of GKE", f"Use {_either(choices)}.", shown(label))
-        return
-    if not found.allows(topology):
-        more = " (or three multiples of 4)" if found.dimensions == 3 else ""
-        yield Problem(
-            f"{path}.topology",
-            f"{label} has no slices of this topology",
-            f"Use {_either(found.topologies)}{more}.",
-            shown(topology),
-        )
-        return
-    possible = [str(number) for number in found.chips_per_node(topology)]
-    if chips_per_node is None and len(possible) > 1:
-        yield Problem(
-            f"{path}.chipsPerNode", f"{topology} of {label} comes in several shapes", f"Set it to {_either(possible)}."
-        )
-    elif chips_per_node is not None and str(chips_per_node) not in possible:
-        yield Problem(
-            f"{path}.chipsPerNode",
-            f"{topology} of {label} has no such machines",
-            f"Use {_either(possible)}.",
-            shown(chips_per_node),
-        )
-
-
-def _either(choices: list[str] | tuple[str, ...]) -> str:
-    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def training(spec: FineTuneSpec) -> Iterator[Problem]:
@@ -163,7 +111,7 @@ def training(spec: FineTuneSpec) -> Iterator[Problem]:
         yield Problem(
             "spec.training.microBatchSize",
             f"must divide globalBatchSize {rows}",
-            f"Use {_either([*divisors[:3], *divisors[3:][-3:]])}.",
+            f"Use {either([*divisors[:3], *divisors[3:][-3:]])}.",
             shown(micro),
         )
     warmup = training.warmup_steps
@@ -279,8 +227,13 @@ RULES: tuple[Rule, ...] = (
     checks_data.samples,
     checks_data.size,
     accelerator,
+    checks_accelerator.gpu,
+    checks_accelerator.tpu,
+    checks_accelerator.mesh,
+    checks_accelerator.batch,
     provisioning,
     checks_pod.labels,
+    checks_pod.selectors,
     checks_pod.tolerations,
     checks_pod.resources,
     checks_pod.environment,

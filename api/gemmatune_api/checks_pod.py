@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
-from gemmatune_api import quantity
+from gemmatune_api import gke, quantity
 from gemmatune_api.errors import Problem, shown
 from gemmatune_api.names import GROUP, LABEL_MANAGED_BY
 from gemmatune_api.placement import EnvVar, PodSpec
@@ -14,7 +14,7 @@ from gemmatune_api.spec import FineTuneSpec
 
 RESERVED_ENV = ("GEMMATUNE_", "KUBERNETES_SERVICE_")
 """Beginnings of variables that the operator or the kubelet sets."""
-DEVICES = ("nvidia.com/gpu", "google.com/tpu")
+DEVICES = (gke.GPU, gke.TPU)
 """Resources that follow from spec.accelerator."""
 _ANNOTATION_BYTES = 256 * 1024
 
@@ -66,6 +66,14 @@ def labels(spec: FineTuneSpec) -> Iterator[Problem]:
 
 def _is_ours(key: str) -> bool:
     return key.rpartition("/")[0] == GROUP or key == LABEL_MANAGED_BY
+
+
+def selectors(spec: FineTuneSpec) -> Iterator[Problem]:
+    """Node labels that follow from other fields are left to them: two places could contradict each other."""
+    for key, value in (_pod(spec).node_selector or {}).items():
+        if key in gke.FOLLOWS:
+            path, field = f'spec.pod.nodeSelector["{key}"]', gke.FOLLOWS[key]
+            yield Problem(path, f"follows from {field}", f"Remove it, and set {field}.", shown(value))
 
 
 def tolerations(spec: FineTuneSpec) -> Iterator[Problem]:

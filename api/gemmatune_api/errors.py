@@ -171,3 +171,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") 
                 message, remedy = joined, "Write one of these."
             found.setdefault(path, Problem(path, message, remedy, given))
     return list(found.values())
+
+
+def either(choices: Sequence[object]) -> str:
+    """Choices in words: `1, 2 or 4`."""
+    words = [str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from gemmatune_api import accelerators, memory
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import total_steps
+from gemmatune_api.layout import Layout, layout
 from gemmatune_api.memory import GIB, Setting
 from gemmatune_api.spec import FineTuneSpec, QloraSpec
 from gemmatune_api.status import Plan, PlanMemory
@@ -44,8 +45,7 @@ class _Place:
     device: memory.Device
     type: str
     capacity: int
-    hosts: int = 1
-    chips: int = 1
+    laid: Layout
     bf16: bool = True
     sharded: bool = False
     notes: tuple[str, ...] = ()
@@ -84,8 +84,9 @@ def plan(
         backend=_set(spec.backend),
         method=spec.method,
         trainable_parameters=trained,
-        hosts=place.hosts,
-        chips=place.chips,
+        hosts=place.laid.hosts,
+        chips=place.laid.chips,
+        mesh=dict(zip(("data", "model"), place.laid.mesh, strict=True)) if place.laid.mesh else None,
         micro_batch_size=choice.setting.rows,
         accumulation=choice.accumulation,
         gradient_checkpointing=choice.setting.checkpointing,
@@ -97,7 +98,7 @@ def plan(
         verdict=choice.verdict,
         remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
         notes=_notes(spec, model, place, longest),
-        cost_per_hour=None if price is None else round(price * place.chips, 4),
+        cost_per_hour=None if price is None else round(price * place.laid.chips, 4),
     )
 
 
@@ -127,25 +128,21 @@ def _set(value: Value | None) -> Value:
 
 
 def _place(spec: FineTuneSpec, host_memory: int) -> _Place:
-    accelerator = spec.accelerator
+    accelerator, laid = spec.accelerator, layout(spec)
     if accelerator.gpu is not None:
-        label, nodes = accelerator.gpu.type, accelerator.gpu.nodes or 1
-        chips = nodes * (accelerator.gpu.count or 1)
+        label = accelerator.gpu.type
         found = accelerators.gpu(label)
         if found is None:
             meant = " or ".join(accelerators.near(label))
             question = f" Did you mean {meant}?" if meant else ""
-            return _Place("cuda", label, 0, nodes, chips, notes=(f"The memory of {label} is not known.{question}",))
+            return _Place("cuda", label, 0, laid, notes=(f"The memory of {label} is not known.{question}",))
         notes = () if found.bf16 else (f"{found.title} GPUs have no bf16: activations are fp32.",)
-        return _Place("cuda", label, found.capacity, nodes, chips, found.bf16, notes=notes)
+        return _Place("cuda", label, found.capacity, laid, found.bf16, notes=notes)
     if accelerator.tpu is not None:
-        chips = accelerators.topology_chips(accelerator.tpu.topology)
         tpu = accelerators.tpu(accelerator.tpu.type)
-        per_node = accelerator.tpu.chips_per_node or min(chips, 4)
-        capacity = tpu.capacity if tpu else 0
-        return _Place("tpu", accelerator.tpu.type, capacity, max(1, chips // per_node), chips, sharded=True)
+        return _Place("tpu", accelerator.tpu.type, tpu.capacity if tpu else 0, laid, sharded=True)
     unknown = () if host_memory else ("The node's memory is not known: whether it fits was not checked.",)
-    return _Place("cpu", "cpu", host_memory, notes=unknown)
+    return _Place("cpu", "cpu", host_memory, laid, notes=unknown)
 
 
 def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
@@ -163,7 +160,7 @@ def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int |
 def _settings(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> Iterator[Setting]:
     """Every micro-batch that divides a device's rows of a step, with and without checkpointing, or what is written."""
     training, length = _set(spec.training), row_length(spec, model, longest)
-    share = max(1, _set(training.global_batch_size) // place.chips)
+    share = max(1, _set(training.global_batch_size) // place.laid.replicas)
     fixed_rows, fixed_checkpointing = training.micro_batch_size, training.gradient_checkpointing
     sizes = [fixed_rows] if fixed_rows else [size for size in range(1, share + 1) if share % size == 0]
     for rows in sizes:
@@ -185,7 +182,7 @@ def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpoi
         precision=_set(training.precision),
         device=place.device,
         bf16=place.bf16,
-        shards=place.chips if place.sharded else 1,
+        shards=place.laid.chips if place.sharded else 1,
     )
     if spec.method == "full":
         return common
@@ -200,7 +197,7 @@ def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpoi
 
 def _judged(spec: FineTuneSpec, model: GemmaModel, place: _Place, setting: Setting) -> _Choice:
     estimate = memory.estimate(model, setting, place.capacity)
-    share = max(1, _set(_set(spec.training).global_batch_size) // place.chips)
+    share = max(1, _set(_set(spec.training).global_batch_size) // place.laid.replicas)
     verdict: Verdict = "fits"
     if place.capacity and estimate.total > FITS_SHARE * place.capacity:
         verdict = "tight" if estimate.total <= place.capacity else "does not fit"
@@ -214,12 +211,16 @@ def _speed(setting: Setting) -> float:
 
 
 def _host_memory(model: GemmaModel, choice: _Choice, place: _Place) -> int:
-    """Host memory of one process: all of it on a CPU; else the runtime, a shard in flight and the state to save."""
+    """Host memory of a pod: all of it on a CPU; else the runtime, a shard in flight and the state to save.
+
+    Each GPU has a process of its own, all chips of a TPU host share one.
+    """
     if place.device == "cpu":
         return choice.memory.total
     state = memory.adapter_weights(model, choice.setting) + memory.optimizer_state(model, choice.setting)
     shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
-    return memory.GPU_HOST_RUNTIME + shard + 2 * state
+    processes = place.laid.per_host if place.device == "cuda" else 1
+    return processes * (memory.GPU_HOST_RUNTIME + shard + 2 * state)
 
 
 def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:

@@ -32,6 +32,7 @@ FIELD_MANAGER_OPERATOR = "gemmatune-operator"
 FIELD_MANAGER_TRAINER = "gemmatune-trainer"
 TRAINER_SERVICE_ACCOUNT = "gemmatune-trainer"
 CONTAINER = "trainer"
+TRAINER_MODULE = "gemmatune_trainer"
 
 ENV_RUN = "GEMMATUNE_RUN"
 """RunConfig as JSON: all that a trainer is told."""

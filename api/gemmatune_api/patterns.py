@@ -13,6 +13,7 @@ MODEL_URI_PATTERN = r"^(hf|kaggle|ms|gs|pvc|file)://.+"
 DATASET_URI_PATTERN = r"^(hf|ms|gs|pvc|file)://.+"
 OUTPUT_URI_PATTERN = r"^(gs://[^/]+(/.*)?|file:///.+)"
 TOPOLOGY_PATTERN = r"^[0-9]+x[0-9]+(x[0-9]+)?$"
+RESERVATION_PATTERN = r"^([a-z][-a-z0-9]{4,28}[a-z0-9]/)?[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -53,6 +54,10 @@ PATTERNS: Mapping[str, PatternText] = MappingProxyType(
             "must be a gs:// or file:/// URI", "Write a URI such as gs://my-bucket/quotes."
         ),
         TOPOLOGY_PATTERN: PatternText("must be two or three numbers with x between them", "Write text such as 2x4."),
+        RESERVATION_PATTERN: PatternText(
+            "must be the name of a reservation, or PROJECT/NAME: small letters, digits and -, beginning with a letter",
+            "Write a name such as gpus-2026, or my-project/gpus-2026.",
+        ),
         ENV_NAME_PATTERN: PatternText(
             "must be letters, digits and _, not beginning with a digit", "Write a name such as HF_HOME."
         ),

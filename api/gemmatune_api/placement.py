@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gemmatune_api.base import ApiModel, Duration, ObjectKey, ObjectName, without_nulls
-from gemmatune_api.patterns import ENV_NAME_PATTERN, TOPOLOGY_PATTERN
+from gemmatune_api.base import OBJECT_NAME_PATTERN, ApiModel, Duration, ObjectKey, ObjectName, without_nulls
+from gemmatune_api.patterns import ENV_NAME_PATTERN, RESERVATION_PATTERN, TOPOLOGY_PATTERN
 
 Quantity = Annotated[
     str | int, Field(json_schema_extra={"x-kubernetes-int-or-string": True}, union_mode="left_to_right")
@@ -105,8 +105,8 @@ class ProvisioningSpec(ApiModel):
 
     mode: Literal["onDemand", "spot", "flexStart", "reservation"] | None = None
     """Provisioning mode. Default onDemand."""
-    reservation: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Name of the reservation, with mode reservation."""
+    reservation: Annotated[str, Field(pattern=RESERVATION_PATTERN, max_length=94)] | None = None
+    """Name of the reservation, with mode reservation; PROJECT/NAME for one that another project shares."""
     fallback: FallbackSpec | None = None
     """What follows when spot capacity keeps failing."""
 
@@ -114,10 +114,10 @@ class ProvisioningSpec(ApiModel):
 class SchedulingSpec(ApiModel):
     """Who admits the run."""
 
-    queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    """Kueue LocalQueue of the namespace."""
-    compute_class: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    """GKE ComputeClass of the nodes."""
+    queue_name: Annotated[str, Field(min_length=1, max_length=63, pattern=OBJECT_NAME_PATTERN)] | None = None
+    """Kueue LocalQueue of the namespace. It admits attempts; the preparation, on a CPU node, does not wait for it."""
+    compute_class: Annotated[str, Field(min_length=1, max_length=63, pattern=OBJECT_NAME_PATTERN)] | None = None
+    """GKE ComputeClass of the attempts' nodes."""
 
 
 class Toleration(ApiModel):

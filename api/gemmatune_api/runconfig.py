@@ -17,6 +17,8 @@ Value = TypeVar("Value")
 
 RUN_CONFIG_VERSION = 1
 RUN_CONFIG_BYTES = 64 * 1024
+DEVICES: dict[Literal["gpu", "tpu", "cpu"], Literal["cuda", "tpu", "cpu"]] = {"gpu": "cuda", "tpu": "tpu", "cpu": "cpu"}
+"""Where tensors live, by accelerator."""
 
 
 class RunConfigError(ValueError):
@@ -173,9 +175,9 @@ class RunConfig(ApiModel):
     """Whose run it is."""
     attempt: int
     """Number of the attempt, from 1; of the preparation for a prepare Job."""
-    backend: Literal["torch"]
-    """Training framework."""
-    device: Literal["cuda", "cpu"]
+    backend: Literal["torch", "xla", "keras"]
+    """Training framework; a trainer image has one of them and refuses the others."""
+    device: Literal["cuda", "tpu", "cpu"]
     """Where tensors live."""
     model: RunModel
     """The model to load."""
@@ -243,8 +245,8 @@ def build(
     return RunConfig(
         run=identity,
         attempt=attempt,
-        backend="torch",
-        device="cuda" if spec.accelerator.gpu else "cpu",
+        backend=_require(spec.backend),
+        device=DEVICES[spec.accelerator.kind],
         model=RunModel(uri=spec.model.uri, revision=spec.model.revision),
         dataset=_dataset(spec),
         method=_method(spec),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic.alias_generators import to_camel
@@ -68,15 +69,6 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
     Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
-    Refusal(
-        "provisioning.mode",
-        "this provisioning mode is not built yet",
-        "Use onDemand or spot.",
-        values=("flexStart", "reservation"),
-    ),
-    Refusal("provisioning.reservation", "reservations are not built yet"),
-    Refusal("scheduling.queue_name", "queueing by Kueue is not built yet"),
-    Refusal("scheduling.compute_class", "compute classes are not built yet"),
     Refusal("limits.max_cost", "cost limits are not built yet"),
     Refusal("tracking.tensorboard", "experiment trackers are not built yet", values=(True,)),
     Refusal("tracking.wandb", "experiment trackers are not built yet"),
@@ -95,10 +87,10 @@ def value_at(spec: ApiModel, path: str) -> object | None:
     return value
 
 
-def unsupported(spec: FineTuneSpec) -> list[Problem]:
-    """The set fields of a spec whose behaviour does not exist yet."""
+def unsupported(spec: FineTuneSpec, refused: Iterable[Refusal] = REFUSED) -> list[Problem]:
+    """The set fields of a spec whose behaviour does not exist yet, by the table `refused`."""
     problems = []
-    for refusal in REFUSED:
+    for refusal in refused:
         value = value_at(spec, refusal.path)
         if value is not None and refusal.refuses(value):
             path = ".".join(to_camel(part) for part in refusal.path.split("."))

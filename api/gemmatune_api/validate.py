@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from gemmatune_api import checks, names, supported
 from gemmatune_api.base import ApiModel
 from gemmatune_api.errors import InvalidResourceError, Problem, problems_of, shown
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
+from gemmatune_api.supported import REFUSED, Refusal
 
 Model = TypeVar("Model", bound=ApiModel)
 
@@ -22,10 +23,11 @@ _DEPTH = 64
 _STAND_INS = {"model": "hf://a/b", "dataset": "hf://a/b", "output": "gs://a/b"}
 
 
-def parse(document: object) -> GemmaFineTune:
+def parse(document: object, refused: Iterable[Refusal] = REFUSED) -> GemmaFineTune:
     """The resource in a JSON document.
 
     Types are the API server's: "8" is no number, true is not 1, 2.0 is a whole number, null is an absent field.
+    `refused` is what counts as not built yet; a shorter table shows what lies below that check.
 
     Raises:
         InvalidResourceError: carries every problem that pydantic, the cross-field rules and the table of what is not
@@ -34,7 +36,7 @@ def parse(document: object) -> GemmaFineTune:
     resource, wrong, rest = _model(GemmaFineTune, document, "")
     problems = [*_unnamed(document), *wrong]
     spec = resource.spec if resource else _sound_part(rest.get("spec"))
-    found = [*problems, *_further(spec, problems)]
+    found = [*problems, *_further(spec, problems, refused)]
     if found or resource is None:
         raise InvalidResourceError(found)
     return resource
@@ -59,17 +61,17 @@ def parse_spec(document: object) -> FineTuneSpec:
         InvalidResourceError: as `parse`.
     """
     spec, problems, rest = _model(FineTuneSpec, document, "spec")
-    found = [*problems, *_further(spec or _sound_part(rest), problems)]
+    found = [*problems, *_further(spec or _sound_part(rest), problems, REFUSED)]
     if found or spec is None:
         raise InvalidResourceError(found)
     return spec
 
 
-def _further(spec: FineTuneSpec | None, known: Sequence[Problem]) -> list[Problem]:
+def _further(spec: FineTuneSpec | None, known: Sequence[Problem], refused: Iterable[Refusal]) -> list[Problem]:
     """What the cross-field rules and the table of refusals add, without repeating what is said of the same place."""
     if spec is None:
         return []
-    found = [*checks.problems(spec), *supported.unsupported(spec)]
+    found = [*checks.problems(spec), *supported.unsupported(spec, refused)]
     return [problem for problem in found if not any(_same_place(problem.path, other.path) for other in known)]
 
 

@@ -48,7 +48,7 @@ def text(rendered: Object) -> str:
 
 
 def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]:
-    """Access objects, the preparation's Job and the Job of attempt `number`, in the order of their creation."""
+    """Access objects, the preparation's Job and the objects of attempt `number`, in the order of their creation."""
     from gemmatune_api import runconfig
     from gemmatune_operator.manifests import access, attempt, prepare
     from gemmatune_operator.observe import status_of
@@ -66,7 +66,7 @@ def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]
     yield prepare.job(resource, runconfig.build(spec, identity, preparation, plan), preparation, settings)
     record = _record(found, status.attempts, number)
     config = runconfig.build(spec, identity, number, plan, record.overrides)
-    yield attempt.job(resource, config, plan, record, settings)
+    yield from attempt.objects(resource, config, plan, record, settings)
 
 
 def _record(found: Planned, recorded: list[Attempt], number: int) -> Attempt:

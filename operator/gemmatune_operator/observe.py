@@ -31,7 +31,7 @@ from gemmatune_operator.views import (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A Job that the API server did not let us create, or whose name is taken."""
+    """A Job or Service that the API server did not let us create, or whose name is taken."""
 
     job: str
     reason: Reason

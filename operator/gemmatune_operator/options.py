@@ -44,6 +44,7 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             trainer_env=_pairs(found.trainer_env),
             prices=_prices(found.prices),
             host_memory=_bytes(found.host_memory),
+            tpu_webhook=found.tpu_webhook,
         )
         election = _election(found)
     except ValueError as error:
@@ -88,6 +89,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("trainer-env", "", "environment of every trainer: NAME=VALUE, separated by commas")
     add("prices", "", "YAML file of prices per hour by accelerator type")
     add("host-memory", "0", "memory of the CPU nodes, such as 16Gi; 0 where unknown")
+    add("tpu-webhook", "true", "whether the cluster tells TPU hosts who they are, as GKE does", _truth)
     add("namespaces", "", "namespaces to watch, separated by commas; all where empty")
     add("workers", 16, "runs looked at at the same time", _workers)
     add("resync", 300.0, "seconds between two looks at every resource", _seconds)

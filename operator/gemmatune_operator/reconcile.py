@@ -20,6 +20,8 @@ from gemmatune_operator.views import owner_uid
 
 LOOKS = 5
 """Looks in one call: a conflict, or a Job that cannot be created, is planned for again."""
+OWNED = frozenset({"Job", "Service"})
+"""Kinds of objects that belong to one run; the others are shared."""
 AFTER_CONFLICTS = 1.0
 """Seconds until the next call when every look met a conflict."""
 
@@ -107,21 +109,21 @@ async def create(cluster: Cluster, observed: Observed, obj: Object) -> Refusal |
     except RefusedError as error:
         return Refusal(name, Reason.POLICY_DENIED, f"The API server refused the {kind} {name}: {error}")
     except AlreadyExistsError:
-        return await taken(cluster, observed, name) if kind == "Job" else None
+        return await taken(cluster, observed, kind, name) if kind in OWNED else None
     return None
 
 
-async def taken(cluster: Cluster, observed: Observed, name: str) -> Refusal | None:
-    """Why a Job's name is taken; None where it is this run's own."""
-    found = await cluster.get("Job", observed.namespace, name)
+async def taken(cluster: Cluster, observed: Observed, kind: str, name: str) -> Refusal | None:
+    """Why the name of a Job or Service is taken; None where it is this run's own."""
+    found = await cluster.get(kind, observed.namespace, name)
     if found is None:
-        message = f"The Job {name} was being deleted when it was to be created."
+        message = f"The {kind} {name} was being deleted when it was to be created."
         return Refusal(name, Reason.WAITING_FOR_CLEANUP, message)
     meta = found["metadata"]
     if meta.get("deletionTimestamp"):
-        return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The Job {name} of an earlier run is still being deleted.")
+        return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The {kind} {name} of an earlier run is still being deleted.")
     if owner_uid(found) == observed.uid:
         return None
     if meta.get("labels", {}).get(names.LABEL_RUN_UID):
-        return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The Job {name} belongs to an earlier run of this name.")
-    return Refusal(name, Reason.NAME_CONFLICT, f"A Job {name} exists that this run does not own.")
+        return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The {kind} {name} belongs to an earlier run of this name.")
+    return Refusal(name, Reason.NAME_CONFLICT, f"A {kind} {name} exists that this run does not own.")

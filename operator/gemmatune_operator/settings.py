@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gemmatune_api import supported
+from gemmatune_api.supported import Refusal
 
 DEFAULT_IMAGE = "gemmatune-trainer-torch:latest"
+DEFAULT_TPU_IMAGES = MappingProxyType(
+    {"xla": "gemmatune-trainer-xla:latest", "keras": "gemmatune-trainer-keras:latest"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +20,9 @@ class Settings:
     """The installation, as data."""
 
     image: str = DEFAULT_IMAGE
-    """Trainer image where the resource names none."""
+    """Trainer image of backend torch where the resource names none."""
+    tpu_images: Mapping[str, str] = field(default_factory=lambda: DEFAULT_TPU_IMAGES)
+    """Trainer images of the backends xla and keras."""
     image_pull_policy: str = "IfNotPresent"
     """Pull policy of the trainer's container."""
     trainer_env: dict[str, str] = field(default_factory=dict)
@@ -21,3 +31,11 @@ class Settings:
     """Price per hour by accelerator type (one GPU or chip), in one currency; empty: no costs are shown."""
     host_memory: int = 0
     """Bytes of memory of the CPU nodes (or of the laptop); 0 where unknown."""
+    tpu_webhook: bool = True
+    """Whether the cluster tells the pods of a TPU slice who they are, as GKE's webhook does; else the manifest does."""
+    refused: tuple[Refusal, ...] = supported.REFUSED
+    """What is refused as not built yet. No option sets it: tests give less to see what lies below that check."""
+
+    def image_of(self, backend: str) -> str:
+        """Trainer image of a backend."""
+        return self.tpu_images.get(backend, self.image)

@@ -10,14 +10,6 @@ TPU = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4", "chipsPerNode"
 CPU: Changes = {"spec.accelerator": {"cpu": {}}}
 
 
-def gpu(**fields: Any) -> Changes:
-    return {"spec.accelerator": {"gpu": fields}}
-
-
-def tpu(**fields: Any) -> Changes:
-    return {"spec.accelerator": {"tpu": fields}}
-
-
 def training(**fields: Any) -> Changes:
     return {"spec.training": fields}
 
@@ -47,7 +39,6 @@ GOOD: dict[str, Changes] = {
     "adafactor on tpu": {"spec.accelerator": TPU, **training(optimizer="adafactor")},
     "spot with fallback": provisioning(mode="spot", fallback={"afterPending": "1h"}),
     "reservation": provisioning(mode="reservation", reservation="r"),
-    "GPUs that a machine has": gpu(type="nvidia-l4", count=8),
     "ttl of nothing": {"spec.ttlAfterFinished": "0s"},
     "ten years": {"spec.limits": {"deadline": "3650d"}},
 }
@@ -184,39 +175,6 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
     ),
     "accelerator: none": ({"spec.accelerator": {}}, "spec.accelerator", "exactly one of gpu, tpu and cpu", "Add one"),
     "accelerator: two": ({"spec.accelerator.cpu": {}}, "spec.accelerator", "exactly one of gpu, tpu", "gpu and cpu"),
-    "accelerator: short GPU name": (gpu(type="l4"), "spec.accelerator.gpu.type", "is no GPU type", "Use nvidia-l4."),
-    "accelerator: unheard GPU": (gpu(type="zzzz"), "spec.accelerator.gpu.type", "is no GPU type", "nvidia-tesla-t4"),
-    "accelerator: TPU as GPU": (gpu(type="v5e"), "spec.accelerator.gpu.type", "is no GPU type", "nvidia-l4"),
-    "accelerator: three GPUs": (
-        gpu(type="nvidia-l4", count=3),
-        "spec.accelerator.gpu.count",
-        "no machine has that many nvidia-l4",
-        "Use 1, 2, 4 or 8 per node",
-    ),
-    "accelerator: short TPU name": (
-        tpu(type="v5e", topology="2x4"),
-        "spec.accelerator.tpu.type",
-        "is no TPU type",
-        "Use tpu-v5-lite-podslice.",
-    ),
-    "accelerator: topology": (
-        tpu(type="tpu-v5-lite-podslice", topology="3x5"),
-        "spec.accelerator.tpu.topology",
-        "has no slices of this topology",
-        "Use 1x1, 2x2",
-    ),
-    "accelerator: shape left open": (
-        tpu(type="tpu-v5-lite-podslice", topology="2x4"),
-        "spec.accelerator.tpu.chipsPerNode",
-        "comes in several shapes",
-        "Set it to 8 or 4",
-    ),
-    "accelerator: impossible shape": (
-        tpu(type="tpu-v5-lite-podslice", topology="2x4", chipsPerNode=3),
-        "spec.accelerator.tpu.chipsPerNode",
-        "has no such machines",
-        "Use 8 or 4",
-    ),
     "provisioning: reservation without name": (
         provisioning(mode="reservation"),
         "spec.provisioning.reservation",

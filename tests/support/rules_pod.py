@@ -49,6 +49,18 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "of your own",
     ),
     "labels: key": (pod(labels={"a b": "c"}), 'spec.pod.labels["a b"]', "a key has 1 to 63 letters", "Correct it"),
+    "selectors: of the accelerator": (
+        pod(nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-tesla-t4"}),
+        'spec.pod.nodeSelector["cloud.google.com/gke-accelerator"]',
+        "follows from spec.accelerator",
+        "Remove it, and set spec.accelerator",
+    ),
+    "selectors: spot beside another mode": (
+        pod(nodeSelector={"cloud.google.com/gke-spot": "true"}),
+        'spec.pod.nodeSelector["cloud.google.com/gke-spot"]',
+        "follows from spec.provisioning.mode",
+        "Remove it",
+    ),
     "labels: prefix": (pod(labels={"A_/b": "c"}), 'spec.pod.labels["A_/b"]', "a domain name", "Correct it"),
     "labels: value": (pod(labels={"a": "b c"}), 'spec.pod.labels["a"]', "a label value has at most 63", "Correct it"),
     "labels: node selector": (

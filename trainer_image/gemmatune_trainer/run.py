@@ -20,7 +20,7 @@ from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
-from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain
+from gemmatune_trainer.errors import DataInvalid, Interrupted, InvalidConfig, LossDiverged, TrainerError, explain
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
@@ -31,6 +31,8 @@ from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 from gemmatune_trainer.versions import versions
 
+BACKEND = "torch"
+"""What this image trains with."""
 STACKS_SECONDS = 600
 """A forward pass that takes longer leaves all stacks in the log: what a stalled run was doing."""
 VERIFIED_TOKENS = 64
@@ -141,6 +143,11 @@ def _total_steps(config: RunConfig, rows: int) -> int:
 
 def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
     """The backend of the run; its libraries are imported only here, after everything that can fail early."""
+    if config.backend != BACKEND:
+        raise InvalidConfig(
+            f"this image trains with {BACKEND}, the run asks for backend {config.backend}",
+            "Name the image of that backend in pod.image, or leave pod.image out.",
+        )
     started = time.monotonic()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses a process that sees several
     from gemmatune_trainer.backends.torch import TorchBackend

@@ -1,74 +1,98 @@
-"""The Job of one attempt: the trainer on the accelerator that the resource asks for."""
+"""What one attempt is made of: a Job that runs the trainer on the accelerator, and a Service for several pods."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from gemmatune_api import names
-from gemmatune_api.base import seconds
-from gemmatune_api.names import Role
+from gemmatune_api.defaults import backend_of
+from gemmatune_api.layout import Layout, layout
+from gemmatune_api.names import Role, job_name
 from gemmatune_api.placement import PodSpec
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_api.status import Attempt, Overrides, Plan
-from gemmatune_operator.manifests import cpu, credentials, gpu, pod
+from gemmatune_operator.manifests import backend, capacity, cpu, credentials, gpu, launch, pod, service, tpu
+from gemmatune_operator.manifests.capacity import Capacity
+from gemmatune_operator.manifests.job import indexed, labels
 from gemmatune_operator.manifests.job import job as whole_job
-from gemmatune_operator.manifests.job import labels
 from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
 
-SPOT = "spot"
-SPOT_LABEL = "cloud.google.com/gke-spot"
-BACKSTOP_SECONDS = 60
+
+def objects(
+    resource: GemmaFineTune, config: RunConfig, plan: Plan, attempt: Attempt, settings: Settings
+) -> list[Object]:
+    """The objects of an attempt in the order of their creation.
+
+    resource carries its resolved spec and the status in which the attempt is recorded. The same arguments give the
+    same objects: a recorded attempt whose Job is absent can be created again.
+    """
+    job_ = job(resource, config, plan, attempt, settings)
+    several = layout(resource.spec).hosts > 1
+    return [service.service(resource, attempt.number), job_] if several else [job_]
 
 
 def job(resource: GemmaFineTune, config: RunConfig, plan: Plan, attempt: Attempt, settings: Settings) -> Object:
-    """The Job of an attempt; resource carries its resolved spec and the status in which the attempt is recorded.
+    """The Job of an attempt; with several pods an Indexed one, whose first lost pod ends it."""
+    spec, laid = resource.spec, layout(resource.spec)
+    mode = attempt.provisioning or capacity.ON_DEMAND
+    obtained = capacity.capacity(resource, mode)
+    needs = _needs(resource, laid, plan, attempt, obtained, settings)
+    marked = labels(resource, Role.TRAIN, attempt.number)
+    template = pod.template(spec, Role.TRAIN, marked, config, needs, settings)
+    made = whole_job(
+        resource, Role.TRAIN, attempt.number, template, capacity.active_deadline(resource, mode), obtained.job_labels
+    )
+    if obtained.job_annotations:
+        made["metadata"]["annotations"] = obtained.job_annotations
+    return indexed(made, laid.hosts) if laid.hosts > 1 else made
 
-    The same arguments give the same Job: a recorded attempt whose Job is absent can be created again.
-    """
-    spec = resource.spec
-    wanted = spec.pod or PodSpec()
-    overrides = attempt.overrides or Overrides()
-    if spec.accelerator.gpu is not None:
-        placed = gpu.needs(spec, spec.accelerator.gpu, plan, overrides)
-    else:
-        placed = cpu.needs(spec, plan, overrides)
-    spot = attempt.provisioning == SPOT
-    needs = dataclasses.replace(
+
+def _needs(
+    resource: GemmaFineTune, laid: Layout, plan: Plan, attempt: Attempt, obtained: Capacity, settings: Settings
+) -> pod.Needs:
+    """What the pods need: of the accelerator's nodes, of the capacity's mode, and to find each other."""
+    spec, wanted = resource.spec, resource.spec.pod or PodSpec()
+    name = job_name(resource.metadata.name, Role.TRAIN, attempt.number)
+    placed = _placed(resource, laid, plan, attempt.overrides or Overrides())
+    environment = [*placed.environment, *backend.environment(spec, laid)]
+    affinity: Object = {}
+    if spec.accelerator.tpu is not None:
+        if not settings.tpu_webhook:
+            environment += tpu.workers(name, laid.hosts)
+        if laid.hosts > 1:
+            affinity = tpu.one_node_pool(labels(resource, Role.TRAIN, attempt.number))
+    return dataclasses.replace(
         placed,
-        node_selector={
-            **(wanted.node_selector or {}),
-            **placed.node_selector,
-            **({SPOT_LABEL: "true"} if spot else {}),
-        },
+        command=_command(resource, name, laid, attempt.provisioning or capacity.ON_DEMAND),
+        grace=obtained.grace,
+        subdomain=name if laid.hosts > 1 else "",
+        affinity=affinity,
+        node_selector={**(wanted.node_selector or {}), **placed.node_selector, **obtained.node_selector},
         tolerations=[
             *placed.tolerations,
-            *([_spot_toleration()] if spot else []),
+            *obtained.tolerations,
             *(toleration.model_dump(by_alias=True, exclude_none=True) for toleration in wanted.tolerations or []),
         ],
-        # The autoscaler may not move a trainer to another node; spot nodes go away whatever it says.
-        annotations={} if spot else {names.ANNOTATION_SAFE_TO_EVICT: "false"},
-        environment=[*placed.environment, *credentials.environment(spec, Role.TRAIN)],
+        annotations=obtained.annotations,
+        environment=[*environment, *credentials.environment(spec, Role.TRAIN)],
     )
-    template = pod.template(spec, Role.TRAIN, labels(resource, Role.TRAIN, attempt.number), config, needs, settings)
-    return whole_job(resource, Role.TRAIN, attempt.number, template, _active_deadline(resource))
 
 
-def _active_deadline(resource: GemmaFineTune) -> int | None:
-    """Seconds after which Kubernetes ends the Job, should the operator be away when limits.deadline expires.
-
-    The Job's clock runs while it waits for its node, which limits.deadline does not count: so the longest wait is
-    added. None where the run has no deadline.
-    """
-    limits = resource.spec.limits
-    if limits is None or limits.deadline is None:
-        return None
-    timers = (resource.status or {}).get("timers") or {}
-    rest = max(0, seconds(limits.deadline) - int(timers.get("activeSeconds", 0)))
-    wait = seconds(limits.pending_deadline) if limits.pending_deadline else 0
-    return rest + wait + BACKSTOP_SECONDS
+def _placed(resource: GemmaFineTune, laid: Layout, plan: Plan, overrides: Overrides) -> pod.Needs:
+    spec = resource.spec
+    if spec.accelerator.gpu is not None:
+        return gpu.needs(spec, spec.accelerator.gpu, laid, plan, overrides)
+    if spec.accelerator.tpu is not None:
+        return tpu.needs(spec, spec.accelerator.tpu, laid, plan, overrides)
+    return cpu.needs(spec, plan, overrides)
 
 
-def _spot_toleration() -> Object:
-    return {"key": SPOT_LABEL, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+def _command(resource: GemmaFineTune, job: str, laid: Layout, mode: str) -> list[str]:
+    """One process a pod, but with torch one a GPU."""
+    spec = resource.spec
+    if backend_of(spec) != "torch" or laid.chips == 1:
+        return launch.trainer(Role.TRAIN)
+    queued = spec.scheduling is not None and spec.scheduling.queue_name is not None
+    unbounded = mode in capacity.UNBOUNDED or queued
+    return launch.torchrun(job, laid, launch.longest_wait(spec.limits, unbounded=unbounded))

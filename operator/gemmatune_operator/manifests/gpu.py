@@ -1,10 +1,9 @@
-"""What an attempt on GPUs needs of its node: labels, taints, the machine's share and the driver's libraries."""
+"""What an attempt on GPUs needs of its nodes: labels, taints, the machine's share and the driver's libraries."""
 
 from __future__ import annotations
 
-import math
-
-from gemmatune_api import accelerators
+from gemmatune_api import accelerators, gke
+from gemmatune_api.layout import Layout
 from gemmatune_api.placement import GpuSpec
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
@@ -12,34 +11,35 @@ from gemmatune_operator.manifests import resources
 from gemmatune_operator.manifests.pod import Needs, value
 from gemmatune_operator.manifests.quantities import GI
 
-TYPE_LABEL = "cloud.google.com/gke-accelerator"
-RESOURCE = "nvidia.com/gpu"
 DRIVER_LIBRARIES = "/usr/local/nvidia/lib64"
 """Where GKE mounts the driver's libraries."""
 SHARED_MEMORY = GI
-USABLE = 0.85
-"""Share of what a node can give that is asked for: the system's own pods need the rest."""
+SHARED_MEMORY_EACH = 2 * GI
+"""Bytes of /dev/shm for each of several GPUs: without a direct link NCCL moves everything through it."""
 
 
-def needs(spec: FineTuneSpec, gpu: GpuSpec, plan: Plan, overrides: Overrides) -> Needs:
+def needs(spec: FineTuneSpec, gpu: GpuSpec, laid: Layout, plan: Plan, overrides: Overrides) -> Needs:
     """Nearly all of the smallest machine that has the GPUs and the host memory: nobody else can use its rest."""
-    count = gpu.count or 1
-    needed = plan.host_memory + SHARED_MEMORY
-    memory, cpu = resources.memory(needed), 1
-    machine = accelerators.machine_for(gpu.type, count, int(needed / USABLE))
-    if machine is not None:
-        memory = int(machine.allocatable_memory * USABLE) // GI * GI
-        cpu = math.floor(machine.allocatable_cpu * USABLE)
+    count = laid.per_host
+    shared = SHARED_MEMORY if count == 1 else count * SHARED_MEMORY_EACH
+    needed = plan.host_memory + shared
+    machine = accelerators.machine_for(gpu.type, count, int(needed / resources.USABLE))
     found = resources.combine(
-        resources.Resources.of(str(cpu), memory, resources.disk(plan.disk)),
+        resources.whole(machine, plan.disk)
+        if machine is not None
+        else resources.Resources.of("1", resources.memory(needed), resources.disk(plan.disk)),
         wanted=spec.pod.resources if spec.pod else None,
         raised={resources.MEMORY: overrides.memory, resources.DISK: overrides.ephemeral_storage},
-        devices={RESOURCE: count},
+        devices={gke.GPU: count},
     )
+    tolerations = [{"key": gke.GPU, "operator": "Exists"}]
+    known = accelerators.gpu(gpu.type)
+    if known is not None and known.cpu_arch == "arm64":
+        tolerations.append({"key": gke.ARCH, "operator": "Equal", "value": "arm64", "effect": "NoSchedule"})
     return Needs(
         resources=found,
-        shared_memory=SHARED_MEMORY,
-        node_selector={TYPE_LABEL: gpu.type},
-        tolerations=[{"key": RESOURCE, "operator": "Exists"}],
+        shared_memory=shared,
+        node_selector={gke.GPU_TYPE: gpu.type},
+        tolerations=tolerations,
         environment=[value("LD_LIBRARY_PATH", DRIVER_LIBRARIES)],
     )

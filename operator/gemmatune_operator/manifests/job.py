@@ -1,6 +1,8 @@
-"""What every Job shares: names, labels, owner, and that it makes exactly one pod and never a second."""
+"""What every Job shares: names, labels, owner, and that it makes each of its pods once and never a second time."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from gemmatune_api import names
 from gemmatune_api.names import ExitCode, Role
@@ -21,8 +23,18 @@ def labels(resource: GemmaFineTune, role: Role, number: int) -> dict[str, str]:
     }
 
 
-def job(resource: GemmaFineTune, role: Role, number: int, template: Object, seconds: int | None = None) -> Object:
-    """The Job of one attempt or preparation, around a pod template; `seconds` bounds its whole life."""
+def job(
+    resource: GemmaFineTune,
+    role: Role,
+    number: int,
+    template: Object,
+    seconds: int | None = None,
+    extra_labels: Mapping[str, str] | None = None,
+) -> Object:
+    """The Job of one attempt or preparation, around a pod template; `seconds` bounds its whole life.
+
+    It says nothing of `suspend`, which is Kueue's where there is a queue.
+    """
     spec: Object = {
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
@@ -37,14 +49,24 @@ def job(resource: GemmaFineTune, role: Role, number: int, template: Object, seco
         "metadata": {
             "name": names.job_name(resource.metadata.name, role, number),
             "namespace": resource.metadata.namespace,
-            "labels": labels(resource, role, number),
-            "ownerReferences": [_owner(resource)],
+            "labels": {**(extra_labels or {}), **labels(resource, role, number)},
+            "ownerReferences": [owner(resource)],
         },
         "spec": spec,
     }
 
 
-def _owner(resource: GemmaFineTune) -> Object:
+def indexed(job: Object, pods: int) -> Object:
+    """The same Job with several pods, each with an index and a host name of its own.
+
+    They end together: with backoffLimit 0 the first lost pod fails the Job, and no index gets a second pod.
+    """
+    together = {"completionMode": "Indexed", "completions": pods, "parallelism": pods}
+    return {**job, "spec": {**together, **job["spec"]}}
+
+
+def owner(resource: GemmaFineTune) -> Object:
+    """The reference by which an object goes with its resource."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

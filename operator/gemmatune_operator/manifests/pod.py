@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gemmatune_api import names
+from gemmatune_api.defaults import backend_of
 from gemmatune_api.names import Role
 from gemmatune_api.placement import EnvVar, PodSpec
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import FineTuneSpec
+from gemmatune_operator.manifests import launch
 from gemmatune_operator.manifests.quantities import parse, text
 from gemmatune_operator.manifests.resources import DISK, TMP_BYTES, Resources, cache_size
 from gemmatune_operator.ports import Object
@@ -44,6 +47,11 @@ class Needs:
     tolerations: Sequence[Object] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     environment: Sequence[Object] = ()
+    command: Sequence[str] = ()
+    """What runs; empty: the trainer's module with the role."""
+    subdomain: str = ""
+    """Service that gives the pods of one Job their names."""
+    affinity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def value(name: str, content: str) -> Object:
@@ -77,9 +85,13 @@ def template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": [*_away(), *needs.tolerations],
-        "containers": [_container(wanted, role, config, needs, settings)],
+        "containers": [_container(spec, role, config, needs, settings)],
         "volumes": _volumes(needs),
     }
+    if needs.subdomain:
+        pod["subdomain"] = needs.subdomain
+    if needs.affinity:
+        pod["affinity"] = dict(needs.affinity)
     if needs.node_selector:
         pod["nodeSelector"] = dict(needs.node_selector)
     if wanted.image_pull_secrets:
@@ -93,15 +105,16 @@ def template(
     return {"metadata": metadata, "spec": pod}
 
 
-def _container(wanted: PodSpec, role: Role, config: RunConfig, needs: Needs, settings: Settings) -> Object:
+def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, settings: Settings) -> Object:
+    wanted = spec.pod or PodSpec()
     own = [value(names.ENV_RUN, config.to_env()), *(value(*item) for item in ENVIRONMENT.items()), *needs.environment]
     installed = [value(*item) for item in settings.trainer_env.items()]
     users = [_user_variable(variable) for variable in wanted.env or [] if not variable.name.startswith(OWN_PREFIX)]
     return {
         "name": names.CONTAINER,
-        "image": wanted.image or settings.image,
+        "image": wanted.image or settings.image_of(backend_of(spec)),
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "gemmatune_trainer", role.value],
+        "command": list(needs.command) or launch.trainer(role),
         "env": list({variable["name"]: variable for variable in [*own, *installed, *users]}.values()),
         "resources": {"requests": dict(needs.resources.requests), "limits": dict(needs.resources.limits)},
         "securityContext": {

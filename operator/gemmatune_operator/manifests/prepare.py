@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemmatune_api import gke
 from gemmatune_api.names import Role
 from gemmatune_api.placement import PodSpec, Toleration
 from gemmatune_api.runconfig import RunConfig
@@ -20,7 +21,7 @@ RESOURCES = Resources(
 )
 """Enough for the tokenizer and a few million rows; the memory above the request is used only where the node has it."""
 SHARED_MEMORY = GI // 4
-ACCELERATOR_TAINTS = ("nvidia.com/gpu", "google.com/tpu")
+ACCELERATOR_TAINTS = (gke.GPU, gke.TPU)
 
 
 def job(resource: GemmaFineTune, config: RunConfig, number: int, settings: Settings) -> Object:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gemmatune_api.accelerators import Machine, allocatable_ephemeral_storage
 from gemmatune_api.placement import ResourceSpec
 from gemmatune_operator.manifests.quantities import GI, parse, text
 
@@ -15,6 +17,8 @@ LOG_BYTES = GI
 """Ephemeral storage left to the container's log."""
 LEAST_MEMORY = 4 * GI
 LEAST_CACHE = 8 * GI
+USABLE = 0.85
+"""Share of what a node can give that is asked for: the system's own pods need the rest."""
 HEADROOM = 1.2
 """Share of estimates that a limit allows for: an estimate that is 20% short must not end a run."""
 
@@ -50,6 +54,19 @@ class Resources:
         """Bytes requested and limited alike; without a CPU limit, which would only slow the trainer."""
         limits = {MEMORY: text(memory), DISK: text(disk)}
         return cls({CPU: cpu, **limits}, limits)
+
+
+def whole(machine: Machine, disk_needed: int) -> Resources:
+    """Nearly all memory and cores of a machine that has no use beside the accelerators.
+
+    Ephemeral storage is asked for as needed, since the size of the node's disk is not known; the limit lets a pod use
+    what a disk of GKE's usual size has.
+    """
+    size = int(machine.allocatable_memory * USABLE) // GI * GI
+    needed = disk(disk_needed)
+    usual = int(allocatable_ephemeral_storage() * USABLE) // GI * GI
+    requests = {CPU: str(math.floor(machine.allocatable_cpu * USABLE)), MEMORY: text(size), DISK: text(needed)}
+    return Resources(requests, {MEMORY: text(size), DISK: text(max(needed, usual))})
 
 
 def combine(

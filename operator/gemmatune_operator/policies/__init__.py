@@ -38,20 +38,20 @@ def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situa
     problems: tuple[Problem, ...] = ()
     resource: GemmaFineTune | None
     try:
-        resource = validate.parse(observed.raw)
+        resource = validate.parse(observed.raw, settings.refused)
     except InvalidResourceError as error:
-        resource, problems = _last_valid(observed), error.problems
+        resource, problems = _last_valid(observed, settings), error.problems
     if resource is not None:
         resource = resource.model_copy(update={"spec": defaults.resolve(resource.spec)})
     return Situation(observed=observed, resource=resource, problems=problems, now=now, settings=settings)
 
 
-def _last_valid(observed: Observed) -> GemmaFineTune | None:
+def _last_valid(observed: Observed, settings: Settings) -> GemmaFineTune | None:
     spec = dict(observed.status.resolved or {})
     asked = observed.raw.get("spec")
     if isinstance(asked, dict) and isinstance(asked.get("suspend"), bool):
         spec["suspend"] = asked["suspend"]
     try:
-        return validate.parse({**observed.raw, "spec": spec}) if spec else None
+        return validate.parse({**observed.raw, "spec": spec}, settings.refused) if spec else None
     except InvalidResourceError:
         return None

@@ -13,6 +13,7 @@ from gemmatune_operator.conditions import has, parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
+from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt
 from gemmatune_operator.policies import deadline, describe, provisioning, remedies, retry
 from gemmatune_operator.policies.accept import config_of
@@ -101,8 +102,8 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     config = config_of(situation, current.number, plan, current.overrides)
     timers = decision.timers.model_dump(by_alias=True, exclude_none=True)
     resource = situation.run.model_copy(update={"status": {"timers": timers}})
-    job = manifest.job(resource, config, plan, current, situation.settings)
-    return decision.creating(*access_objects(situation), job).waking(YOUNG_LOOK_SECONDS).settle()
+    objects = manifest.objects(resource, config, plan, current, situation.settings)
+    return decision.creating(*access_objects(situation), *objects).waking(YOUNG_LOOK_SECONDS).settle()
 
 
 def _plan(decision: Decision) -> Plan:
@@ -139,7 +140,9 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
         deadline.training(situation, decision, current, job),
         stall(situation, decision, current, job),
         GOES_ON if current.training_time else provisioning.no_spot_node(situation, decision, current, job),
-        deadline.pending(situation, job, parse_time(decision.timers.pending_since)),
+        GOES_ON
+        if current.provisioning in UNBOUNDED
+        else deadline.pending(situation, job, parse_time(decision.timers.pending_since)),
     ]
     ended = next((outcome for outcome in found if outcome.cause is not None), None)
     wakes = [outcome.wake for outcome in found if outcome.wake is not None]

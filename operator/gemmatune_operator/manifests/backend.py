@@ -1,0 +1,22 @@
+"""What a training backend's libraries read from the environment before the trainer can tell them anything."""
+
+from __future__ import annotations
+
+from gemmatune_api.defaults import backend_of
+from gemmatune_api.layout import Layout
+from gemmatune_api.spec import FineTuneSpec
+from gemmatune_operator.manifests.pod import value
+from gemmatune_operator.ports import Object
+
+
+def environment(spec: FineTuneSpec, laid: Layout) -> list[Object]:
+    """The device that a backend takes, and how many virtual ones it makes of a CPU."""
+    backend, tpu = backend_of(spec), spec.accelerator.tpu is not None
+    if backend == "xla":
+        devices = [] if tpu else [value("CPU_NUM_DEVICES", str(laid.per_host))]
+        return [value("PJRT_DEVICE", "TPU" if tpu else "CPU"), *devices]
+    if backend == "keras":
+        flag = f"--xla_force_host_platform_device_count={laid.per_host}"
+        cpu = [] if tpu else [value("JAX_PLATFORMS", "cpu"), value("XLA_FLAGS", flag)]
+        return [value("KERAS_BACKEND", "jax"), *cpu]
+    return []
