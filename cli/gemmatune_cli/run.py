@@ -23,6 +23,7 @@ from gemmatune_cli.documents import fine_tunes
 from gemmatune_cli.local.cluster import memory_of_machine
 from gemmatune_cli.local.kubelet import LocalError
 from gemmatune_cli.local.loop import Loop
+from gemmatune_cli.local.oplog import logged_to
 from gemmatune_cli.local.session import Session, open_session
 from gemmatune_cli.view import View, summary, view_for
 from gemmatune_operator import conditions
@@ -63,7 +64,7 @@ def run(resource: GemmaFineTune, again: str, console: Console) -> int:
         CommandError: it cannot run here.
     """
     check_machine(resource)
-    with open_session(resource, console.print) as session:
+    with open_session(resource, console.print) as session, logged_to(session.folder):
         runner = Runner(session, again, console)
         if runner.finished():
             console.print(f"{session.name} has finished already; its results are in {resource.spec.output.uri}")

@@ -114,6 +114,9 @@ def test_a_run_succeeds_and_says_where_its_results_are(gft: Gft) -> None:
     assert "Succeeded" in output
     assert "step 12/12" in output
     assert f"adapter  {gft.output.as_uri()}/adapter" in output
+    assert output.count("The adapter is written and verified") == 2, "once as it happens, once as the end of it all"
+    logged = [json.loads(line) for line in (gft.state / "operator.log").read_text().splitlines()]
+    assert any(line.get("after") == "Succeeded" for line in logged), "what the operator logs is kept beside"
     assert gft.status["phase"] == "Succeeded"
     assert [attempt["reason"] for attempt in gft.status["attempts"]] == ["Completed"]
     assert not (gft.state / "cache").exists()

@@ -1,8 +1,9 @@
 """A run of this machine on disk: its folder, its lock, and how a second `gft run` goes on with it.
 
 The folder holds `store.json` (the resource, its Jobs and Events), `status.json` (the trainer's fields), `jobs/NAME/`
-(log and termination message of each process), `cache/` (scratch space, removed after success) and `lock`. It lies in
-the output folder, so that deleting the output starts anew; where the output is a bucket, in the user's state folder.
+(log and termination message of each process), `operator.log`, `cache/` (scratch space, removed after success) and
+`lock`. It lies in the output folder, so that deleting the output starts anew; where the output is a bucket, in the
+user's state folder.
 """
 
 from __future__ import annotations
