@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import total_steps
 from gemmatune_api.layout import Layout, layout
 from gemmatune_api.memory import GIB, Setting
+from gemmatune_api.prices import Prices, per_hour
 from gemmatune_api.spec import FineTuneSpec, QloraSpec
 from gemmatune_api.status import Plan, PlanMemory
 
@@ -68,18 +69,19 @@ def plan(
     rows: int | None = None,
     longest: int | None = None,
     host_memory: int = 0,
-    prices: Mapping[str, float] | None = None,
+    prices: Prices | None = None,
 ) -> Plan:
     """The plan of a resolved spec (`defaults.resolve`) for a model of the catalog.
 
     `rows` and `longest` (tokens) are what prepare counted, None before it; until then every row is taken as
-    dataset.maxLength long. `host_memory` is that of a CPU node in bytes, 0 where unknown. `prices` are per hour and
-    accelerator (one GPU or chip) by type.
+    dataset.maxLength long. `host_memory` is that of a CPU node in bytes, 0 where unknown. The cost is that of the
+    provisioning mode asked for.
     """
     place = _place(spec, host_memory)
     choice = _choose(spec, model, place, longest)
     trained = memory.trainable(model, choice.setting)
-    price = (prices or {}).get(place.type)
+    mode = spec.provisioning.mode if spec.provisioning else None
+    price = per_hour(prices or {}, place.type, mode)
     return Plan(
         backend=_set(spec.backend),
         method=spec.method,

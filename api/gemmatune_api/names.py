@@ -157,6 +157,8 @@ class Reason(StrEnum):
     OUTPUT_IN_USE = "OutputInUse"
     LOSS_DIVERGED = "LossDiverged"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    EVICTED_BY_QUEUE = "EvictedByQueue"
     # Causes of waiting: the attempt goes on, the condition says why.
     IMAGE_PULL_FAILED = "ImagePullFailed"
     SECRET_MISSING = "SecretMissing"
@@ -170,10 +172,12 @@ class Reason(StrEnum):
     POLICY_DENIED = "PolicyDenied"
     NAME_CONFLICT = "NameConflict"
     WAITING_FOR_CLEANUP = "WaitingForCleanup"
+    WAITING_FOR_ACCESS = "WaitingForAccess"
     # Reasons of ordinary progress.
     VALID = "Valid"
     PREPARING = "Preparing"
     PREPARED = "Prepared"
+    QUEUED = "Queued"
     PROVISIONING = "Provisioning"
     RUNNING = "Running"
     RETRYING = "Retrying"
@@ -256,7 +260,15 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         ),
         Reason.DEADLINE_EXCEEDED: ReasonText(
             "The run used up limits.deadline or limits.pendingDeadline.",
-            "Raise the limit and set the annotation gemmatune.dev/retry to a new value: the run resumes.",
+            "Raise the limit: the run resumes from its newest checkpoint.",
+        ),
+        Reason.BUDGET_EXCEEDED: ReasonText(
+            "The run used up limits.maxCost.",
+            "Raise limits.maxCost: the run resumes from its newest checkpoint.",
+        ),
+        Reason.EVICTED_BY_QUEUE: ReasonText(
+            "Kueue took back the admission of a Job that trained.",
+            "Nothing: the next attempt waits in the queue, and resumes from the newest checkpoint.",
         ),
         Reason.IMAGE_PULL_FAILED: ReasonText(
             "The trainer's image cannot be pulled.", "Correct pod.image or add pod.imagePullSecrets."
@@ -286,9 +298,18 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         Reason.WAITING_FOR_CLEANUP: ReasonText(
             "An object of an earlier run of this name is still being deleted.", "Wait: it goes on by itself."
         ),
+        Reason.WAITING_FOR_ACCESS: ReasonText(
+            "The bucket refuses the preparation's identity, which asks again for two minutes.",
+            "Wait: in a new namespace it takes a while until identity and IAM are known. If it goes on, the end of the "
+            "preparation names the principal and the command that grants it access.",
+        ),
         Reason.VALID: ReasonText("The spec is valid and fits."),
         Reason.PREPARING: ReasonText("Access and data are being checked on a CPU node."),
         Reason.PREPARED: ReasonText("Access works and the data is tokenised."),
+        Reason.QUEUED: ReasonText(
+            "The Job is suspended until its queue admits it.",
+            "Look at the Workloads of the namespace (kubectl get workloads): they say what Kueue waits for.",
+        ),
         Reason.PROVISIONING: ReasonText("The attempt's pod waits for its node."),
         Reason.RUNNING: ReasonText("The trainer runs."),
         Reason.RETRYING: ReasonText("The next attempt waits for its turn."),

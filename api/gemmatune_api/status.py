@@ -176,6 +176,8 @@ class Attempt(StatusModel):
     """When its Job was seen (RFC 3339)."""
     training_time: str | None = None
     """When its pods were first all running."""
+    cost_per_hour: float | None = None
+    """Price of its accelerators an hour, by the price table as it was at its start."""
     end_time: str | None = None
     """When it was closed."""
     reason: str = ""
@@ -216,15 +218,17 @@ class Timers(StatusModel):
     """When the current attempt began to wait for nodes."""
     active_seconds: float = 0
     """Training time of all closed attempts."""
+    spent: float = 0
+    """Cost of all closed attempts, by the price table."""
 
 
 class Cost(StatusModel):
     """Cost by the price table."""
 
     so_far: float | None = None
-    """Of all attempts."""
+    """Of all attempts, at the last change of the status."""
     estimated: float | None = None
-    """Of the whole run."""
+    """Of the whole run, as far as its progress tells."""
 
 
 class Progress(StatusModel):

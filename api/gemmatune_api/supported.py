@@ -69,11 +69,9 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
     Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
-    Refusal("limits.max_cost", "cost limits are not built yet"),
     Refusal("tracking.tensorboard", "experiment trackers are not built yet", values=(True,)),
     Refusal("tracking.wandb", "experiment trackers are not built yet"),
     Refusal("tracking.mlflow", "experiment trackers are not built yet"),
-    Refusal("ttl_after_finished", "deletion after the end is not built yet"),
 )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gemmatune_api.placement import GpuSpec
+    from gemmatune_api.prices import Prices
     from gemmatune_api.spec import FineTuneSpec
     from gemmatune_api.status import Plan
     from gemmatune_cli.planning import Planned
@@ -50,7 +51,7 @@ def command(
         raise typer.Exit(FAILED)
 
 
-def _prices(path: str) -> Mapping[str, float]:
+def _prices(path: str) -> Prices:
     from gemmatune_api import prices
     from gemmatune_api.errors import InvalidResourceError
     from gemmatune_cli.documents import text_of

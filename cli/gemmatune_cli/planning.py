@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemmatune_api import catalog, defaults, fit
 from gemmatune_api.catalog import GemmaModel
+from gemmatune_api.prices import Prices
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.status import Plan
 from gemmatune_cli.console import CommandError
@@ -30,7 +30,7 @@ def planned(
     rows: int | None = None,
     longest: int | None = None,
     host_memory: int = 0,
-    prices: Mapping[str, float] | None = None,
+    prices: Prices | None = None,
 ) -> Planned:
     """The plan at admission; with `rows` and `longest` (tokens of the longest row) the one after preparation.
 

@@ -33,6 +33,7 @@ SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes: 130 is what a shell shows for Ctrl-C."""
 CRASH_GRACE_SECONDS = 60.0
 """Time that a trainer gets to save its work when gft itself fails."""
+TRY_AGAIN = "start `gft run` again"
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -115,7 +116,7 @@ class Runner:
         self._again = again
         self._console = console
         self._interrupts = Interrupts()
-        settings = Settings(host_memory=memory_of_machine())
+        settings = Settings(host_memory=memory_of_machine(), try_again=TRY_AGAIN)
         self.loop = Loop(session.store, session.folder, session.namespace, session.name, settings)
 
     def finished(self) -> bool:

@@ -135,13 +135,17 @@ class KubernetesCluster:
                 raise UnavailableError(str(error)) from error
             _raise(error)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Deletes the object with exactly this UID, its dependents first; an absent one is no error."""
-        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
+        """Deletes the object with exactly this UID (and version, where given), its dependents first.
+
+        An absent one is no error, and neither is one that is not exactly this one: it stays.
+        """
+        exactly = {"uid": uid, **({"resourceVersion": version} if version else {})}
+        options = {"propagationPolicy": "Foreground", "preconditions": exactly}
         try:
             await self._write(f"delete {kind}", "delete", kind, "DELETE", _path(kind, namespace, name), options)
         except _ApiError as error:
-            if error.code not in (404, 409):  # 409: another object has taken the name
+            if error.code not in (404, 409):  # 409: another object has the name, or it has changed
                 _raise(error)
 
     async def apply_status(self, obj: Object) -> Object:

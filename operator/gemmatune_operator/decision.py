@@ -56,6 +56,8 @@ class Deletion:
     kind: str
     name: str
     uid: str
+    version: str = ""
+    """resourceVersion that it must still have; empty: any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def _bytes(text: str) -> int:
         raise ValueError(f"--host-memory: {error}") from error
 
 
-def _prices(file: str) -> dict[str, float]:
+def _prices(file: str) -> prices.Prices:
     if not file:
         return {}
     try:

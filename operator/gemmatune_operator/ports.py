@@ -44,8 +44,11 @@ class Cluster(Protocol):
             AlreadyExistsError, RefusedError, UnavailableError.
         """
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Deletes the object with exactly this UID, its dependents first; an absent one is no error."""
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
+        """Deletes the object with exactly this UID, its dependents first; an absent one is no error.
+
+        `version` is the resourceVersion that it must still have; a newer one stays.
+        """
 
     async def apply_status(self, obj: Object) -> Object:
         """Server-side apply of `status` as the operator; obj carries the resourceVersion it was planned from.

@@ -93,7 +93,7 @@ def _filled(fields: Object) -> Object:
 async def act(cluster: Cluster, observed: Observed, decision: Decision) -> Refusal | None:
     """Deletes and creates; the answer is a Job that could not be created."""
     for item in decision.delete:
-        await cluster.delete(item.kind, observed.namespace, item.name, item.uid)
+        await cluster.delete(item.kind, observed.namespace, item.name, item.uid, item.version)
     for obj in decision.create:
         refusal = await create(cluster, observed, obj)
         if refusal is not None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from gemmatune_api import supported
+from gemmatune_api.names import ANNOTATION_RETRY
+from gemmatune_api.prices import Prices
 from gemmatune_api.supported import Refusal
 
+TRY_AGAIN = f"set the annotation {ANNOTATION_RETRY} to a new value"
 DEFAULT_IMAGE = "gemmatune-trainer-torch:latest"
 DEFAULT_TPU_IMAGES = MappingProxyType(
     {"xla": "gemmatune-trainer-xla:latest", "keras": "gemmatune-trainer-keras:latest"}
@@ -27,8 +30,10 @@ class Settings:
     """Pull policy of the trainer's container."""
     trainer_env: dict[str, str] = field(default_factory=dict)
     """Environment that every trainer gets, such as the endpoint of a Cloud Storage double in a test."""
-    prices: dict[str, float] = field(default_factory=dict)
-    """Price per hour by accelerator type (one GPU or chip), in one currency; empty: no costs are shown."""
+    prices: Prices = field(default_factory=dict)
+    """Prices per hour; empty: no costs are shown, and limits.maxCost is refused."""
+    try_again: str = TRY_AGAIN
+    """How a person lets a Failed run go on, as the end of a sentence; `gft run` has another way than a cluster."""
     host_memory: int = 0
     """Bytes of memory of the CPU nodes (or of the laptop); 0 where unknown."""
     tpu_webhook: bool = True

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gemmatune_api import names
 from gemmatune_api.names import ExitCode
-from tests.support.play import Play
+from gemmatune_operator.settings import Settings
+from tests.support.play import NAMESPACE, Play
 
 SPOT = {"provisioning": {"mode": "spot", "fallback": {"mode": "onDemand"}}}
 
@@ -58,12 +60,30 @@ def begins(play: Play) -> object:
     return play.status.phase, play.jobs()
 
 
+def trains_for_half_an_hour_at_one_an_hour(play: Play) -> object:
+    play.settings = Settings(prices={"nvidia-l4": 1.0})
+    play.training()
+    play.wait(1000)
+    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    play.wait(800)
+    return play.status.attempts[0].reason
+
+
+def ends_and_is_kept_for_an_hour(play: Play) -> object:
+    play.training()
+    play.ends("quotes-t1", ExitCode.DONE, {"manifest": "gs://bucket/quotes/manifest.json"})
+    play.reconcile_once(3600)
+    return play.store.get(names.KIND, NAMESPACE, play.name) is not None
+
+
 DECISIONS: dict[str, Choice] = {
+    "limits.maxCost": Choice(0.4, 1.0, trains_for_half_an_hour_at_one_an_hour),
     "limits.maxRetries": Choice(0, 1, crashes_twice),
     "limits.maxPreemptions": Choice(0, 5, interrupted_twice),
     "limits.stallTimeout": Choice("15m", "30m", stands_still_for_twenty_minutes),
     "provisioning.fallback.afterPreemptions": Choice(1, 3, interrupted_twice, SPOT),
     "provisioning.fallback.afterPending": Choice("10m", "30m", waits_for_twenty_minutes, SPOT),
     "suspend": Choice(True, False, begins),
+    "ttlAfterFinished": Choice("1h", "2h", ends_and_is_kept_for_an_hour),
 }
 """Leaves that a policy decides by, and no manifest shows."""

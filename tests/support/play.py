@@ -80,9 +80,7 @@ class Play:
         """Reconcile and Job controller take turns until nothing changes any more."""
         for _ in range(20):
             before = self.store.version
-            self.wake = asyncio.run(
-                reconcile(self.cluster, NAMESPACE, self.name, self.now, self.settings, memory=self.memory)
-            )
+            self.reconcile_once()
             for job in self.store.list("Job") if self.makes_pods else []:
                 jobs.sync(self.store, job, self.now)
             self._count_pods()
@@ -94,6 +92,18 @@ class Play:
         """Time passes, then the operator looks."""
         self.now += timedelta(seconds=seconds)
         return self.look()
+
+    def reconcile_once(self, seconds: float = 0) -> None:
+        """Time passes, then the operator looks once; the resource may be gone afterwards."""
+        self.now += timedelta(seconds=seconds)
+        self.wake = asyncio.run(
+            reconcile(self.cluster, NAMESPACE, self.name, self.now, self.settings, memory=self.memory)
+        )
+
+    def restart(self) -> None:
+        """The operator starts anew: what only its process knew is forgotten."""
+        self.memory = Memory()
+        self.cluster = EmbeddedCluster(self.store)
 
     def _count_pods(self) -> None:
         for pod in self.store.list("Pod"):

@@ -49,6 +49,7 @@ def situation(
     machines: Mapping[str, Machine] | None = None,
     refusal: Refusal | None = None,
     still_since: datetime | None = None,
+    settings: Settings | None = None,
 ) -> Situation:
     """What policies see."""
     observed: Observed = replace(
@@ -60,7 +61,7 @@ def situation(
         refusal=refusal,
         still_since=still_since,
     )
-    return situation_of(observed, now, Settings())
+    return situation_of(observed, now, settings or Settings())
 
 
 def job(name: str = "quotes-t1", *pods: PodView, **fields: Any) -> JobView:

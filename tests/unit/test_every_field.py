@@ -163,7 +163,6 @@ REFUSED: dict[str, tuple[Object, Any]] = {
     "accelerator.cpu.devices": ({"accelerator": {"gpu": None, "cpu": {}}}, 4),
     "mesh.data": ({}, 2),
     "mesh.model": ({}, 2),
-    "limits.maxCost": ({}, 10.0),
     "tracking.tensorboard": ({}, True),
     "tracking.wandb.project": (WANDB, "b"),
     "tracking.wandb.entity": (WANDB, "b"),
@@ -172,7 +171,6 @@ REFUSED: dict[str, tuple[Object, Any]] = {
     "tracking.mlflow.uri": (MLFLOW, "http://b"),
     "tracking.mlflow.secretRef.name": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
     "tracking.mlflow.secretRef.key": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
-    "ttlAfterFinished": ({}, "1h"),
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""
 

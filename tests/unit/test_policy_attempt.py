@@ -31,7 +31,6 @@ from tests.support.situations import (
     ended_pod,
     failed_job,
     job,
-    plan,
     pod,
     resource,
     said,
@@ -318,7 +317,8 @@ def test_timers_end_attempts() -> None:
     raw = resource({"limits": {"deadline": "10m"}})
     late = situation(raw, now=NOW + timedelta(minutes=10), jobs=[job("quotes-t1", pod())])
     found = attempt(late, running())
-    assert said(found, C.FAILED) == ("True", "DeadlineExceeded")
+    assert said(found, C.FAILED) is None, "the trainer saves a checkpoint first"
+    assert (found.status.attempts[0].reason, found.status.attempts[0].end_time) == ("DeadlineExceeded", None)
     still = situation(now=NOW + timedelta(minutes=45), jobs=[job("quotes-t1", pod())], still_since=NOW)
     stalled = attempt(still, running())
     assert stalled.status.attempts[0].reason == "Stalled"
@@ -336,8 +336,57 @@ def test_the_earliest_timer_wakes() -> None:
     assert attempt(seen, running()).wake == 60
 
 
+STOPPED = {"reason": "DeadlineExceeded", "message": "Long enough.", "remedy": "Raise it."}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ([job("quotes-t1", pod(deleted=NOW), deleting=True)], None),
+        ([job("quotes-t1", pod())], None),
+        ([job("quotes-t1", pod(deleted=NOW - timedelta(seconds=61)), deleting=True)], "DeadlineExceeded"),
+        ([failed_job(30)], "DeadlineExceeded"),
+        ([failed_job(21)], "DeadlineExceeded"),
+        ([], "DeadlineExceeded"),
+        ([job("quotes-t1", ended_pod(0), complete=True)], "Completed"),
+    ],
+    ids=["its pod ends", "not deleted yet", "its node is lost", "ended", "ended badly", "gone", "succeeded after all"],
+)
+def test_an_attempt_that_was_asked_to_stop(jobs: list[JobView], expected: str | None) -> None:
+    saved = CheckpointStatus(step=43, uri="gs://b/c")
+    artifacts = Artifacts(manifest="gs://b/m") if expected == "Completed" else None
+    stopping = running(attempt=STOPPED, checkpoint=saved, artifacts=artifacts)
+    found = look(stopping, *jobs)
+    (only,) = found.status.attempts
+    assert (only.reason if only.end_time else None) == expected
+    if expected == "DeadlineExceeded":
+        assert said(found, C.FAILED) == ("True", expected)
+        assert only.message == "Long enough. The checkpoint of step 43 is saved."
+        assert only.remedy.startswith("Raise it.")
+    elif expected is None:
+        assert found.wake is not None
+        assert (said(found, C.FAILED), created(found)) == (None, [])
+
+
+def test_a_limit_that_is_used_up_lets_no_attempt_start() -> None:
+    raw = resource({"limits": {"deadline": "10m"}})
+    for closed in (decision(), decision(an_attempt(start_time=None))):
+        found = attempt(situation(raw), closed.update(timers=Timers(active_seconds=600)))
+        assert said(found, C.FAILED) == ("True", "DeadlineExceeded")
+        assert created(found) == []
+        assert created(attempt(situation(raw), closed.update(timers=Timers(active_seconds=599)))) == ["quotes-t1"]
+
+
+def test_the_step_to_resume_from_is_read_when_the_job_is_made() -> None:
+    recorded = an_attempt(2, start_time=None, from_step=40)
+    found = look(decision(recorded, counters=Counters(attempts=2), checkpoint=CheckpointStatus(step=43, uri="gs://b")))
+    assert found.status.attempts[0].from_step == 43
+
+
 def test_what_it_cost() -> None:
-    found = look(running(plan=plan(cost_per_hour=3.6)), failed_job(30), seconds=1000)
-    assert found.status.cost is not None
-    assert found.status.cost.so_far == 1.0
-    assert look(running(), failed_job(30)).status.cost is None
+    found = look(running(attempt={"cost_per_hour": 3.6}), failed_job(30), seconds=1000)
+    assert found.status.timers is not None
+    assert found.status.timers.spent == 1.0
+    free = look(running(), failed_job(30)).status.timers
+    assert free is not None
+    assert free.spent == 0

@@ -211,24 +211,6 @@ def test_stalled(play: Play) -> None:
     assert "quotes-t2" in play.jobs()
 
 
-def test_deadline_sums_training_and_resumes_on_demand() -> None:
-    play = Play(spec(limits={"deadline": "1h"}))
-    play.training()
-    play.wait(1800)
-    play.ends("quotes-t1", 30)
-    play.wait(7200)  # waiting for a node does not count
-    play.runs("quotes-t2")
-    play.wait(1860 - 60 - 1)  # each played end claims a minute of running before it
-    assert play.status.phase == "Training"
-    status = play.wait(62)
-    assert (status.phase, status.reason) == ("Failed", "DeadlineExceeded")
-    assert play.job("quotes-t2")["metadata"].get("deletionTimestamp")
-    play.gone("quotes-t2")
-    play.change(lambda spec: spec["limits"].update(deadline="3h"))
-    assert play.annotate("1").attempts[-1].job == "quotes-t3"
-    assert play.runs("quotes-t3").phase == "Training"
-
-
 def test_pending_deadline() -> None:
     play = Play(spec(limits={"pendingDeadline": "1h"}))
     play.prepared()

@@ -40,9 +40,11 @@ class EmbeddedCluster:
         """
         return self._store.create(obj)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Deletes the object with exactly this UID."""
-        self._store.delete(kind, namespace, name, uid)
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
+        """Deletes the object with exactly this UID, and version where one is given."""
+        found = self._store.get(kind, namespace, name)
+        if found is not None and version in ("", found["metadata"]["resourceVersion"]):
+            self._store.delete(kind, namespace, name, uid)
 
     async def apply_status(self, obj: Object) -> Object:
         """Applies the operator's fields of the status.

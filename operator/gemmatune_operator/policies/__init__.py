@@ -9,6 +9,7 @@ from gemmatune_api.errors import InvalidResourceError, Problem
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_operator.decision import Decision, Policy, Situation
 from gemmatune_operator.observe import Observed
+from gemmatune_operator.policies import cost
 from gemmatune_operator.policies.accept import accept
 from gemmatune_operator.policies.attempt import attempt
 from gemmatune_operator.policies.cleanup import cleanup
@@ -16,6 +17,7 @@ from gemmatune_operator.policies.finish import finish
 from gemmatune_operator.policies.prepare import prepare
 from gemmatune_operator.policies.retry import on_demand
 from gemmatune_operator.policies.suspend import suspend
+from gemmatune_operator.policies.ttl import ttl
 from gemmatune_operator.settings import Settings
 
 ORDER: tuple[Policy, ...] = (on_demand, accept, suspend, prepare, attempt)
@@ -30,7 +32,7 @@ def plan(observed: Observed, now: datetime, settings: Settings) -> Decision:
         decision = policy(situation, decision)
         if decision.settled:
             break
-    return finish(situation, cleanup(situation, decision))
+    return ttl(situation, cost.shown_cost(situation, finish(situation, cleanup(situation, decision))))
 
 
 def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situation:
@@ -39,8 +41,11 @@ def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situa
     resource: GemmaFineTune | None
     try:
         resource = validate.parse(observed.raw, settings.refused)
+        problems = cost.problems(resource.spec, settings)
     except InvalidResourceError as error:
-        resource, problems = _last_valid(observed, settings), error.problems
+        resource, problems = None, error.problems
+    if problems:
+        resource = _last_valid(observed, settings)
     if resource is not None:
         resource = resource.model_copy(update={"spec": defaults.resolve(resource.spec)})
     return Situation(observed=observed, resource=resource, problems=problems, now=now, settings=settings)

@@ -15,11 +15,11 @@ from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt
-from gemmatune_operator.policies import deadline, describe, provisioning, remedies, retry
+from gemmatune_operator.policies import cost, deadline, describe, provisioning, remedies, retry
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
-from gemmatune_operator.policies.outcome import GOES_ON, Outcome
+from gemmatune_operator.policies.outcome import GOES_ON, STOPPED, Outcome
 from gemmatune_operator.policies.prepare import (
     PENDING_LOOK_SECONDS,
     YOUNG_LOOK_SECONDS,
@@ -42,10 +42,14 @@ def attempt(situation: Situation, decision: Decision) -> Decision:
     job = situation.observed.jobs.get(current.job)
     if job is None and current.start_time is None:
         return _start(situation, decision)
+    if current.reason in STOPPED:
+        return _stopping(situation, decision, current, job)
     if job is None:
         return _closed(situation, decision, current, None, diagnose.vanished(current.job))
     decision, current = _seen(situation, decision, current, job)
     outcome = _outcome(situation, decision, current, job)
+    if outcome.cause is not None and outcome.gently:
+        return _stopped(situation, decision, current, outcome.cause)
     if outcome.cause is not None:
         return _closed(situation, decision, current, job, outcome.cause)
     if outcome.wake is not None:
@@ -56,9 +60,8 @@ def attempt(situation: Situation, decision: Decision) -> Decision:
 
 def _recorded(situation: Situation, decision: Decision) -> Decision:
     """The next attempt, recorded: from here the spec is fixed, and its Job may write the trainer's fields."""
-    if situation.problems:
-        reason, message, remedy = describe.problems(situation.problems)
-        return fail(situation, decision, reason, message, remedy)
+    if (ended := _over(situation, decision)) is not None:
+        return ended
     last = decision.status.attempts[-1] if decision.status.attempts else None
     number = decision.counters.attempts + 1
     checkpoint = decision.status.checkpoint
@@ -86,9 +89,8 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     current = open_attempt(decision.status)
     if current is None:
         return decision  # a broken spec was not recorded
-    if situation.problems:
-        reason, message, remedy = describe.problems(situation.problems)
-        return fail(situation, decision, reason, message, remedy)
+    if (ended := _over(situation, decision)) is not None:
+        return ended
     if situation.observed.refusal is not None:
         return refused(situation, decision, ConditionType.PROVISIONED)
     due = parse_time(decision.status.next_attempt_time)
@@ -96,7 +98,13 @@ def _start(situation: Situation, decision: Decision) -> Decision:
         return decision.waking((due - situation.now).total_seconds()).settle()
     if in_the_way(situation, keep=current.job):
         return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
-    current = current.model_copy(update={"provisioning": provisioning.mode(situation, decision)})
+    checkpoint = decision.status.checkpoint
+    changes = {
+        "provisioning": provisioning.mode(situation, decision),
+        "from_step": checkpoint.step if checkpoint else None,  # the one before may have saved one at its very end
+    }
+    current = current.model_copy(update=changes)
+    current = current.model_copy(update={"cost_per_hour": cost.rate(situation, decision, current)})
     decision = decision.update(attempts=[*decision.status.attempts[:-1], current], next_attempt_time=None)
     plan = _plan(decision)
     config = config_of(situation, current.number, plan, current.overrides)
@@ -104,6 +112,14 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     resource = situation.run.model_copy(update={"status": {"timers": timers}})
     objects = manifest.objects(resource, config, plan, current, situation.settings)
     return decision.creating(*access_objects(situation), *objects).waking(YOUNG_LOOK_SECONDS).settle()
+
+
+def _over(situation: Situation, decision: Decision) -> Decision | None:
+    """The end of the run where no further attempt may start: the spec is broken, or a limit is used up."""
+    if situation.problems:
+        return fail(situation, decision, *describe.problems(situation.problems))
+    limit = deadline.used_up(situation, decision) or cost.used_up(situation, decision)
+    return fail(situation, decision, limit.reason, limit.message, limit.remedy) if limit is not None else None
 
 
 def _plan(decision: Decision) -> Plan:
@@ -138,6 +154,7 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
         return Outcome(wake=seconds_to_stuck(situation) or PENDING_LOOK_SECONDS)
     found = [
         deadline.training(situation, decision, current, job),
+        cost.training(situation, decision, current),
         stall(situation, decision, current, job),
         GOES_ON if current.training_time else provisioning.no_spot_node(situation, decision, current, job),
         GOES_ON
@@ -148,6 +165,32 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
     wakes = [outcome.wake for outcome in found if outcome.wake is not None]
     wakes += [wake] if (wake := seconds_to_stuck(situation)) is not None else []
     return ended or Outcome(wake=min(wakes) if wakes else None)
+
+
+def _stopped(situation: Situation, decision: Decision, current: Attempt, why: Cause) -> Decision:
+    """Asks the trainer to stop: the reason of the open attempt says so, and cleanup deletes its Job."""
+    reason = {"reason": why.reason.value, "message": why.message, "remedy": why.remedy}
+    decision = decision.update(attempts=[*decision.status.attempts[:-1], current.model_copy(update=reason)])
+    message = f"{why.sentence} The trainer saves a checkpoint and stops."
+    return decision.condition(situation, ConditionType.TRAINING, True, why.reason, message, why.remedy).settle()
+
+
+def _stopping(situation: Situation, decision: Decision, current: Attempt, job: JobView | None) -> Decision:
+    """Closes an attempt that was asked to stop once its Job is gone; a trainer that was about to succeed still does."""
+    asked = cause(Reason(current.reason), current.message, current.remedy)
+    ending = diagnose.ended(job) if job is not None else None
+    artifacts = decision.status.artifacts
+    if artifacts is not None and artifacts.manifest:  # the last thing that a trainer names
+        return _closed(situation, decision, current, job, cause(Reason.COMPLETED))
+    if ending is not None and _verified(decision, ending).answer is Answer.SUCCEED:
+        return _closed(situation, decision, current, job, ending)
+    if job is not None and not (job.finished or stuck(situation, job)):
+        return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
+    saved = decision.status.checkpoint
+    message = f"{asked.sentence} The checkpoint of step {saved.step} is saved." if saved is not None else asked.message
+    step = ending.step if ending is not None else None
+    ended = dataclasses.replace(asked, message=message, step=step, pod=ending.pod if ending is not None else None)
+    return _closed(situation, decision, current, job, ended)
 
 
 def _ending(situation: Situation, decision: Decision, current: Attempt, why: Cause) -> Decision:
@@ -211,7 +254,8 @@ def _closed(situation: Situation, decision: Decision, current: Attempt, job: Job
     if why.answer is Answer.SUCCEED:
         return _succeeded(situation, closed(situation, decision, current, job, why, counted=False))
     verdict = retry.verdict(situation, decision, current, job, why)
-    remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True)
+    again = situation.settings.try_again
+    remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True, again=again)
     used = retry.budget(situation, verdict.counters, decision.budget_base)
     budget = "" if why.answer is Answer.FAIL else f" ({used})"
     told = dataclasses.replace(why, message=f"{why.message}{budget}", remedy=remedy)

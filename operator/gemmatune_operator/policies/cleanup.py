@@ -6,6 +6,7 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_operator.conditions import has
 from gemmatune_operator.decision import Decision, Deletion, Situation
 from gemmatune_operator.observe import open_attempt
+from gemmatune_operator.policies.outcome import STOPPED
 from gemmatune_operator.views import JobView, PodView
 
 OVERDUE_SECONDS = 60.0
@@ -31,7 +32,7 @@ def _wanted(decision: Decision) -> set[str]:
         return set()
     wanted = set()
     attempt = open_attempt(decision.status)
-    if attempt is not None:
+    if attempt is not None and attempt.reason not in STOPPED:
         wanted.add(attempt.job)
     if decision.status.prepare is not None:
         wanted.add(decision.status.prepare.job)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from gemmatune_api.status import Attempt, Cost
+from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, stamp
 from gemmatune_operator.diagnose import Cause
+from gemmatune_operator.policies.cost import HOUR, rate
 from gemmatune_operator.views import JobView
 
 
@@ -29,12 +30,16 @@ def closed(
             "to_step": cause.step if cause.step is not None else progress.step if progress else None,
         }
     )
-    seconds = round(decision.timers.active_seconds + _trained(situation, began, job), 1)
-    timers = decision.timers.model_copy(update={"active_seconds": seconds, "pending_since": None})
-    plan = decision.status.plan
-    price = plan.cost_per_hour if plan else None
-    cost = Cost(so_far=round(price * seconds / 3600, 2)) if price is not None else decision.status.cost
-    return decision.update(attempts=[*decision.status.attempts[:-1], last], timers=timers, cost=cost)
+    seconds = _trained(situation, began, job)
+    spent = (rate(situation, decision, attempt) or 0.0) * seconds / HOUR
+    timers = decision.timers.model_copy(
+        update={
+            "active_seconds": round(decision.timers.active_seconds + seconds, 1),
+            "spent": round(decision.timers.spent + spent, 6),
+            "pending_since": None,
+        }
+    )
+    return decision.update(attempts=[*decision.status.attempts[:-1], last], timers=timers)
 
 
 def training_time(attempt: Attempt, job: JobView | None) -> datetime | None:

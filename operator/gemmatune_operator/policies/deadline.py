@@ -9,7 +9,7 @@ from gemmatune_api.names import Reason
 from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
-from gemmatune_operator.diagnose import cause, waiting
+from gemmatune_operator.diagnose import Cause, cause, waiting
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
 from gemmatune_operator.views import JobView
 
@@ -24,8 +24,19 @@ def training(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
     rest = seconds(limit) - trained
     if rest > 0:
         return Outcome(wake=rest)
-    remedy = "Raise limits.deadline, then set the annotation gemmatune.dev/retry to a new value: the run resumes."
-    return Outcome(cause(Reason.DEADLINE_EXCEEDED, f"The run has trained for limits.deadline ({limit}).", remedy))
+    return Outcome(_exceeded(situation), gently=True)
+
+
+def used_up(situation: Situation, decision: Decision) -> Cause | None:
+    """The cause that keeps another attempt from starting, once the closed ones have trained for limits.deadline."""
+    limit = situation.limits.deadline
+    return _exceeded(situation) if limit is not None and decision.timers.active_seconds >= seconds(limit) else None
+
+
+def _exceeded(situation: Situation) -> Cause:
+    remedy = f"Raise limits.deadline, then {situation.settings.try_again}: the run resumes."
+    message = f"The run has trained for limits.deadline ({situation.limits.deadline})."
+    return cause(Reason.DEADLINE_EXCEEDED, message, remedy)
 
 
 def pending(situation: Situation, job: JobView, since: datetime | None) -> Outcome:
@@ -38,7 +49,5 @@ def pending(situation: Situation, job: JobView, since: datetime | None) -> Outco
         return Outcome(wake=rest)
     why = waiting(job)
     message = f"No running pod within limits.pendingDeadline ({limit}); at last {why.reason}: {why.message}"
-    return Outcome(cause(Reason.DEADLINE_EXCEEDED, message, f"{why.remedy} {_RETRY}".strip()))
-
-
-_RETRY = "Then set the annotation gemmatune.dev/retry to a new value."
+    remedy = f"{why.remedy} Then {situation.settings.try_again}.".strip()
+    return Outcome(cause(Reason.DEADLINE_EXCEEDED, message, remedy))

@@ -170,7 +170,7 @@ def _again(situation: Situation, decision: Decision, record: JobRecord, ending: 
     if ending.answer is Answer.FAIL or used >= limit:
         over = f"{ending.sentence} Its retries are used up ({_budget(record, most)})."
         message = ending.message if ending.answer is Answer.FAIL else over
-        remedy = remedies.final(ending, started=False)
+        remedy = remedies.final(ending, started=False, again=situation.settings.try_again)
         decision = decision.condition(situation, ConditionType.PREPARED, False, ending.reason, message, remedy)
         return fail(situation, decision, ending.reason, message, remedy)
     number = record.number + 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gemmatune_api.names import ANNOTATION_RETRY, Reason
+from gemmatune_api.names import Reason
 from gemmatune_operator.diagnose import Cause
+from gemmatune_operator.settings import TRY_AGAIN
 
 _NEW_RESOURCE = "Create a new resource with another output.uri"
 _MOVE = (
@@ -29,7 +30,6 @@ _GIVEN_UP: dict[Reason, str] = {
     Reason.RESULT_MISSING: "Read the pod's log: the trainer ended without naming a manifest.",
 }
 """Remedies of causes that are retried by themselves, once the retries are used up."""
-_RETRY = f"Then set the annotation {ANNOTATION_RETRY} to a new value."
 _SUSPENDED = "Most fields may change only while the run is suspended: set spec.suspend: true, {}, then suspend: false."
 _WHILE_OPEN: dict[Reason, str] = {
     Reason.IMAGE_PULL_FAILED: _SUSPENDED.format("correct pod.image or add pod.imagePullSecrets"),
@@ -88,14 +88,17 @@ def underway(cause: Cause) -> str:
     return _WHILE_OPEN.get(cause.reason, cause.remedy)
 
 
-def final(cause: Cause, *, started: bool) -> str:
-    """The remedy of a run that ends; `started`: an attempt exists, so most of the spec is fixed."""
+def final(cause: Cause, *, started: bool, again: str = TRY_AGAIN) -> str:
+    """The remedy of a run that ends; `started`: an attempt exists, so most of the spec is fixed.
+
+    `again`: how a person lets it go on (Settings.try_again).
+    """
     own = cause.said.remedy if cause.said is not None else ""
     if started and cause.reason in _FINAL:
         return f"{_NEW_RESOURCE}; there: {own}" if own else _FINAL[cause.reason]
     if started and cause.reason is Reason.ACCELERATOR_OUT_OF_MEMORY:
-        return f"{_MOVE} {_RETRY}"
+        return f"{_MOVE} Then {again}."
     remedy = own or _GIVEN_UP.get(cause.reason, cause.remedy)
-    if ANNOTATION_RETRY in remedy or cause.reason in _FINAL:
+    if again in remedy or cause.reason in _FINAL:
         return remedy  # before the first attempt a corrected spec starts anew by itself
-    return f"{remedy} {_RETRY}".strip()
+    return f"{remedy} Then {again}.".strip()
