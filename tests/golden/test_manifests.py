@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,9 +16,18 @@ from tests.golden.cases import FOLDER, cases, expected_file, manifests
 Object = dict[str, Any]
 
 
+@cache
+def documents(case: str) -> tuple[Object, ...]:
+    """The case's objects, read once; nobody changes them."""
+    return tuple(yaml.safe_load_all(expected_file(case).read_text(encoding="utf-8")))
+
+
+def of_kind(case: str, kind: str) -> list[Object]:
+    return [document for document in documents(case) if document["kind"] == kind]
+
+
 def jobs(case: str) -> list[Object]:
-    documents = list(yaml.safe_load_all(expected_file(case).read_text(encoding="utf-8")))
-    return [document for document in documents if document["kind"] == "Job"]
+    return of_kind(case, "Job")
 
 
 def trainer(job: Object) -> Object:
@@ -42,15 +52,57 @@ def test_no_expected_file_is_left_over() -> None:
     }
 
 
+def test_every_shape_has_its_cases() -> None:
+    assert len(cases()) >= 40
+
+
 @pytest.mark.parametrize("case", cases())
-def test_a_job_makes_one_pod_and_never_a_second(case: str) -> None:
+def test_a_job_makes_each_pod_once_and_never_a_second(case: str) -> None:
     for job in jobs(case):
         spec = job["spec"]
+        assert spec.get("completions") == spec.get("parallelism")
+        assert ("completionMode" in spec) == (spec.get("parallelism", 1) > 1)
+        assert not spec.keys() & {"backoffLimitPerIndex", "maxFailedIndexes", "successPolicy", "suspend"}
         assert spec["backoffLimit"] == 0
         assert spec["podReplacementPolicy"] == "Failed"
         assert spec["template"]["spec"]["restartPolicy"] == "Never"
         assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["FailJob", "FailJob"]
         assert "ttlSecondsAfterFinished" not in spec
+
+
+@pytest.mark.parametrize("case", cases())
+def test_several_pods_find_each_other_by_a_service(case: str) -> None:
+    several = [job for job in jobs(case) if job["spec"].get("parallelism", 1) > 1]
+    assert [service["metadata"] for service in of_kind(case, "Service")] == [
+        {key: job["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences")}
+        | {"labels": {k: v for k, v in job["metadata"]["labels"].items() if not k.startswith("kueue")}}
+        for job in several
+    ]
+    for service, job in zip(of_kind(case, "Service"), several, strict=True):
+        name = job["metadata"]["name"]
+        assert job["spec"]["template"]["spec"]["subdomain"] == name
+        assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"] is True
+        assert len(f"{name}-{job['spec']['parallelism'] - 1}") <= 63, "a host name is a label of DNS"
+
+
+@pytest.mark.parametrize("case", cases())
+def test_every_pod_gives_up_a_lost_node_soon(case: str) -> None:
+    for job in jobs(case):
+        pod = job["spec"]["template"]["spec"]
+        away = {item["key"]: item["tolerationSeconds"] for item in pod["tolerations"] if "tolerationSeconds" in item}
+        assert away == {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30}
+        assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("case", cases())
+def test_only_spot_pods_may_be_moved(case: str) -> None:
+    train = jobs(case)[-1]["spec"]["template"]
+    spot = train["spec"].get("nodeSelector", {}).get("cloud.google.com/gke-spot") == "true"
+    marked = train["metadata"].get("annotations", {}).get(names.ANNOTATION_SAFE_TO_EVICT)
+    assert marked == (None if spot else "false")
+    assert train["spec"]["terminationGracePeriodSeconds"] == (30 if spot else 120)
 
 
 @pytest.mark.parametrize("case", cases())
@@ -86,9 +138,12 @@ def test_no_secret_value_and_no_storage_double(case: str) -> None:
 def test_preparation_stays_off_the_accelerators(case: str) -> None:
     (prepare,) = (job for job in jobs(case) if job["metadata"]["labels"][names.LABEL_ROLE] == "prepare")
     pod = prepare["spec"]["template"]["spec"]
-    assert "nodeSelector" not in pod
+    assert not pod.keys() & {"nodeSelector", "affinity", "subdomain"}
+    assert not any(label.startswith("kueue") for label in prepare["metadata"]["labels"])
+    assert "completionMode" not in prepare["spec"]
     assert not any(key.endswith(("/gpu", "/tpu")) for key in trainer(prepare)["resources"]["limits"])
-    assert not any(item["key"] in ("nvidia.com/gpu", "cloud.google.com/gke-spot") for item in pod["tolerations"])
+    taints = ("nvidia.com/gpu", "google.com/tpu", "cloud.google.com/gke-spot", "cloud.google.com/gke-flex-start")
+    assert not any(item["key"] in taints for item in pod["tolerations"])
 
 
 @pytest.mark.parametrize("case", cases())
@@ -99,6 +154,10 @@ def test_requests_are_never_above_limits(case: str) -> None:
         resources = trainer(job)["resources"]
         for name, limit in resources["limits"].items():
             assert parse(resources["requests"][name]) <= parse(limit), (job["metadata"]["name"], name)
+            if name in ("nvidia.com/gpu", "google.com/tpu"):
+                assert resources["requests"][name] == limit
+        shared = [v for v in job["spec"]["template"]["spec"]["volumes"] if "medium" in v["emptyDir"]]
+        assert parse(shared[0]["emptyDir"]["sizeLimit"]) <= parse(resources["limits"]["memory"]) / 4
         scratch = sum(
             parse(volume["emptyDir"]["sizeLimit"])
             for volume in job["spec"]["template"]["spec"]["volumes"]
