@@ -232,7 +232,7 @@ def _of_pod(pod: PodView) -> Cause:
         return cause(Reason.HOST_OUT_OF_MEMORY, message, pod=pod, said=said)
     if pod.reason == "Evicted":  # its container shows some signal's exit code, which says nothing
         return cause(Reason.DISK_FULL, f"{where} was evicted: {pod.message or 'no message'}", pod=pod, said=said)
-    if pod.termination_reason == "ContainerStatusUnknown":
+    if pod.termination_reason == "ContainerStatusUnknown" or (pod.exit_code is None and pod.started is not None):
         return cause(Reason.POD_LOST, f"{where} ended without anybody seeing how.", pod=pod)
     if pod.exit_code is None:
         detail = " ".join(part for part in (pod.reason, pod.message) if part) or "no reason given"

@@ -76,13 +76,17 @@ class NodeAgent:
         wait_for(self._schedulable, f"node {self.name} to lose the taint not-ready")
         return self
 
-    def stop(self) -> None:
-        """End every process, the connections and the Node object."""
+    def die(self) -> None:
+        """The machine is gone: its processes end, its pods and its Node object stay as they are, nobody answers."""
         self._stopping.set()
         if self._watch:
             self._watch.close()
         for thread in [*self._threads, *self._workers.values()]:
             thread.join(10)
+
+    def stop(self) -> None:
+        """End every process, the connections and the Node object."""
+        self.die()
         with contextlib.suppress(ApiError, requests.RequestException):
             # Node deletion is no right of a node.
             self._control_plane.api.delete(f"/api/v1/nodes/{self.name}")
@@ -105,6 +109,10 @@ class NodeAgent:
     def out_of_memory(self, namespace: str, pod: str) -> None:
         """End a pod as the kernel does at the memory limit: SIGKILL, reason OOMKilled."""
         self._worker(namespace, pod).out_of_memory()
+
+    def pause(self, namespace: str, pod: str) -> None:
+        """Stop a pod's process where it is: SIGSTOP."""
+        self._worker(namespace, pod).pause()
 
     def _worker(self, namespace: str, pod: str) -> PodWorker:
         for worker in list(self._workers.values()):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +17,7 @@ import requests
 
 from gemmatune_api import names
 from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
-from gemmatune_cli.local.runner import ProcessRunner, ProcessSpec, container_exit_code, termination_message
+from gemmatune_cli.local.runner import Process, ProcessRunner, ProcessSpec, container_exit_code, termination_message
 from tests.support.api import STRATEGIC, Api, ApiError, Object
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class PodWorker(threading.Thread):
         self._wake = threading.Event()
         self._gone = False
         self._out_of_memory = False
+        self._process: Process | None = None
         self._bound_at = now()
         self._started_at: str | None = None
 
@@ -82,6 +85,12 @@ class PodWorker(threading.Thread):
         """End the process as the kernel does when a container exceeds its memory limit."""
         self._out_of_memory = True
         self._wake.set()
+
+    def pause(self) -> None:
+        """Stop the process where it is (SIGSTOP): it neither goes on nor ends by SIGTERM."""
+        if self._process is None:
+            raise RuntimeError("the pod's process has not started")
+        os.kill(self._process.id.pid, signal.SIGSTOP)
 
     # --- the pod's story ---
 
@@ -201,7 +210,7 @@ class PodWorker(threading.Thread):
 
     def _run_process(self, spec: ProcessSpec) -> int:
         """Start the process, wait for its end or bring it about; the exit code as a container shows it."""
-        handle = ProcessRunner().start(spec)
+        handle = self._process = ProcessRunner().start(spec)
         asked = False
         try:
             self._started_at = now()
