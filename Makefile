@@ -13,7 +13,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,14 +27,20 @@ demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
-test: setup kube ## All tests: unit, golden, real control plane, trainer, end to end
-	$(call step,tests,$(PYTEST) tests)
+test: setup kube ## All tests but the faults: unit, golden, real control plane, trainer, end to end
+	$(call step,tests,$(PYTEST) tests --ignore=tests/faults)
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
 	$(call step,unit tests,$(PYTEST) tests/unit tests/golden)
 
 test-cluster: setup kube ## What runs against the real control plane
 	$(call step,cluster tests,$(PYTEST) tests/cluster)
+
+test-faults: setup kube ## Every cause of an attempt's end or wait, provoked on the real control plane
+	$(call step,faults,$(PYTEST) tests/faults)
+
+soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.json
+	$(call step,faults 20 times,FAULT_RUNS=20 FAULT_RESULTS=bench/results/faults.json $(PYTEST) tests/faults)
 
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,$(PYTEST) tests/trainer)
@@ -57,6 +63,6 @@ clean-setup: ## `make demo` to its first step with an empty home and a PATH with
 bench-trainer: setup ## Peak memory of the trainer against the planner's estimate
 	$(call step,trainer benchmark,$(RUN) python -m bench.memory)
 
-ci: lint test clean-setup ## What CI runs
+ci: lint test test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer ## Everything, with the benchmarks
+soak: ci bench-trainer soak-faults ## Everything, with the benchmarks

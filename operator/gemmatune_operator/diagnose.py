@@ -215,7 +215,7 @@ def _end(job: JobView, pod: PodView) -> tuple[datetime, bool, bool, str]:
     times = [time for time in (pod.disrupted, pod.finished) if time is not None]
     first = min(times) if times else datetime.max.replace(tzinfo=UTC)
     victim = pod.deleted is not None and not pod.disruption
-    return first, victim, pod.name not in job.failure_message, pod.name
+    return first, victim, f"/{pod.name} " not in job.failure_message, pod.name
 
 
 def _of_pod(pod: PodView) -> Cause:

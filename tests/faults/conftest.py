@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gemmatune_api import names
-from tests.faults import waits
+from tests.faults import nodes, waits
 from tests.faults.runner import Runner
 from tests.faults.scene import GPU_LABEL, GPU_TAINT, KWOK_GPU, REAL_GPU, SHARED, Plant
 from tests.support.api import Api, ApiError, Object
@@ -51,20 +52,37 @@ def plant(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def operator(plant: Plant) -> Iterator[OperatorProcess]:
-    """The real operator's process; at the end it has logged no exception."""
-    log = plant.folder / "operator.log"
-    process = OperatorProcess(plant.control_plane.kubeconfig, log, namespaces=NAMESPACES)
+def operators(plant: Plant) -> Iterator[None]:
+    """The real operator's process, and one that runs several nodes; at the end neither has logged an exception."""
+    with (
+        _operator(plant, "operator", OperatorProcess(*_told(plant, "operator"), namespaces=NAMESPACES)),
+        _operator(
+            plant,
+            "below",
+            OperatorProcess(*_told(plant, "below"), namespaces=[nodes.SEVERAL], command=("-m", "tests.faults.below")),
+        ),
+    ):
+        yield
+
+
+def _told(plant: Plant, name: str) -> tuple[Path, Path]:
+    return plant.control_plane.kubeconfig, plant.folder / f"{name}.log"
+
+
+@contextlib.contextmanager
+def _operator(plant: Plant, name: str, process: OperatorProcess) -> Iterator[None]:
     try:
-        yield process.ready()
+        process.ready()
+        yield
     finally:
         code = process.stop()
-    assert code == 0, f"the operator ended with {code}:\n{process.server.tail(40)}"
-    assert "Traceback" not in log.read_text(), log.read_text()[-8000:]
+    log = (plant.folder / f"{name}.log").read_text()
+    assert code == 0, f"the {name} ended with {code}:\n{process.server.tail(40)}"
+    assert "Traceback" not in log, log[-8000:]
 
 
 @pytest.fixture(scope="session")
-def results(plant: Plant, operator: OperatorProcess, request: pytest.FixtureRequest) -> Runner:
+def results(plant: Plant, operators: None, request: pytest.FixtureRequest) -> Runner:
     """Every selected fault, provoked FAULT_RUNS times."""
     faults = [item.callspec.params["fault"] for item in request.session.items if _is_fault(item)]
     runner = Runner(plant, runs=int(os.environ.get("FAULT_RUNS", "1")))
@@ -87,7 +105,7 @@ def _served(api: Api) -> bool:
 
 
 def _namespaces(api: Api) -> None:
-    for name in NAMESPACES:
+    for name in (*NAMESPACES, nodes.SEVERAL):
         api.create("/api/v1/namespaces", {"metadata": {"name": name}})
         wait_for(lambda path=f"/api/v1/namespaces/{name}/serviceaccounts/default": api.find(path), f"account of {name}")
     _quota(api, waits.QUOTA, {"requests.nvidia.com/gpu": "0"})

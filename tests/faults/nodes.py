@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from gemmatune_api.names import Reason
-from tests.faults.scene import REAL_GPU, Fault, Next, Scene
+from tests.faults.ends import pod_ends
+from tests.faults.scene import KWOK_GPU, REAL_GPU, Fault, Next, Scene
 from tests.support.api import Object
 from tests.support.history import Change
+from tests.support.kwok import End
+
+SEVERAL = "faults-nodes"
+"""The namespace of runs on several nodes; another operator looks after it."""
 
 
 def disrupted(pod: Object) -> bool:
@@ -38,7 +43,12 @@ def kill_node(scene: Scene) -> Change:
     return scene.first_pod(disrupted, "DisruptionTarget of a pod on a dead node", seconds=240)
 
 
+_FOUR = {"accelerator": {"gpu": {"type": KWOK_GPU, "nodes": 4}}}
 NODES = [
+    Fault("one-of-four", Reason.CRASHED, Next.BACKS_OFF, pod_ends, namespace=SEVERAL, spec=_FOUR, says="NCCL error",
+          end=End("exit", code=1, message="Traceback\nRuntimeError: NCCL error\n", index="2")),
+    Fault("one-of-four-disrupted", Reason.PREEMPTED, Next.FREE, pod_ends, namespace=SEVERAL, spec=_FOUR,
+          end=End("exit", code=143, disruption="TerminationByKubelet", index="3"), says="TerminationByKubelet"),
     Fault("drained", Reason.PREEMPTED, Next.FREE, drain, says="EvictionByEvictionAPI"),
     Fault("drained-process", Reason.PREEMPTED, Next.FREE, drain, REAL_GPU, says="EvictionByEvictionAPI"),
     Fault("dead-node", Reason.NODE_LOST, Next.FREE, kill_node, REAL_GPU, says="DeletionByTaintManager",

@@ -33,6 +33,7 @@ ENDS = [
     (ended_pod(137, reason="Evicted", message="Usage of EmptyDir volume cache exceeds the limit"), Reason.DISK_FULL),
     (ended_pod(None, reason="Evicted"), Reason.DISK_FULL),
     (ended_pod(137, termination_reason="ContainerStatusUnknown"), Reason.POD_LOST),
+    (ended_pod(None, started=NOW), Reason.POD_LOST),
     (ended_pod(137), Reason.KILLED),
     (ended_pod(ExitCode.CRASHED), Reason.CRASHED),
     (ended_pod(139), Reason.CRASHED),
@@ -104,6 +105,51 @@ def test_the_first_pod_to_end_counts() -> None:
     assert found.reason is Reason.ACCELERATOR_OUT_OF_MEMORY
 
 
+def first_of(*pods: Any, message: str = "") -> Reason:
+    found = diagnose.ended(job("quotes-t1", *pods, failure_message=message, **FAILED))
+    assert found is not None
+    return found.reason
+
+
+def test_within_one_second_the_named_pod_is_the_first() -> None:
+    """Times are whole seconds: deleted pods are victims, and the Job's message names the culprit."""
+    culprit = ended_pod(20, name="z", finished=NOW)
+    victim = ended_pod(30, name="a", finished=NOW, deleted=NOW)
+    other = ended_pod(1, name="b", finished=NOW)
+    assert first_of(victim, culprit) is Reason.ACCELERATOR_OUT_OF_MEMORY
+    message = "Container trainer for pod ns/z failed with exit code 20 matching FailJob rule at index 1"
+    assert first_of(other, victim, culprit, message=message) is Reason.ACCELERATOR_OUT_OF_MEMORY
+    assert first_of(other, victim, culprit) is Reason.CRASHED
+
+
+def test_a_disruption_counts_from_its_own_time() -> None:
+    """The pods beside a lost one crash first, but it was disrupted before them; and the other way round."""
+    crashed = ended_pod(1, name="a", finished=NOW)
+    lost = pod(name="z", disruption="TerminationByKubelet", disrupted=NOW - timedelta(seconds=3), deleted=NOW)
+    assert first_of(crashed, lost) is Reason.PREEMPTED
+    drained = pod(name="z", disruption="EvictionByEvictionAPI", disrupted=NOW + timedelta(seconds=3))
+    assert first_of(crashed, drained) is Reason.CRASHED
+
+
+SIGNS = [
+    (job("quotes-t1", pod()), None),
+    (job("quotes-t1"), None),
+    (job("quotes-t1", pod(), deleting=True), Reason.JOB_VANISHED),
+    (job("quotes-t1", pod(disruption="EvictionByEvictionAPI")), Reason.PREEMPTED),
+    (job("quotes-t1", pod(disruption="DeletionByTaintManager", deleted=NOW)), Reason.NODE_LOST),
+    (job("quotes-t1", pod(deleted=NOW)), Reason.INTERRUPTED),
+    (job("quotes-t1", pod(deleted=NOW), suspended=True), None),
+    (job("quotes-t1", ended_pod(30, deleted=NOW)), None),
+    (job("quotes-t1", pod(name="b"), pod(name="a", deleted=NOW)), Reason.INTERRUPTED),
+]
+
+
+@pytest.mark.parametrize(("view", "reason"), SIGNS, ids=[f"{r}-{i}" for i, (_, r) in enumerate(SIGNS)])
+def test_signs_of_an_end(view: JobView, reason: Reason | None) -> None:
+    found = diagnose.ending(view)
+    assert (found.reason if found else None) == reason
+
+
 def test_success_carries_the_manifest() -> None:
     message = TerminationMessage(message="done", step=100, manifest="gs://b/manifest.json").model_dump_json()
     found = diagnose.ended(job("quotes-t1", ended_pod(0, termination_message=message), complete=True))
@@ -159,6 +205,19 @@ WAITS = [
         Reason.PROVISIONING,
     ),
     (pending(events=(event("FailedMount", 'secret "x" not found'),)), Reason.SECRET_MISSING),
+    (
+        pending(events=(event("FailedMount", 'secret "x" not found'), event("Pulling", "image", 5))),
+        Reason.PROVISIONING,
+    ),
+    (pending(events=(event("FailedAttachVolume", "busy"),)), Reason.PROVISIONING),
+    (
+        pending(
+            scheduled=False,
+            events=(event("FailedScaleUp", "GCE out of resources"), event("TriggeredScaleUp", "pool 0->1", 5)),
+            unscheduled_message="0/3",
+        ),
+        Reason.PROVISIONING,
+    ),
     (pending(scheduled=False, unscheduled_message="0/3 nodes are available"), Reason.UNSCHEDULABLE),
     (
         pending(scheduled=False, events=(event("FailedScaleUp", "GCE out of resources"),), unscheduled_message="0/3"),
@@ -195,6 +254,17 @@ def test_every_wait(view: JobView, reason: Reason) -> None:
     assert found.message
 
 
+def test_a_wait_that_needs_somebody_is_not_ordinary() -> None:
+    assert diagnose.waiting(pending()).ordinary
+    for view in (
+        pending(waiting_reason="CreateContainerConfigError", waiting_message='configmap "x" not found'),
+        pending(events=(event("FailedMount", 'configmap "x" not found'),)),
+    ):
+        found = diagnose.waiting(view)
+        assert not found.ordinary
+        assert 'configmap "x" not found' in found.message
+
+
 def test_the_newest_event_tells() -> None:
     old, new = event("FailedCreate", "violates PodSecurity"), event("FailedCreate", QUOTA, 5)
     raw = [
@@ -227,6 +297,8 @@ def test_messages_name_pod_node_and_detail() -> None:
     assert told(disruption="X", disruption_message="drained") == (
         "The pod quotes-t1-abcde on node n1 was disrupted (X): drained"
     )
+    drained = told(disruption="EvictionByEvictionAPI", disruption_message="by hand")
+    assert drained.endswith("(EvictionByEvictionAPI): it was evicted, as when a node is drained; by hand")
     assert told(disruption="X", node="") == "The pod quotes-t1-abcde on node unknown was disrupted (X)"
     assert told(reason="Evicted", message="too much disk").endswith("was evicted: too much disk")
     assert told(reason="Evicted").endswith("was evicted: no message")
@@ -255,6 +327,7 @@ ODD = st.recursive(
 KEYS = [
     "phase", "reason", "message", "conditions", "containerStatuses", "state", "terminated", "waiting", "exitCode",
     "type", "status", "lastState", "finishedAt", "startedAt", "name", "running", "lastTimestamp",
+    "deletionTimestamp", "lastTransitionTime", "suspend", "nodeName",
 ]  # fmt: skip
 NESTED = st.recursive(
     ODD | st.sampled_from(["True", "Failed", "trainer", "DisruptionTarget", "Complete", "2026-03-01T12:00:00Z"]),
@@ -270,8 +343,8 @@ def test_nothing_is_too_odd(pod_status: Any, job_status: Any, meta: Any, node: A
     view = pod_view({"metadata": meta, "spec": node, "status": pod_status})
     one = job_view({"metadata": meta, "spec": node, "status": job_status}, (view,))
     for candidate in (one, job("quotes-t1", view, **FAILED), job("quotes-t1", view, complete=True)):
-        found = diagnose.ended(candidate)
-        assert found is None or isinstance(found.reason, Reason)
+        for found in (diagnose.ended(candidate), diagnose.ending(candidate)):
+            assert found is None or isinstance(found.reason, Reason)
         assert diagnose.waiting(candidate).message is not None
     machine_of({"status": node})
     events_of([{"reason": meta, "lastTimestamp": node}])

@@ -18,6 +18,7 @@ from gemmatune_api.status import (
     Progress,
     Timers,
 )
+from gemmatune_operator import conditions
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
@@ -304,6 +305,65 @@ def test_a_lost_node() -> None:
     soon = look(running(), job("quotes-t1", pod(deleted=NOW)))
     assert len(soon.status.attempts) == 1
     assert soon.wake == 61
+
+
+def test_what_is_about_to_end_says_so_at_once() -> None:
+    """DisruptionTarget comes up to minutes before the pod's end: the run is Retrying, the attempt stays open."""
+    disrupted = job("quotes-t1", pod(disruption="DeletionByTaintManager", deleted=NOW))
+    found = look(running(), disrupted)
+    (open_one,) = found.status.attempts
+    assert (open_one.reason, open_one.end_time, open_one.counted) == ("NodeLost", None, None)
+    assert said(found, C.TRAINING) == said(found, C.PROVISIONED) == ("False", "Retrying")
+    assert "Attempt 1 is ending with NodeLost: " in found.status.conditions[-1].message
+    assert found.wake == 61
+    assert found.counters == ONE
+    assert created(found) == []
+    assert look(found, disrupted).status == found.status, "said once"
+
+
+def test_what_was_to_end_and_did_not() -> None:
+    ending = look(running(), job("quotes-t1", pod(disruption="EvictionByEvictionAPI")))
+    found = look(ending, job("quotes-t1", pod()))
+    assert said(found, C.TRAINING) == ("True", "Running")
+    assert (found.status.attempts[0].reason, found.status.attempts[0].message) == ("", "")
+
+
+def test_a_cause_that_was_seen_survives_its_pod() -> None:
+    """The Job's message says less than the pod did; where the Job knows more, that counts."""
+    ending = look(running(), job("quotes-t1", pod(disruption="DeletionByPodGC", deleted=NOW)))
+    message = "Pod ns/quotes-t1-abcde has condition DisruptionTarget matching FailJob rule at index 0"
+    over: dict[str, Any] = {"failed": True, "active": 0, "failure_message": message}
+    found = look(ending, job("quotes-t1", **over))
+    assert found.status.attempts[0].reason == "NodeLost"
+    assert "DeletionByPodGC" in found.status.attempts[0].message
+    assert look(running(), job("quotes-t1", **over)).status.attempts[0].reason == "Preempted"
+    code = {**over, "failure_message": "Container trainer failed with exit code 12 matching FailJob rule at index 1"}
+    assert look(ending, job("quotes-t1", **code)).status.attempts[0].reason == "DataInvalid"
+
+
+def test_budgets_stand_in_condition_and_attempt() -> None:
+    found = look(running(), failed_job(137))
+    assert found.status.attempts[0].message.endswith("(retry 1 of 3, preemptions 0 of 20).")
+    assert "(retry 1 of 3, preemptions 0 of 20)" in training_message(found)
+    last = look(running(counters=Counters(attempts=4, retries=3)), failed_job(137))
+    assert last.status.attempts[0].message.endswith("(retry 3 of 3, preemptions 0 of 20).")
+    assert "limits.maxRetries (3) is used up (retry 3 of 3, preemptions 0 of 20)." in training_message(last)
+    fatal = look(running(), failed_job(12))
+    assert "retry" not in fatal.status.attempts[0].message
+
+
+def training_message(found: Decision) -> str:
+    condition = conditions.find(found.status.conditions, C.TRAINING)
+    assert condition is not None
+    return condition.message
+
+
+def test_waits_say_what_may_still_be_changed() -> None:
+    image = pod(phase="Pending", waiting_reason="ErrImagePull", waiting_message="401")
+    waits = running(attempt={"training_time": None})
+    found = look(waits, job("quotes-t1", image))
+    assert said(found, C.PROVISIONED) == ("False", "ImagePullFailed")
+    assert "suspend" in found.remedies[C.PROVISIONED]
 
 
 def test_a_job_that_is_being_deleted_is_awaited() -> None:

@@ -268,3 +268,21 @@ def test_on_demand_always_prepares_anew() -> None:
     found = prepare(situation(jobs=[job("quotes-p3", failed=True, active=0)]), accepted(record))
     assert found.status.prepare == JobRecord(number=4, job="quotes-p4", generation=1)
     assert created(found) == ["quotes-p4"]
+
+
+def test_what_is_about_to_end_says_so_at_once() -> None:
+    found = prepare(situation(jobs=[job("quotes-p1", pod(disruption="EvictionByEvictionAPI"))]), preparing())
+    assert said(found, P) == ("False", "Retrying")
+    assert "Preparation 1 is ending with Preempted: " in found.status.conditions[-1].message
+    assert (found.settled, created(found), found.status.prepare.number) == (True, [], 1)  # type: ignore[union-attr]
+
+
+def test_a_preparation_on_a_dead_node_is_given_up() -> None:
+    stuck = job("quotes-p1", pod(deleted=NOW - timedelta(seconds=61)))
+    found = prepare(situation(jobs=[stuck]), preparing())
+    assert created(found) == ["quotes-p2"]
+    record = found.status.prepare
+    assert record is not None
+    assert (record.number, record.retries, record.preemptions) == (2, 0, 1)
+    assert "NodeLost" in found.status.conditions[-1].message
+    assert found.status.conditions[-1].message.endswith("The next follows at once (retry 0 of 3, preemptions 1 of 20).")

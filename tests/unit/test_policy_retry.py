@@ -40,6 +40,10 @@ COUNTED = (
     Reason.HUB_UNAVAILABLE, Reason.CRASHED, Reason.JOB_VANISHED, Reason.POD_LOST, Reason.RESULT_MISSING,
 )  # fmt: skip
 FREE = (Reason.PREEMPTED, Reason.NODE_LOST, Reason.POD_REJECTED, Reason.INTERRUPTED)
+WAITING = (
+    Reason.IMAGE_PULL_FAILED, Reason.SECRET_MISSING, Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED,
+    Reason.CAPACITY_UNAVAILABLE, Reason.POLICY_DENIED,
+)  # fmt: skip
 FATAL = (
     Reason.INVALID_CONFIG, Reason.ACCESS_DENIED, Reason.DATA_INVALID, Reason.OUTPUT_IN_USE, Reason.LOSS_DIVERGED,
     Reason.DEADLINE_EXCEEDED,
@@ -108,6 +112,56 @@ def test_only_some_causes_back_off() -> None:
         assert (after(cause(reason)).delay > 0) == (reason in retry.BACKS_OFF), reason
     second = after(cause(Reason.CRASHED), counters=Counters(attempts=1, retries=1))
     assert second.delay > after(cause(Reason.CRASHED)).delay
+
+
+def test_only_the_same_cause_in_a_row_lengthens_the_pause_of_a_free_one() -> None:
+    """Twenty preemptions do not make the first refused pod wait."""
+
+    def delay(*reasons: Reason) -> float:
+        earlier = [attempt(i, end_time="x", reason=reason.value) for i, reason in enumerate(reasons, 1)]
+        used = Counters(attempts=9, preemptions=2)
+        found = decision(*earlier, attempt(9), counters=used)
+        return retry.verdict(situation(), found, attempt(9), None, cause(Reason.POD_REJECTED)).delay
+
+    once = delay()
+    assert delay(Reason.PREEMPTED, Reason.PREEMPTED) == once
+    assert delay(Reason.POD_REJECTED, Reason.PREEMPTED) == once
+    assert delay(Reason.PREEMPTED, Reason.POD_REJECTED) == pytest.approx(2 * once)
+    assert delay(Reason.POD_REJECTED, Reason.POD_REJECTED) == pytest.approx(4 * once)
+
+
+def test_the_budget_in_words() -> None:
+    seen = situation(resource({"limits": {"maxRetries": 2, "maxPreemptions": 5}}))
+    used = Counters(attempts=9, retries=4, preemptions=3)
+    assert retry.budget(seen, used, BudgetBase(retries=3)) == "retry 1 of 2, preemptions 3 of 5"
+    used = used.model_copy(update={"out_of_memory": 3})
+    assert retry.budget(seen, used, BudgetBase(out_of_memory=1)).endswith("preemptions 3 of 5, downshifts 2 of 3")
+    assert retry.budget(situation(), Counters(), BudgetBase()) == "retry 0 of 3, preemptions 0 of 20"
+
+
+LOCKED = ("dataset.", "training.", "model.", "output.", "lora", "samples")
+
+
+@pytest.mark.parametrize("reason", [*COUNTED, *FREE, Reason.ACCELERATOR_OUT_OF_MEMORY, *WAITING])
+def test_remedies_while_the_run_goes_on(reason: Reason) -> None:
+    """They name no field that is fixed for good, and of those fixed until a suspension they say so."""
+    words = remedies.underway(cause(reason))
+    assert words
+    assert not [field for field in LOCKED if field in words]
+    if any(field in words for field in ("pod.", "change accelerator", "provisioning.mode")):
+        assert "suspend" in words
+
+
+def test_remedies_that_are_the_trainers_own() -> None:
+    own = ended(failed_job(40, termination_message='{"message": "slow", "remedy": "Ask the bucket\'s owner."}'))
+    assert own is not None
+    assert remedies.underway(own) == "Ask the bucket's owner."
+    fixed = ended(failed_job(20, termination_message='{"message": "no", "remedy": "Lower dataset.maxLength."}'))
+    assert fixed is not None
+    assert "dataset" not in remedies.underway(fixed)
+    assert "new resource" in remedies.final(fixed, started=True)
+    assert remedies.underway(cause(Reason.PROVISIONING)) == ""
+    assert "Create" in remedies.underway(cause(Reason.PROVISIONING, "no configmap", "Create it."))
 
 
 OOM = cause(Reason.ACCELERATOR_OUT_OF_MEMORY)

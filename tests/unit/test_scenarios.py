@@ -153,7 +153,7 @@ def test_backoff_then_budget() -> None:
         assert play.status.next_attempt_time is None
     status = play.ends("quotes-t3", 1)
     assert (status.phase, status.reason) == ("Failed", "Crashed")
-    assert ". limits.maxRetries (2) is used up." in status.message
+    assert ". limits.maxRetries (2) is used up (retry 2 of 2, preemptions 0 of 20)." in status.message
     assert status.summary is not None
     assert status.summary.retries == "2/2"
     status = play.annotate("again")

@@ -257,13 +257,17 @@ def _closed(situation: Situation, decision: Decision, current: Attempt, job: Job
     again = situation.settings.try_again
     remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True, again=again)
     used = retry.budget(situation, verdict.counters, decision.budget_base)
-    budget = "" if why.answer is Answer.FAIL else f" ({used})"
-    told = dataclasses.replace(why, message=f"{why.message}{budget}", remedy=remedy)
+    told = dataclasses.replace(why, message=_with(used, why, why.message), remedy=remedy)
     decision = closed(situation, decision, current, job, told, counted=verdict.counted)
     decision = decision.update(counters=verdict.counters)
     if not verdict.again:
-        return fail(situation, decision, why.reason, f"{verdict.message}{budget}", remedy)
+        return fail(situation, decision, why.reason, _with(used, why, verdict.message), remedy)
     return _followed(situation, decision, current, told, verdict)
+
+
+def _with(budget: str, why: Cause, message: str) -> str:
+    """A message and the budgets, where the cause has one."""
+    return message if why.answer is Answer.FAIL else f"{message.rstrip().removesuffix('.')} ({budget})."
 
 
 def _followed(
