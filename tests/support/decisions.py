@@ -23,23 +23,19 @@ class Choice(NamedTuple):
     """Blocks of the spec that the field needs around it."""
 
 
-def crashes_twice(play: Play) -> object:
-    play.prepared()
-    for number in (1, 2):
-        if play.attempt.number == number and play.attempt.end_time is None:
-            play.runs(f"quotes-t{number}")
-            play.ends(f"quotes-t{number}", ExitCode.CRASHED)
-            play.wait(600)
-    return play.status.phase, len(play.status.attempts)
+def ends_twice(code: ExitCode) -> Callable[[Play], object]:
+    """Attempts that end by an exit code, as long as there is another one, and at most two."""
 
+    def story(play: Play) -> object:
+        play.prepared()
+        for number in (1, 2):
+            if play.attempt.number == number and play.attempt.end_time is None:
+                play.runs(f"quotes-t{number}")
+                play.ends(f"quotes-t{number}", code)
+                play.wait(600)
+        return play.status.phase, [attempt.provisioning for attempt in play.status.attempts]
 
-def interrupted_twice(play: Play) -> object:
-    play.prepared()
-    for number in (1, 2):
-        if play.attempt.number == number and play.attempt.end_time is None:
-            play.runs(f"quotes-t{number}")
-            play.ends(f"quotes-t{number}", ExitCode.INTERRUPTED)
-    return play.status.phase, [attempt.provisioning for attempt in play.status.attempts]
+    return story
 
 
 def stands_still_for_twenty_minutes(play: Play) -> object:
@@ -78,10 +74,10 @@ def ends_and_is_kept_for_an_hour(play: Play) -> object:
 
 DECISIONS: dict[str, Choice] = {
     "limits.maxCost": Choice(0.4, 1.0, trains_for_half_an_hour_at_one_an_hour),
-    "limits.maxRetries": Choice(0, 1, crashes_twice),
-    "limits.maxPreemptions": Choice(0, 5, interrupted_twice),
+    "limits.maxRetries": Choice(0, 1, ends_twice(ExitCode.CRASHED)),
+    "limits.maxPreemptions": Choice(0, 5, ends_twice(ExitCode.INTERRUPTED)),
     "limits.stallTimeout": Choice("15m", "30m", stands_still_for_twenty_minutes),
-    "provisioning.fallback.afterPreemptions": Choice(1, 3, interrupted_twice, SPOT),
+    "provisioning.fallback.afterPreemptions": Choice(1, 3, ends_twice(ExitCode.INTERRUPTED), SPOT),
     "provisioning.fallback.afterPending": Choice("10m", "30m", waits_for_twenty_minutes, SPOT),
     "suspend": Choice(True, False, begins),
     "ttlAfterFinished": Choice("1h", "2h", ends_and_is_kept_for_an_hour),

@@ -10,6 +10,7 @@ from gemmatune_trainer.errors import DataInvalid
 
 _SHOWN_CHARACTERS = 80
 _SHOWN_COLUMNS = 20
+_UNSEPARATED = "The header is one cell: separate the cells of a .csv file by commas, those of a .tsv file by tabs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,20 @@ class Row:
         if column not in self.values:
             raise DataInvalid(
                 f"{self.where}: there is no column {column!r}; the columns are {columns_text(self.values)}",
-                "Correct the column's name in spec.dataset, or the data.",
+                _UNSEPARATED
+                if _unseparated(self.values)
+                else "Correct the column's name in spec.dataset, or the data.",
             )
         return self.values[column]
 
     def wrong(self, column: str, expected: str, value: object, remedy: str = "Correct the row.") -> DataInvalid:
         """The error of a value that is not what it should be."""
         return DataInvalid(f"{self.where}, column {column!r}: expected {expected}, found {described(value)}", remedy)
+
+
+def _unseparated(values: Mapping[str, Any]) -> bool:
+    """Whether the only column has a name that looks like several."""
+    return len(values) == 1 and any(sign in name for name in values for sign in ",;\t|")
 
 
 def columns_text(values: Mapping[str, Any]) -> str:
