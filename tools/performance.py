@@ -66,6 +66,28 @@ REPORTS: dict[str, Report] = {
             ),
         ),
     ),
+    "faults.json": Report(
+        title="Faults, and how soon they show",
+        command="make soak-faults",
+        text=(
+            "Each cause of an attempt's end or wait is provoked on a real control plane, several side by side. Seconds "
+            "from the first change of an object that reveals it (for a timer: from its expiry) to the status that "
+            "names it, both as a watch sees them."
+        ),
+        tables=(
+            Table(
+                rows=lambda found: found["faults"],
+                columns={
+                    "Fault": lambda row: row["fault"],
+                    "Reason": lambda row: row["reason"],
+                    "Runs": lambda row: str(row["count"]),
+                    "Median": lambda row: f"{row['p50']:.2f}",
+                    "95th percentile": lambda row: f"{row['p95']:.2f}",
+                    "Longest": lambda row: f"{row['max']:.2f}",
+                },
+            ),
+        ),
+    ),
 }
 """What each file holds."""
 

@@ -31,6 +31,8 @@ _NOT_MOUNTED = ("FailedMount", "FailedAttachVolume")
 _MOUNTED = ("Pulling", "Pulled")
 """What the kubelet does next once the volumes are there."""
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+_BY_DELETION = frozenset({Reason.INTERRUPTED, Reason.KILLED, Reason.POD_LOST})
+"""How a pod ends that is deleted along with its Job."""
 _DISRUPTIONS: dict[str, str] = {
     "PreemptionByScheduler": "a pod of higher priority took its place",
     "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
@@ -159,7 +161,8 @@ def ended(job: JobView) -> Cause | None:
     if job.failure_reason == "DeadlineExceeded":
         message = "The Job reached its activeDeadlineSeconds, the backstop of limits.deadline."
         return cause(Reason.DEADLINE_EXCEEDED, message)
-    return _of_pods(job) or _of_job(job)
+    found = _of_pods(job) or _of_job(job)
+    return vanished(job.name) if job.deleting and found.reason in _BY_DELETION else found
 
 
 def ending(job: JobView) -> Cause | None:

@@ -51,7 +51,7 @@ NODES = [
           end=End("exit", code=143, disruption="TerminationByKubelet", index="3"), says="TerminationByKubelet"),
     Fault("drained", Reason.PREEMPTED, Next.FREE, drain, says="EvictionByEvictionAPI"),
     Fault("drained-process", Reason.PREEMPTED, Next.FREE, drain, REAL_GPU, says="EvictionByEvictionAPI"),
-    Fault("dead-node", Reason.NODE_LOST, Next.FREE, kill_node, REAL_GPU, says="DeletionByTaintManager",
+    Fault("dead-node", Reason.NODE_LOST, Next.FREE, kill_node, REAL_GPU, says="node node-dead-node",
           own_node=True, slow=True),
     Fault("node-deleted", Reason.NODE_LOST, Next.FREE, delete_node, REAL_GPU, says="DeletionByPodGC",
           own_node=True, slow=True),

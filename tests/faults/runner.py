@@ -35,10 +35,12 @@ class Runner:
     runs: int = 1
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds from the first change that reveals a fault to the status that names it."""
+    faults: Sequence[Fault] = ()
     errors: dict[str, list[BaseException]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self, faults: Sequence[Fault]) -> None:
         """Provokes them; those that take minutes come first."""
+        self.faults = faults
         work = [(fault, number) for fault in sorted(faults, key=lambda it: not it.slow) for number in range(self.runs)]
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             list(pool.map(lambda item: self._one(*item), work))
@@ -68,17 +70,29 @@ class Runner:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         return {
             "commit": commit.stdout.strip(),
-            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
             "runs": self.runs,
             "sideBySide": SIDE_BY_SIDE,
             "limitSeconds": LIMIT_SECONDS,
-            "all": {"count": len(every), "p50": percentile(every, 50), "p95": percentile(every, 95), "max": max(every)},
-            "faults": {
-                name: {"p95": percentile(values, 95), "seconds": values}
-                for name, values in sorted(self.latencies.items())
-            },
+            "faults": [
+                {"fault": "all", "reason": "", **_summary(every)},
+                *(
+                    {"fault": fault.name, "reason": fault.reason.value, **_summary(values), "seconds": values}
+                    for fault in self.faults
+                    if (values := self.latencies[fault.name])
+                ),
+            ],
         }
+
+
+def _summary(values: Sequence[float]) -> Object:
+    return {
+        "count": len(values),
+        "p50": percentile(values, 50),
+        "p95": percentile(values, 95),
+        "max": max(values),
+    }
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -131,6 +131,19 @@ def test_a_disruption_counts_from_its_own_time() -> None:
     assert first_of(crashed, drained) is Reason.CRASHED
 
 
+def test_a_deleted_job_takes_its_pod_along() -> None:
+    """Somebody deletes the Job: how its pod then stops is no cause of its own; what failed before it is."""
+    for view, reason in (
+        (ended_pod(30), Reason.JOB_VANISHED),
+        (ended_pod(137), Reason.JOB_VANISHED),
+        (ended_pod(12), Reason.DATA_INVALID),
+        (ended_pod(143, disruption="EvictionByEvictionAPI"), Reason.PREEMPTED),
+    ):
+        found = diagnose.ended(job("quotes-t1", view, deleting=True, **FAILED))
+        assert found is not None
+        assert found.reason is reason
+
+
 SIGNS = [
     (job("quotes-t1", pod()), None),
     (job("quotes-t1"), None),

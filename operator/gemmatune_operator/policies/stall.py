@@ -13,7 +13,8 @@ from gemmatune_operator.policies.outcome import GOES_ON, Outcome
 from gemmatune_operator.views import JobView
 
 LOOKS_PER_TIMEOUT = 4
-"""Progress alone wakes nobody, so the clock is read this often per timeout."""
+"""Progress alone wakes nobody, so the clock is read this often per timeout: also before the first step, which would
+otherwise be noticed only when the longer time that it has is nearly over."""
 
 
 def stall(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:
@@ -25,9 +26,10 @@ def stall(situation: Situation, decision: Decision, attempt: Attempt, job: JobVi
         return GOES_ON
     progress = decision.status.progress
     stepped = progress is not None and progress.step > (attempt.from_step or 0)
-    allowed = float(seconds(limit)) if stepped else float(max(seconds(limit), FIRST_STEP_STALL_SECONDS))
+    usual = float(seconds(limit))
+    allowed = usual if stepped else max(usual, float(FIRST_STEP_STALL_SECONDS))
     quiet = (situation.now - max(still, began)).total_seconds()
     if quiet < allowed:
-        return Outcome(wake=min(allowed - quiet, allowed / LOOKS_PER_TIMEOUT))
+        return Outcome(wake=min(allowed - quiet, usual / LOOKS_PER_TIMEOUT))
     reached = f"step {progress.step}" if progress is not None else "the start"
     return Outcome(cause(Reason.STALLED, f"No step and no heartbeat for {duration_text(quiet)}; at {reached}."))
