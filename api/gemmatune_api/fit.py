@@ -13,7 +13,7 @@ from gemmatune_api.layout import Layout, layout
 from gemmatune_api.memory import GIB, Setting
 from gemmatune_api.prices import Prices, per_hour
 from gemmatune_api.spec import FineTuneSpec, QloraSpec
-from gemmatune_api.status import Plan, PlanMemory
+from gemmatune_api.status import Plan, PlanMemory, PlanMerge
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Value = TypeVar("Value")
@@ -97,6 +97,7 @@ def plan(
         weights_by_bits=weights_by_bits(model),
         disk=_disk(spec, model, choice.setting, rows),
         host_memory=_host_memory(model, choice, place),
+        merge=_merge(spec, model, choice.setting, rows) if merges(spec) else None,
         verdict=choice.verdict,
         remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
         notes=_notes(spec, model, place, longest),
@@ -227,10 +228,34 @@ def _host_memory(model: GemmaModel, choice: _Choice, place: _Place) -> int:
 
 def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
     """Ephemeral storage: weights unless they are mounted, tokenised rows, two states on their way to the bucket."""
-    weights = 0 if spec.model.uri.startswith("file://") else model.stored_bytes * model.checkpoint_parameters
-    data = UNKNOWN_DATA if rows is None else rows * setting.length * 8
     state = 4 * memory.trainable(model, setting) + memory.optimizer_state(model, setting)
-    return weights + data + 2 * state + LOCAL_FILES
+    return _inputs(spec, model, setting, rows) + 2 * state + LOCAL_FILES
+
+
+def _inputs(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
+    """Bytes of what a pod downloads: the weights unless they are mounted, and the tokenised rows."""
+    weights = 0 if spec.model.uri.startswith("file://") else model.stored_bytes * model.checkpoint_parameters
+    return weights + (UNKNOWN_DATA if rows is None else rows * setting.length * 8)
+
+
+def merges(spec: FineTuneSpec) -> bool:
+    """Whether a merge follows training: `full` leaves whole weights without one."""
+    return bool(spec.output.merge) and spec.method != "full"
+
+
+def _merge(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> PlanMerge:
+    """The merge holds one 16-bit model, the adapter, a shard that is being written, and logits to compare.
+
+    The base's files are mapped: their pages give way. All merged files are on the disk before the first is uploaded,
+    since they are verified as they will be read.
+    """
+    merged, adapter = 2 * model.parameters, memory.adapter_weights(model, setting)
+    shard = min(merged, memory.LARGEST_SHARD)
+    logits = 3 * 4 * memory.HEAD_CHUNK * model.vocab
+    return PlanMerge(
+        memory=memory.RUNTIME + merged + adapter + shard + logits,
+        disk=_inputs(spec, model, setting, rows) + merged + adapter + LOCAL_FILES,
+    )
 
 
 def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, host_memory: int) -> list[str]:
@@ -314,6 +339,8 @@ def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | 
         notes.append(f"Every row is taken as {row_length(spec, model, None)} tokens long until the data is read.")
     if place.device == "cpu" and spec.method == "qlora":
         notes.append("On a CPU qlora saves little: the 16-bit checkpoint stays mapped beside the quantised weights.")
+    if spec.output.merge and not merges(spec):
+        notes.append("output.merge adds nothing: full tuning leaves whole weights by itself.")
     if not model.rules.chat and spec.dataset.text is None:
         notes.append(f"{model.label} has no chat turns: use dataset.text.")
     return [*notes, *model.all_notes][:MAX_NOTES]

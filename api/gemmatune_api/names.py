@@ -173,6 +173,7 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     WAITING_FOR_CLEANUP = "WaitingForCleanup"
     WAITING_FOR_ACCESS = "WaitingForAccess"
+    MERGE_FAILED = "MergeFailed"
     # Reasons of ordinary progress.
     VALID = "Valid"
     PREPARING = "Preparing"
@@ -184,6 +185,7 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
+    MERGING = "Merging"
     COMPLETED = "Completed"
 
 
@@ -303,6 +305,11 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
             "Wait: in a new namespace it takes a while until identity and IAM are known. If it goes on, the end of the "
             "preparation names the principal and the command that grants it access.",
         ),
+        Reason.MERGE_FAILED: ReasonText(
+            "The adapter is written and verified, but merging it into the base failed.",
+            "Do what the message asks, then set the annotation gemmatune.dev/retry to a new value: only the merge is "
+            "tried again.",
+        ),
         Reason.VALID: ReasonText("The spec is valid and fits."),
         Reason.PREPARING: ReasonText("Access and data are being checked on a CPU node."),
         Reason.PREPARED: ReasonText("Access works and the data is tokenised."),
@@ -316,6 +323,7 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         Reason.SUSPENDING: ReasonText("The trainer saves a checkpoint and stops."),
         Reason.SUSPENDED: ReasonText("Nothing runs.", "Set spec.suspend: false to go on."),
         Reason.RESUMED: ReasonText("The run goes on after a suspension."),
+        Reason.MERGING: ReasonText("Training is done; a CPU Job writes the merged 16-bit weights."),
         Reason.COMPLETED: ReasonText("The adapter is written and verified."),
     }
 )

@@ -174,7 +174,7 @@ class RunConfig(ApiModel):
     run: RunIdentity
     """Whose run it is."""
     attempt: int
-    """Number of the attempt, from 1; of the preparation for a prepare Job."""
+    """Number of the attempt, from 1; of the preparation or merge for their Jobs."""
     backend: Literal["torch", "xla", "keras"]
     """Training framework; a trainer image has one of them and refuses the others."""
     device: Literal["cuda", "tpu", "cpu"]

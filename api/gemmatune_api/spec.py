@@ -210,7 +210,7 @@ class OutputSpec(ApiModel):
     uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)]
     """Prefix of everything that the run writes: gs://BUCKET/PATH or file:///PATH."""
     merge: bool | None = None
-    """Also write merged 16-bit safetensors, by a CPU Job afterwards. Default false."""
+    """Also write merged 16-bit safetensors, by a CPU Job afterwards. Adds nothing to full. Default false."""
     overwrite: bool | None = None
     """Replace what another run left under the prefix. Default false."""
 

@@ -60,6 +60,15 @@ class PlanMemory(StatusModel):
     """What the device has (host memory on a CPU; 0 where unknown)."""
 
 
+class PlanMerge(StatusModel):
+    """What merging the adapter into the base takes of a CPU node."""
+
+    memory: int
+    """Bytes of host memory: one 16-bit model, and a shard on its way to the disk."""
+    disk: int
+    """Bytes of ephemeral storage: the base's files and the merged ones."""
+
+
 class Plan(StatusModel):
     """What the planner chose, and whether it fits."""
 
@@ -91,6 +100,8 @@ class Plan(StatusModel):
     """Bytes of ephemeral storage."""
     host_memory: int = 0
     """Bytes of host memory that the trainer needs while it loads and trains."""
+    merge: PlanMerge | None = None
+    """The merge Job's share, where output.merge asks for one."""
     verdict: Literal["fits", "tight", "does not fit"]
     """Whether it fits."""
     remedies: Annotated[list[str], Field(max_length=3)] = Field(default_factory=list)
@@ -209,6 +220,10 @@ class JobRecord(StatusModel):
     """Counted failures of it."""
     preemptions: int = 0
     """Uncounted failures of it."""
+    start_time: str | None = None
+    """When its Job was first seen (RFC 3339); only of a merge."""
+    overrides: Overrides | None = None
+    """More memory or disk after it ran out; only of a merge."""
 
 
 class Timers(StatusModel):

@@ -63,7 +63,6 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("checkpoint.best", "evaluation during training is not built yet", values=(True,)),
     Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
     Refusal("full", "full tuning is not built yet", "Use lora or qlora."),
-    Refusal("output.merge", "merging is not built yet", values=(True,)),
     Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
     Refusal("accelerator.gpu.count", "training on several GPUs is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),

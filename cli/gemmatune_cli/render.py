@@ -48,9 +48,10 @@ def text(rendered: Object) -> str:
 
 
 def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]:
-    """Access objects, the preparation's Job and the objects of attempt `number`, in the order of their creation."""
+    """Access objects, the preparation's Job, the objects of attempt `number` and the merge's Job, as created."""
     from gemmatune_api import runconfig
-    from gemmatune_operator.manifests import access, attempt, prepare
+    from gemmatune_api.status import Overrides
+    from gemmatune_operator.manifests import access, attempt, merge, prepare
     from gemmatune_operator.observe import status_of
 
     resource = found.resource
@@ -67,6 +68,10 @@ def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]
     record = _record(found, status.attempts, number)
     config = runconfig.build(spec, identity, number, plan, record.overrides)
     yield from attempt.objects(resource, config, plan, record, settings)
+    if plan.merge is not None:
+        number, overrides = (status.merge.number, status.merge.overrides) if status.merge else (1, None)
+        config = runconfig.build(spec, identity, number, plan)
+        yield merge.job(resource, config, plan.merge, overrides or Overrides(), number, settings)
 
 
 def _record(found: Planned, recorded: list[Attempt], number: int) -> Attempt:

@@ -192,9 +192,9 @@ class Runner:
         if status.phase == Phase.SUCCEEDED:
             self.loop.kubelet.clean()
             return SUCCEEDED
-        if status.attempts or status.prepare:
-            job = status.attempts[-1].job if status.attempts else status.prepare.job if status.prepare else ""
-            self._console.print(f"log      {self.loop.kubelet.log(job)}")
+        newest = status.merge or (status.attempts[-1] if status.attempts else status.prepare)
+        if newest is not None:
+            self._console.print(f"log      {self.loop.kubelet.log(newest.job)}")
         self._console.print(f"To try again: {self._again}")
         return FAILED
 

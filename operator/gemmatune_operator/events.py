@@ -23,6 +23,7 @@ _ORDINARY = {
     Reason.SUSPENDING,
     Reason.SUSPENDED,
     Reason.RESUMED,
+    Reason.MERGING,
     Reason.COMPLETED,
 }
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from gemmatune_api import names
 from gemmatune_api.names import Reason
-from gemmatune_api.status import Attempt, FineTuneStatus
+from gemmatune_api.status import Attempt, FineTuneStatus, JobRecord
 from gemmatune_operator import conditions
 from gemmatune_operator.ports import Cluster, Object
 from gemmatune_operator.views import (
@@ -97,11 +97,11 @@ def _unclaimed(observed: Observed) -> bool:
 
 
 async def _missing(cluster: Cluster, observed: Observed, jobs: list[Object]) -> list[Object]:
-    """The Job of the open attempt, read by name where the list lacks it: its absence is a cause."""
-    attempt = open_attempt(observed.status)
-    if attempt is None or attempt.start_time is None or any(metadata(job).get("name") == attempt.job for job in jobs):
+    """The Job of the open attempt or merge, read by name where the list lacks it: its absence is a cause."""
+    current = open_attempt(observed.status) or open_merge(observed.status)
+    if current is None or current.start_time is None or any(metadata(job).get("name") == current.job for job in jobs):
         return []
-    found = await cluster.get("Job", observed.namespace, attempt.job)
+    found = await cluster.get("Job", observed.namespace, current.job)
     return [found] if found is not None and owner_uid(found) == observed.uid else []
 
 
@@ -133,14 +133,26 @@ def _lacked(pod: PodView) -> bool:
 
 
 def _is_open(status: FineTuneStatus, job: str) -> bool:
-    attempt = open_attempt(status)
-    return attempt is not None and attempt.job == job
+    current = open_attempt(status) or open_merge(status)
+    return current is not None and current.job == job
 
 
 def open_attempt(status: FineTuneStatus) -> Attempt | None:
     """The attempt that was recorded and not closed."""
     last = status.attempts[-1] if status.attempts else None
     return last if last is not None and last.end_time is None else None
+
+
+def trained(status: FineTuneStatus) -> bool:
+    """Whether the last attempt ended with a verified adapter: nothing but a merge can follow."""
+    last = status.attempts[-1] if status.attempts else None
+    return last is not None and last.end_time is not None and last.reason == Reason.COMPLETED
+
+
+def open_merge(status: FineTuneStatus) -> JobRecord | None:
+    """The merge that was recorded, while it goes on."""
+    merging = conditions.has(status.conditions, names.ConditionType.SUCCEEDED, "False", Reason.MERGING)
+    return status.merge if merging else None
 
 
 def of_resource(raw: Object) -> Observed:

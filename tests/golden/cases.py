@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemmatune_api import catalog, defaults, validate
+from gemmatune_api.fit import merges
 from gemmatune_api.layout import layout
 from gemmatune_api.spec import FineTuneSpec
-from gemmatune_api.status import FineTuneStatus, Plan, PlanMemory
+from gemmatune_api.status import FineTuneStatus, Plan, PlanMemory, PlanMerge
 from gemmatune_cli.documents import read
 from gemmatune_cli.planning import Planned
 from gemmatune_cli.render import objects, text
@@ -69,5 +70,6 @@ def plan(spec: FineTuneSpec) -> Plan:
         weights_by_bits={},
         disk=12 * GIB,
         host_memory=(20 if large else 8) * GIB * (laid.per_host if spec.accelerator.gpu else 1),
+        merge=PlanMerge(memory=9 * GIB, disk=14 * GIB) if merges(spec) else None,
         verdict="fits",
     )

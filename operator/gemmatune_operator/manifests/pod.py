@@ -72,7 +72,7 @@ def template(
     pod: Object = {
         "restartPolicy": "Never",
         "serviceAccountName": wanted.service_account_name or names.TRAINER_SERVICE_ACCOUNT,
-        # Only the trainer of an attempt speaks to the API server.
+        # A preparation does not speak to the API server.
         "automountServiceAccountToken": role is not Role.PREPARE,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": needs.grace,

@@ -6,7 +6,7 @@ from gemmatune_api import gke
 from gemmatune_api.names import Role
 from gemmatune_api.placement import PodSpec, Toleration
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_api.spec import GemmaFineTune
+from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_operator.manifests import credentials, pod
 from gemmatune_operator.manifests.job import job as whole_job
 from gemmatune_operator.manifests.job import labels
@@ -35,15 +35,20 @@ def job(resource: GemmaFineTune, config: RunConfig, number: int, settings: Setti
         resources=RESOURCES,
         shared_memory=SHARED_MEMORY,
         grace=30,
-        tolerations=[
-            toleration.model_dump(by_alias=True, exclude_none=True)
-            for toleration in (spec.pod or PodSpec()).tolerations or []
-            if not _opens_accelerators(toleration)
-        ],
+        tolerations=tolerations(spec),
         environment=credentials.environment(spec, Role.PREPARE),
     )
     template = pod.template(spec, Role.PREPARE, labels(resource, Role.PREPARE, number), config, needs, settings)
     return whole_job(resource, Role.PREPARE, number, template)
+
+
+def tolerations(spec: FineTuneSpec) -> list[Object]:
+    """The user's tolerations but those that would let a pod onto a node with accelerators."""
+    return [
+        toleration.model_dump(by_alias=True, exclude_none=True)
+        for toleration in (spec.pod or PodSpec()).tolerations or []
+        if not _opens_accelerators(toleration)
+    ]
 
 
 def _opens_accelerators(toleration: Toleration) -> bool:

@@ -14,13 +14,14 @@ from gemmatune_operator.policies.accept import accept
 from gemmatune_operator.policies.attempt import attempt
 from gemmatune_operator.policies.cleanup import cleanup
 from gemmatune_operator.policies.finish import finish
+from gemmatune_operator.policies.merge import merge
 from gemmatune_operator.policies.prepare import prepare
 from gemmatune_operator.policies.retry import on_demand
 from gemmatune_operator.policies.suspend import suspend
 from gemmatune_operator.policies.ttl import ttl
 from gemmatune_operator.settings import Settings
 
-ORDER: tuple[Policy, ...] = (on_demand, accept, suspend, prepare, attempt)
+ORDER: tuple[Policy, ...] = (on_demand, accept, suspend, prepare, attempt, merge)
 """Each may settle the matter for those after it; cleanup and finish always have their say."""
 
 

@@ -12,7 +12,7 @@ from gemmatune_api.runconfig import RunConfig, RunIdentity, build
 from gemmatune_api.status import DataStatus, Overrides, Plan
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
-from gemmatune_operator.observe import open_attempt, status_of
+from gemmatune_operator.observe import open_attempt, open_merge, status_of, trained
 from gemmatune_operator.policies import describe, results
 from gemmatune_operator.ports import Object
 
@@ -36,16 +36,16 @@ def accept(situation: Situation, decision: Decision) -> Decision:
 def planned(situation: Situation, decision: Decision) -> Decision:
     """With the plan of the current spec, as far as the model and the data are known, and Accepted by its verdict.
 
-    A running attempt keeps its plan: a new one holds from the next attempt on.
+    A running attempt keeps its plan: a new one holds from the next attempt on. So does a run that has been trained.
     """
     spec, status = situation.spec, decision.status
     model = model_of(situation, decision)
-    plan = status.plan
-    if model is not None and open_attempt(status) is None:
+    plan, fixed = status.plan, open_attempt(status) is not None or trained(status)
+    if model is not None and not fixed:
         plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
         decision = _with_plan(decision, plan)
     decision = decision.update(summary=describe.summary(spec, model))
-    if plan is not None and plan.verdict == "does not fit" and open_attempt(status) is None:
+    if plan is not None and plan.verdict == "does not fit" and not fixed:
         message = f"{describe.what(spec, model)} does not fit: {describe.memory(plan)}."
         return _refused(situation, decision, Reason.DOES_NOT_FIT, message, _one_of(plan.remedies))
     message = f"{describe.what(spec, model)}: {describe.verdict(plan)}."
@@ -81,10 +81,11 @@ def rival_of(situation: Situation) -> str | None:
 
 
 def _invalid(situation: Situation, decision: Decision) -> Decision:
-    """A spec that cannot be run. An attempt that runs goes on with the last valid spec, and is the last one."""
+    """A spec that cannot be run. An attempt or merge that runs goes on with the last valid spec; no attempt follows."""
     reason, message, remedy = describe.problems(situation.problems)
     decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
-    if situation.resource is not None and open_attempt(decision.status) is not None:
+    running = open_attempt(decision.status) or open_merge(decision.status)
+    if situation.resource is not None and running is not None:
         return decision
     return fail(situation, decision, reason, message, remedy)
 

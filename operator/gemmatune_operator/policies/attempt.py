@@ -6,6 +6,7 @@ import dataclasses
 from datetime import timedelta
 
 from gemmatune_api.base import duration_text
+from gemmatune_api.fit import merges
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import Attempt, Plan
 from gemmatune_operator import diagnose
@@ -14,7 +15,7 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
-from gemmatune_operator.observe import open_attempt
+from gemmatune_operator.observe import open_attempt, trained
 from gemmatune_operator.policies import cost, deadline, describe, provisioning, remedies, retry
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
@@ -35,7 +36,9 @@ KEPT = 20
 
 
 def attempt(situation: Situation, decision: Decision) -> Decision:
-    """Moves the open attempt on; without one, records the next."""
+    """Moves the open attempt on; without one, records the next, until one has left the adapter."""
+    if trained(decision.status):
+        return decision
     current = open_attempt(decision.status)
     if current is None:
         return _start(situation, _recorded(situation, decision))
@@ -291,5 +294,7 @@ def _succeeded(situation: Situation, decision: Decision) -> Decision:
     where = (artifacts.adapter if artifacts else None) or f"{situation.spec.output.uri}/adapter"
     message = f"The adapter is written and verified: {where}."
     decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.COMPLETED, message)
+    if merges(situation.spec):
+        return decision  # the merge has the last word
     decision = decision.condition(situation, ConditionType.SUCCEEDED, True, Reason.COMPLETED, message)
     return decision.condition(situation, ConditionType.FINISHED, True, Reason.COMPLETED, message).settle()

@@ -36,6 +36,8 @@ def _wanted(decision: Decision) -> set[str]:
         wanted.add(attempt.job)
     if decision.status.prepare is not None:
         wanted.add(decision.status.prepare.job)
+    if decision.status.merge is not None:
+        wanted.add(decision.status.merge.job)
     return wanted
 
 

@@ -45,6 +45,8 @@ def phase_of(found: Sequence[Condition]) -> tuple[Phase, ConditionType | None]:
             return phase, kind
     if because(ConditionType.SUSPENDED, Reason.SUSPENDING):
         return Phase.SUSPENDING, ConditionType.SUSPENDED
+    if because(ConditionType.SUCCEEDED, Reason.MERGING):
+        return Phase.MERGING, _of_merge(found)
     if not true(ConditionType.ACCEPTED):
         return Phase.PENDING, _present(found, ConditionType.ACCEPTED)
     if not true(ConditionType.PREPARED):
@@ -56,6 +58,13 @@ def phase_of(found: Sequence[Condition]) -> tuple[Phase, ConditionType | None]:
         return Phase.RETRYING, ConditionType.TRAINING
     provisioned = _present(found, ConditionType.PROVISIONED)
     return (Phase.PROVISIONING, provisioned) if provisioned else (Phase.PREPARING, ConditionType.PREPARED)
+
+
+def _of_merge(found: Sequence[Condition]) -> ConditionType:
+    """The condition that tells about a merge: what its pod waits for, where it waits longer than it starts."""
+    provisioned = conditions.find(found, ConditionType.PROVISIONED)
+    waits = provisioned is not None and provisioned.status == "False" and provisioned.reason != Reason.PROVISIONING
+    return ConditionType.PROVISIONED if waits else ConditionType.SUCCEEDED
 
 
 def _present(found: Sequence[Condition], kind: ConditionType) -> ConditionType | None:

@@ -102,3 +102,32 @@ def final(cause: Cause, *, started: bool, again: str = TRY_AGAIN) -> str:
     if again in remedy or cause.reason in _FINAL:
         return remedy  # before the first attempt a corrected spec starts anew by itself
     return f"{remedy} Then {again}.".strip()
+
+
+
+_MORE_MEMORY = "Add CPU nodes with more memory: status.plan.merge tells what the merge needs."
+_LARGER_DISKS = "Add CPU nodes with larger disks: status.plan.merge tells what the merge needs."
+_OF_MERGE: dict[Reason, str] = {
+    Reason.HOST_OUT_OF_MEMORY: _MORE_MEMORY,
+    Reason.KILLED: _MORE_MEMORY,
+    Reason.DISK_FULL: _LARGER_DISKS,
+    Reason.UNSCHEDULABLE: "Add CPU nodes with the memory and disk of status.plan.merge.",
+    Reason.CAPACITY_UNAVAILABLE: "Wait, or add a pool of other CPU nodes.",
+    Reason.POD_REJECTED: "Look at the events of the node that refused the pod.",
+}
+"""A merge runs on CPU nodes, of which pod.resources, pod.nodeSelector, accelerator and provisioning do not speak."""
+_MERGE_AGAIN = f"Then set the annotation {ANNOTATION_RETRY} to a new value: only the merge is tried again."
+
+
+def merge_underway(cause: Cause) -> str:
+    """The remedy of a cause that a merge waits out or retries; empty where there is nothing to be done."""
+    return "" if cause.ordinary else _OF_MERGE.get(cause.reason) or underway(cause)
+
+
+def merge_failed(cause: Cause) -> str:
+    """The remedy of a run whose merge failed; what the trainer itself says comes first."""
+    own = cause.said.remedy if cause.said is not None else ""
+    remedy = own or _OF_MERGE.get(cause.reason) or _GIVEN_UP.get(cause.reason, cause.remedy)
+    if cause.reason is Reason.OUTPUT_IN_USE:
+        return _FINAL[cause.reason]
+    return f"{remedy.partition('Then set the annotation')[0].strip()} {_MERGE_AGAIN}".strip()

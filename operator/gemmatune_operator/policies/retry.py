@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from gemmatune_api.names import ConditionType, Reason
-from gemmatune_api.status import Attempt, BudgetBase, Counters, Overrides
+from gemmatune_api.names import ConditionType, Reason, Role, job_name
+from gemmatune_api.status import Attempt, BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
 from gemmatune_operator.policies.provisioning import SPOT
@@ -175,6 +175,16 @@ def backoff(uid: str, attempt: int, failures: int) -> float:
     return min(BACKOFF_CAP_SECONDS, delay) * (1 - JITTER + 2 * JITTER * spread)
 
 
+def merge_again(situation: Situation, decision: Decision, old: JobRecord) -> Decision:
+    """The next merge recorded, as a Job of its own number that may write the trainer's fields."""
+    number = old.number + 1
+    job = job_name(situation.observed.name, Role.MERGE, number)
+    record = old.model_copy(update={"number": number, "job": job, "start_time": None})
+    message = f"Merge {number} is about to start."
+    decision = decision.condition(situation, ConditionType.SUCCEEDED, False, Reason.MERGING, message)
+    return decision.update(merge=record, job=job, next_attempt_time=None)
+
+
 def on_demand(situation: Situation, decision: Decision) -> Decision:
     """A Failed run goes on: by a new value of the retry annotation, or by a corrected spec.
 
@@ -193,9 +203,11 @@ def on_demand(situation: Situation, decision: Decision) -> Decision:
     message = "Tried again by annotation." if asked else "The spec was corrected."
     decision = decision.condition(situation, ConditionType.FAILED, False, Reason.RETRYING, message)
     decision = decision.condition(situation, ConditionType.FINISHED, False, Reason.RETRYING, message)
-    used, prepare = decision.counters, decision.status.prepare
+    used, prepare, merge = decision.counters, decision.status.prepare, decision.status.merge
     if prepare is not None and not decision.status.attempts:
         prepare = prepare.model_copy(update={"generation": None})
+    if merge is not None:
+        decision = merge_again(situation, decision, merge.model_copy(update={"retries": 0, "preemptions": 0}))
     base = BudgetBase(retries=used.retries, preemptions=used.preemptions, out_of_memory=used.out_of_memory)
     return decision.update(
         observed_retry=observed.retry,

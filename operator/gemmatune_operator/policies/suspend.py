@@ -6,9 +6,10 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import cause
-from gemmatune_operator.observe import open_attempt
+from gemmatune_operator.observe import open_attempt, trained
 from gemmatune_operator.policies.cleanup import in_the_way
 from gemmatune_operator.policies.close import closed
+from gemmatune_operator.policies.merge import given_up
 
 
 def suspend(situation: Situation, decision: Decision) -> Decision:
@@ -20,12 +21,14 @@ def suspend(situation: Situation, decision: Decision) -> Decision:
     if attempt is not None and (attempt.start_time is not None or attempt.job in jobs):
         ending = cause(Reason.SUSPENDED, "The run was suspended.")
         decision = closed(situation, decision, attempt, jobs.get(attempt.job), ending, counted=False)
-    decision = decision.update(next_attempt_time=None)
+    decision = given_up(situation, decision.update(next_attempt_time=None))
+    done = trained(decision.status)
     if in_the_way(situation):
-        message = "The trainer saves a checkpoint and stops."
+        message = "The merge stops." if done else "The trainer saves a checkpoint and stops."
         decision = decision.condition(situation, ConditionType.SUSPENDED, False, Reason.SUSPENDING, message)
     else:
-        message = "Nothing runs; spec.suspend: false goes on from the newest checkpoint."
+        message = "Nothing runs; spec.suspend: false goes on "
+        message += "with the merge." if done else "from the newest checkpoint."
         decision = decision.condition(situation, ConditionType.SUSPENDED, True, Reason.SUSPENDED, message)
     if decision.true(ConditionType.TRAINING):
         decision = decision.condition(
