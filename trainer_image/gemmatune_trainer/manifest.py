@@ -25,12 +25,22 @@ REPORT = "report/report.html"
 _VERSION = 1
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """One file of the adapter: its object below the prefix, its size in bytes, its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Finished:
     """What the manifest of a finished run says."""
 
     steps: int
     artifacts: Artifacts
+    adapter: tuple[AdapterFile, ...]
 
 
 def find(storage: Storage, resume_hash: str) -> Finished | None:
@@ -39,7 +49,8 @@ def find(storage: Storage, resume_hash: str) -> Finished | None:
         found = json.loads(storage.read(NAME))
         if found["resumeHash"] != resume_hash:
             return None
-        return Finished(int(found["steps"]), Artifacts.model_validate(found["artifacts"]))
+        adapter = (AdapterFile(str(file["name"]), int(file["size"]), str(file["sha256"])) for file in found["adapter"])
+        return Finished(int(found["steps"]), Artifacts.model_validate(found["artifacts"]), tuple(adapter))
     except (ObjectMissing, ValueError, KeyError, TypeError):
         return None
 

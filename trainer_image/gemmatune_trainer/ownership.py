@@ -1,4 +1,4 @@
-"""Who may write below an output prefix: the record run.json, and the fence between the attempts of one run.
+"""Who may write below an output prefix: the record run.json, and the fence between attempts or merges of one run.
 
 Whether the owner that run.json names is gone is decided like this, in this order:
 
@@ -33,6 +33,7 @@ ATTEMPTS = "attempts/"
 FINAL_MANIFEST = "manifest.json"
 WRITTEN_BY_RUNS = (FINAL_MANIFEST, "checkpoints/", "adapter/", "merged/", "report/", "samples/", ATTEMPTS)
 _LOCK = "owner"
+_MERGE = "merge-"
 _TRIES = 5
 
 
@@ -190,21 +191,25 @@ def read_claim(storage: Storage, config: RunConfig) -> Claim:
 
 
 class Fence:
-    """The record attempts/0000N of the attempt that runs: who comes later stops who came before."""
+    """The record attempts/0000N of the attempt that runs: who comes later stops who came before.
 
-    def __init__(self, storage: Storage, claimed: Claim, attempt: int) -> None:
+    Merges have records of their own, attempts/merge-0000N: they come after the last attempt and never fence one.
+    """
+
+    def __init__(self, storage: Storage, claimed: Claim, attempt: int, merge: bool = False) -> None:
         self._storage = storage
         self._claim = claimed
         self._attempt = attempt
+        self._kind = _MERGE if merge else ""
 
     @classmethod
-    def take(cls, storage: Storage, claimed: Claim, attempt: int) -> Fence:
-        """Takes the number of this attempt.
+    def take(cls, storage: Storage, claimed: Claim, attempt: int, merge: bool = False) -> Fence:
+        """Takes the number of this attempt or merge.
 
         Raises:
             Interrupted: a process with this number runs or ran already, or a higher number exists.
         """
-        fence = cls(storage, claimed, attempt)
+        fence = cls(storage, claimed, attempt, merge)
         name = fence.name
         fence.check()
         record = {
@@ -218,15 +223,20 @@ class Fence:
             storage.write(name, json.dumps(record).encode(), if_generation_match=0)
         except PreconditionFailed as error:
             raise Interrupted(
-                f"{storage.locate(name)} exists: another process runs or ran as attempt {attempt}",
-                "Nothing: the next attempt takes a number of its own.",
+                f"{storage.locate(name)} exists: another process runs or ran as {fence.title} {attempt}",
+                f"Nothing: the next {fence.title} takes a number of its own.",
             ) from error
         return fence
 
     @property
     def name(self) -> str:
         """Name of this attempt's record."""
-        return f"{ATTEMPTS}{self._attempt:05d}"
+        return f"{ATTEMPTS}{self._kind}{self._attempt:05d}"
+
+    @property
+    def title(self) -> str:
+        """What its number counts."""
+        return "merge" if self._kind else "attempt"
 
     def check(self) -> None:
         """Looks whether this attempt may still write; called before every manifest.
@@ -241,9 +251,10 @@ class Fence:
             raise Interrupted(f"{self._storage.locate(RUN_RECORD)} is gone: nothing more is written") from error
         if owner.uid != uid:
             raise Interrupted(f"{self._storage.uri} belongs to {owner.owner} by now: nothing more is written")
-        newest = max(_attempts(self._storage, uid), default=0)
+        newest = max(_attempts(self._storage, uid, self._kind), default=0)
         if newest > self._attempt:
-            raise Interrupted(f"attempt {newest} has taken over from attempt {self._attempt}: nothing more is written")
+            what = self.title
+            raise Interrupted(f"{what} {newest} has taken over from {what} {self._attempt}: nothing more is written")
 
 
 def _attempt_records(storage: Storage) -> list[tuple[str, str]]:
@@ -257,9 +268,11 @@ def _attempt_records(storage: Storage) -> list[tuple[str, str]]:
     return records
 
 
-def _attempts(storage: Storage, uid: str) -> list[int]:
-    """Numbers of the attempts that a resource has begun."""
-    numbers = ((name.rpartition("/")[2], owner) for name, owner in _attempt_records(storage))
+def _attempts(storage: Storage, uid: str, kind: str = "") -> list[int]:
+    """Numbers of the attempts (of the merges, for their kind) that a resource has begun."""
+    prefix = f"{ATTEMPTS}{kind}"
+    found = ((name, owner) for name, owner in _attempt_records(storage) if name.startswith(prefix))
+    numbers = ((name.removeprefix(prefix), owner) for name, owner in found)
     return [int(number) for number, owner in numbers if owner == uid and number.isdigit()]
 
 

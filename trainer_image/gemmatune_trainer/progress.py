@@ -125,7 +125,7 @@ class Reporter:
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._urgent = self._dirty = self._closing = False
+        self._urgent = self._dirty = self._closing = self._seeded = False
         self._thread: threading.Thread | None = None
         self._last_trouble = ""
 
@@ -143,6 +143,7 @@ class Reporter:
             for name in TRAINER_STATUS_FIELDS:
                 if found.get(name) is not None:
                     self._fields.setdefault(name, found[name])
+            self._seeded = True
 
     def progress(self, step: int, total_steps: int, steps_per_epoch: int, history: History, urgent: bool) -> None:
         """How far training is; also the heartbeat."""
@@ -214,13 +215,22 @@ class Reporter:
                 closing, due = self._closing, self._dirty
                 self._dirty = self._urgent = False
                 self._wake.clear()
-                status = {name: self._fields[name] for name in TRAINER_STATUS_FIELDS if name in self._fields}
-            if due and self._sink is not None:
-                sink = self._sink
-                self._guarded(lambda: sink.write(status))  # noqa: B023 - called at once
+            if due and not self._guarded(self._write):
+                with self._lock:
+                    self._dirty = True
             if closing:
                 return
             self._wait()
+
+    def _write(self) -> None:
+        """Writes all fields; what others left is read before the first time, since it would be erased."""
+        if self._sink is None:
+            return
+        if not self._seeded:
+            self._seed()
+        with self._lock:
+            status = {name: self._fields[name] for name in TRAINER_STATUS_FIELDS if name in self._fields}
+        self._sink.write(status)
 
     def _wait(self) -> None:
         """Until something important happens, or the interval is over."""
@@ -232,14 +242,17 @@ class Reporter:
                     return
                 self._wake.clear()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], None]) -> bool:
+        """Does the work; whether it went well."""
         try:
             work()
+            return True
         except Exception as error:  # noqa: BLE001 - the status is not worth a run
             text = f"{type(error).__name__}: {error}"
             if text != self._last_trouble:
                 log.warning("status not written", error=text)
             self._last_trouble = text
+            return False
 
 
 def _now() -> str:
