@@ -41,6 +41,7 @@ def _place(kind: ConditionType, status: bool, phase: Phase) -> str:
 _REFUSED = _place(ConditionType.ACCEPTED, False, Phase.PENDING)
 _PREPARING = _place(ConditionType.PREPARED, False, Phase.PREPARING)
 _PROVISIONING = _place(ConditionType.PROVISIONED, False, Phase.PROVISIONING)
+_MERGING = _place(ConditionType.PROVISIONED, False, Phase.MERGING)
 _FAILED = _place(ConditionType.FAILED, True, Phase.FAILED)
 
 FOLLOWS = {
@@ -94,16 +95,18 @@ REFUSALS = [reason for reason in Reason if reason not in (*CAUSES, *PROGRESS, *W
 
 _SHOWN: dict[Reason, tuple[str, ...]] = {
     Reason.OUTPUT_IN_USE: (_REFUSED, ATTEMPT, _FAILED),
-    Reason.CAPACITY_UNAVAILABLE: (_PREPARING, _PROVISIONING, ATTEMPT),
+    Reason.CAPACITY_UNAVAILABLE: (_PREPARING, _PROVISIONING, _MERGING, ATTEMPT),
     Reason.INVALID_SPEC: (_REFUSED, _FAILED),
     Reason.NOT_SUPPORTED_YET: (_FAILED,),
     Reason.DOES_NOT_FIT: (_FAILED,),
-    Reason.NAME_CONFLICT: (_PREPARING, _PROVISIONING),
-    Reason.WAITING_FOR_CLEANUP: (_PREPARING, _PROVISIONING),
+    Reason.NAME_CONFLICT: (_PREPARING, _PROVISIONING, _MERGING),
+    Reason.WAITING_FOR_CLEANUP: (_PREPARING, _PROVISIONING, _MERGING),
+    Reason.MERGE_FAILED: (_FAILED,),
     Reason.PREPARING: (_PREPARING,),
     Reason.PROVISIONING: (_PROVISIONING,),
     Reason.RUNNING: (_place(ConditionType.TRAINING, True, Phase.TRAINING),),
-    Reason.RETRYING: (_PREPARING, _place(ConditionType.TRAINING, False, Phase.RETRYING)),
+    Reason.RETRYING: (_PREPARING, _place(ConditionType.TRAINING, False, Phase.RETRYING), _MERGING),
+    Reason.MERGING: (_place(ConditionType.SUCCEEDED, False, Phase.MERGING),),
     Reason.SUSPENDING: (_place(ConditionType.SUSPENDED, False, Phase.SUSPENDING),),
     Reason.SUSPENDED: (_place(ConditionType.SUSPENDED, True, Phase.SUSPENDED), ATTEMPT),
     Reason.COMPLETED: (_place(ConditionType.SUCCEEDED, True, Phase.SUCCEEDED), ATTEMPT),
@@ -115,7 +118,7 @@ def shown(reason: Reason) -> tuple[str, ...]:
 
     The tests compare it with what the reconcile loop wrote in the scenarios.
     """
-    usual = (ATTEMPT, _FAILED) if reason in CAUSES else (_PREPARING, _PROVISIONING) if reason in WAITS else ()
+    usual = (ATTEMPT, _FAILED) if reason in CAUSES else (_PREPARING, _PROVISIONING, _MERGING) if reason in WAITS else ()
     return _SHOWN.get(reason, usual)
 
 

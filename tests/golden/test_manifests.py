@@ -135,15 +135,25 @@ def test_no_secret_value_and_no_storage_double(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_preparation_stays_off_the_accelerators(case: str) -> None:
-    (prepare,) = (job for job in jobs(case) if job["metadata"]["labels"][names.LABEL_ROLE] == "prepare")
-    pod = prepare["spec"]["template"]["spec"]
-    assert not pod.keys() & {"nodeSelector", "affinity", "subdomain"}
-    assert not any(label.startswith("kueue") for label in prepare["metadata"]["labels"])
-    assert "completionMode" not in prepare["spec"]
-    assert not any(key.endswith(("/gpu", "/tpu")) for key in trainer(prepare)["resources"]["limits"])
-    taints = ("nvidia.com/gpu", "google.com/tpu", "cloud.google.com/gke-spot", "cloud.google.com/gke-flex-start")
-    assert not any(item["key"] in taints for item in pod["tolerations"])
+def test_preparation_and_merge_stay_off_the_accelerators(case: str) -> None:
+    cheap = [job for job in jobs(case) if job["metadata"]["labels"][names.LABEL_ROLE] != "train"]
+    assert len(cheap) == (2 if case.startswith("merge") else 1)
+    for job in cheap:
+        pod = job["spec"]["template"]["spec"]
+        assert not pod.keys() & {"nodeSelector", "affinity", "subdomain"}
+        assert not any(label.startswith("kueue") for label in job["metadata"]["labels"])
+        assert "completionMode" not in job["spec"]
+        assert not any(key.endswith(("/gpu", "/tpu")) for key in trainer(job)["resources"]["limits"])
+        taints = ("nvidia.com/gpu", "google.com/tpu", "cloud.google.com/gke-spot", "cloud.google.com/gke-flex-start")
+        assert not any(item["key"] in taints for item in pod["tolerations"])
+
+
+def test_a_merge_speaks_to_the_api_server_and_reads_the_model() -> None:
+    _, _, merge = jobs("merge")
+    assert merge["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert "HF_TOKEN" in variables(merge)
+    assert names.ENV_DATASET_TOKEN not in variables(merge)
+    assert RunConfig.from_env(variables(merge)[names.ENV_RUN]["value"]).device == "cpu"
 
 
 @pytest.mark.parametrize("case", cases())

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from gemmatune_api import names
-from gemmatune_api.names import ConditionType
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import FineTuneStatus
+from gemmatune_operator.diagnose import ANSWERS, Answer
 from gemmatune_operator.ports import Object
 from gemmatune_operator.reconcile import reconcile
 from tests.support.play import NAMESPACE, SPEC, Play
+from tests.unit.test_scenarios_reasons import ENDS, HOOK, QUOTA, WAITS
 
 C = ConditionType
 ADAPTER = "gs://bucket/quotes/adapter"
@@ -22,9 +24,14 @@ TRAINED = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manif
 DONE = {"message": "merged", "manifest": "gs://bucket/quotes/merged/manifest.json"}
 
 
+def run(**blocks: Any) -> Play:
+    """A run that will merge."""
+    return Play({**SPEC, "output": {**SPEC["output"], "merge": True}, **blocks})
+
+
 def merging(**blocks: Any) -> Play:
     """Comes to a merge whose Job is created."""
-    play = Play({**SPEC, "output": {**SPEC["output"], "merge": True}, **blocks})
+    play = run(**blocks)
     play.training()
     play.trainer(progress={"step": 100}, artifacts={"adapter": ADAPTER})
     play.ends("quotes-t1", 0, TRAINED)
@@ -82,6 +89,65 @@ def test_the_pod_of_a_merge(play: Play) -> None:
     assert 5 * 2**30 < planned.memory < 20 * 2**30, "gemma-2-2b in 16 bit"
 
 
+@pytest.mark.parametrize("reason", WAITS, ids=str)
+def test_a_merge_waits_for(reason: Reason, play: Play) -> None:
+    WAITS[reason](play, "quotes-m1")
+    assert (play.status.phase, play.status.reason) == ("Merging", reason)
+    assert play.status.remedy
+    assert play.runs("quotes-m1").reason == "Merging", "it goes on by itself"
+    assert record(play.status) == (1, "quotes-m1", 0, 0)
+
+
+@pytest.mark.parametrize(("message", "reason"), [(QUOTA, Reason.QUOTA_EXCEEDED), (HOOK, Reason.POLICY_DENIED)])
+def test_the_pod_of_a_merge_is_not_admitted(message: str, reason: Reason, play: Play) -> None:
+    play.makes_pods = False
+    play.store.remove("Pod", NAMESPACE, play.pod("quotes-m1")["metadata"]["name"])
+    assert play.event(play.job("quotes-m1"), "FailedCreate", message).reason == reason
+    assert (play.status.phase, play.status.message) == ("Merging", message)
+    play.makes_pods = True
+    play.wait(60)
+    assert play.runs("quotes-m1").reason == "Merging", "it goes on by itself"
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"), [({}, Reason.NAME_CONFLICT), ({names.LABEL_RUN_UID: "old"}, Reason.WAITING_FOR_CLEANUP)]
+)
+def test_the_name_of_a_merge_is_taken(labels: dict[str, str], reason: Reason) -> None:
+    play = run()
+    owners = [{"kind": "X", "name": "x", "uid": "old", "controller": True}]
+    meta = {"name": "quotes-m1", "namespace": NAMESPACE, "labels": labels, "ownerReferences": owners}
+    play.store.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {"template": {"spec": {}}}})
+    play.training()
+    play.ends("quotes-t1", 0, TRAINED)
+    assert (play.status.phase, play.status.reason) == ("Merging", reason)
+    play.gone("quotes-m1")
+    play.wait(60)
+    assert play.runs("quotes-m1").reason == "Merging", "it goes on by itself"
+
+
+@pytest.mark.parametrize("reason", ENDS, ids=str)
+def test_a_merge_ends_by(reason: Reason, play: Play) -> None:
+    free = ANSWERS[reason] is Answer.FREE
+    play.change(lambda spec: spec.update(limits={"maxPreemptions": 1}))
+    for number in range(1, 6):
+        play.runs(f"quotes-m{number}")
+        ENDS[reason](play, f"quotes-m{number}")
+        if play.status.phase == "Failed":
+            break
+        assert play.status.phase == "Merging"
+        found = play.status.merge
+        assert found is not None
+        assert (found.retries, found.preemptions) == ((0, number) if free else (number, 0))
+        play.wait(600)
+    assert (play.status.reason, play.condition(C.FINISHED)) == ("MergeFailed", ("True", "MergeFailed"))
+    assert number == (1 if ANSWERS[reason] is Answer.FAIL else 2 if free else 4)
+    assert f"The merge ended with {reason}: " in play.status.message
+    assert f"The adapter is whole: {ADAPTER}." in play.status.message
+    again = "only the merge is tried again" in play.status.remedy
+    assert again is (reason is not Reason.OUTPUT_IN_USE)
+    assert len(play.status.attempts) == 1, "training is never repeated"
+
+
 def test_what_its_pod_waits_for_is_told(play: Play) -> None:
     status = play.pod_status("quotes-m1", {"phase": "Pending", "conditions": [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}]})  # fmt: skip
@@ -110,7 +176,7 @@ def test_failures_count_back_off_and_end_with_the_adapter(play: Play) -> None:
         play.runs(f"quotes-m{number}")
         status = play.ends(f"quotes-m{number}", 1, "Traceback\nValueError: odd")
         assert (status.phase, status.reason) == ("Merging", "Retrying")
-        assert f"retry {number} of 3" in status.message
+        assert f"retry {number} of 3, preemptions 0 of 20" in status.message
         assert "ValueError: odd" in status.message
         assert record(status) == (number + 1, f"quotes-m{number + 1}", number, 0)
         assert f"quotes-m{number + 1}" not in play.jobs()
