@@ -39,6 +39,6 @@ def job(
         annotations={names.ANNOTATION_SAFE_TO_EVICT: "false"},  # a merge that is moved begins anew
         environment=credentials.environment(spec, Role.MERGE),
     )
-    config = config.model_copy(update={"device": "cpu"})
+    config = config.model_copy(update={"backend": "torch", "device": "cpu"})
     template = pod.template(spec, Role.MERGE, labels(resource, Role.MERGE, number), config, needs, settings)
     return whole_job(resource, Role.MERGE, number, template)

@@ -112,7 +112,7 @@ def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, 
     users = [_user_variable(variable) for variable in wanted.env or [] if not variable.name.startswith(OWN_PREFIX)]
     return {
         "name": names.CONTAINER,
-        "image": wanted.image or settings.image_of(backend_of(spec)),
+        "image": _image(spec, config, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(needs.command) or launch.trainer(role),
         "env": list({variable["name"]: variable for variable in [*own, *installed, *users]}.values()),
@@ -129,6 +129,12 @@ def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, 
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
+
+
+def _image(spec: FineTuneSpec, config: RunConfig, settings: Settings) -> str:
+    """The user's image where the pod runs the backend of the run; a merge of an xla or keras run needs torch."""
+    asked = spec.pod.image if spec.pod and config.backend == backend_of(spec) else None
+    return asked or settings.image_of(config.backend)
 
 
 def _volumes(needs: Needs) -> list[Object]:

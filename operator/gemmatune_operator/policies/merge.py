@@ -191,7 +191,9 @@ def _failed(situation: Situation, decision: Decision, ending: Cause, text: str) 
     """The run ends as Failed; what training left stays."""
     message = f"The merge ended with {ending.reason}: {text} The adapter is whole: {_adapter(situation, decision)}."
     decision = decision.condition(situation, ConditionType.SUCCEEDED, False, Reason.MERGE_FAILED, message)
-    return fail(situation, decision, Reason.MERGE_FAILED, message, remedies.merge_failed(ending))
+    return fail(
+        situation, decision, Reason.MERGE_FAILED, message, remedies.merge_failed(ending, situation.settings.try_again)
+    )
 
 
 def _adapter(situation: Situation, decision: Decision) -> str:

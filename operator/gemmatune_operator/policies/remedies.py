@@ -104,7 +104,6 @@ def final(cause: Cause, *, started: bool, again: str = TRY_AGAIN) -> str:
     return f"{remedy} Then {again}.".strip()
 
 
-
 _MORE_MEMORY = "Add CPU nodes with more memory: status.plan.merge tells what the merge needs."
 _LARGER_DISKS = "Add CPU nodes with larger disks: status.plan.merge tells what the merge needs."
 _OF_MERGE: dict[Reason, str] = {
@@ -116,7 +115,6 @@ _OF_MERGE: dict[Reason, str] = {
     Reason.POD_REJECTED: "Look at the events of the node that refused the pod.",
 }
 """A merge runs on CPU nodes, of which pod.resources, pod.nodeSelector, accelerator and provisioning do not speak."""
-_MERGE_AGAIN = f"Then set the annotation {ANNOTATION_RETRY} to a new value: only the merge is tried again."
 
 
 def merge_underway(cause: Cause) -> str:
@@ -124,10 +122,10 @@ def merge_underway(cause: Cause) -> str:
     return "" if cause.ordinary else _OF_MERGE.get(cause.reason) or underway(cause)
 
 
-def merge_failed(cause: Cause) -> str:
+def merge_failed(cause: Cause, again: str = TRY_AGAIN) -> str:
     """The remedy of a run whose merge failed; what the trainer itself says comes first."""
     own = cause.said.remedy if cause.said is not None else ""
     remedy = own or _OF_MERGE.get(cause.reason) or _GIVEN_UP.get(cause.reason, cause.remedy)
     if cause.reason is Reason.OUTPUT_IN_USE:
         return _FINAL[cause.reason]
-    return f"{remedy.partition('Then set the annotation')[0].strip()} {_MERGE_AGAIN}".strip()
+    return f"{remedy.partition(f'Then {again}')[0].strip()} Then {again}: only the merge is tried again.".strip()

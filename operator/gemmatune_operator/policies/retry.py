@@ -182,6 +182,8 @@ def merge_again(situation: Situation, decision: Decision, old: JobRecord) -> Dec
     record = old.model_copy(update={"number": number, "job": job, "start_time": None})
     message = f"Merge {number} is about to start."
     decision = decision.condition(situation, ConditionType.SUCCEEDED, False, Reason.MERGING, message)
+    waits = f"Merge {number} waits for its node."
+    decision = decision.condition(situation, ConditionType.PROVISIONED, False, Reason.PROVISIONING, waits)
     return decision.update(merge=record, job=job, next_attempt_time=None)
 
 
