@@ -98,7 +98,7 @@ def test_every_pod_gives_up_a_lost_node_soon(case: str) -> None:
 
 @pytest.mark.parametrize("case", cases())
 def test_only_spot_pods_may_be_moved(case: str) -> None:
-    train = jobs(case)[-1]["spec"]["template"]
+    train = jobs(case)[1]["spec"]["template"]
     spot = train["spec"].get("nodeSelector", {}).get("cloud.google.com/gke-spot") == "true"
     marked = train["metadata"].get("annotations", {}).get(names.ANNOTATION_SAFE_TO_EVICT)
     assert marked == (None if spot else "false")
