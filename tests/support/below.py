@@ -19,10 +19,11 @@ PROCESS = ("-m", "tests.support.below")
 def main() -> None:
     """Runs the operator."""
     from gemmatune_operator import options
-    from gemmatune_operator.process import Process, set_up_logs
+    from gemmatune_operator.logs import set_up
+    from gemmatune_operator.process import Process
 
     found = options.read()
-    set_up_logs(found.log_format)
+    set_up(found.log_format)
 
     async def run() -> None:
         await Process(replace(found, settings=replace(found.settings, refused=()))).run()
