@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from typing import Any
 
 import kopf
@@ -15,6 +14,7 @@ from kubernetes.aio.client import ApiClient
 
 from gemmatune_api import names
 from gemmatune_operator import handlers, probes
+from gemmatune_operator.clock import SteadyClock
 from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
 from gemmatune_operator.election import Election
 from gemmatune_operator.handlers import Key
@@ -50,6 +50,7 @@ class Process:
     def __init__(self, options: Options, failpoint: Failpoint = lambda point: None) -> None:
         self._options = options
         self._failpoint = failpoint
+        self._now = SteadyClock()
         self._memory = Memory()
         self._ready, self._stop, self._stop_kopf = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._election: Election | None = None
@@ -187,7 +188,7 @@ class Process:
                 self._reached,
                 namespace,
                 name,
-                datetime.now(UTC),
+                self._now(),
                 self._options.settings,
                 self._memory,
                 self._journal,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import signal
 import ssl
 import subprocess
 import tempfile
@@ -145,6 +146,26 @@ class ControlPlane:
         """Start the API server and wait until it is ready."""
         self._start("kube-apiserver", self._apiserver_flags())
         self._wait_ok("kube-apiserver", f"{self.server_url}/readyz", self._admin_context())
+
+    def pause_etcd(self) -> None:
+        """SIGSTOP the store: the API server runs on, and every request that needs it hangs."""
+        self._servers["etcd"].process.send_signal(signal.SIGSTOP)
+
+    def resume_etcd(self) -> None:
+        self._servers["etcd"].process.send_signal(signal.SIGCONT)
+
+    def compact_etcd(self) -> int:
+        """Forget all history of the store: a watch from an older revision is answered with 410. The revision."""
+        revision = int(self._etcd("range", {"key": base64.b64encode(b"x").decode()})["header"]["revision"])
+        self._etcd("compaction", {"revision": str(revision), "physical": True})
+        return revision
+
+    def _etcd(self, call: str, body: Object) -> Object:
+        url = f"http://{LOOPBACK}:{self._etcd_port}/v3/kv/{call}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, data=json.dumps(body).encode(), timeout=30) as answer:
+            document: Object = json.load(answer)
+        return document
 
     # --- start and stop ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ ENV_KILLED = "TEST_FAILPOINTS_KILLED"
 ENV_PASSED = "TEST_FAILPOINTS_PASSED"
 ENV_EACH = "TEST_FAILPOINTS_EACH"
 ENV_HANG = "TEST_HANG"
+ENV_CLOCK = "TEST_CLOCK"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -117,6 +119,16 @@ def die_once(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def shift_clock(file: Path) -> None:
+    """The machine's clock is off by as many seconds as the file says now."""
+    from gemmatune_operator import clock, process
+
+    def shifted() -> float:
+        return time.time() + float(file.read_text())
+
+    process.SteadyClock = functools.partial(clock.SteadyClock, shifted)  # type: ignore[misc,assignment]
+
+
 def hang(how: str) -> None:
     """Makes the first look hang (look), block the event loop (loop) or take its worker along (worker)."""
     from gemmatune_operator import health
@@ -141,6 +153,8 @@ def main() -> None:
 
     if ENV_HANG in os.environ:
         hang(os.environ[ENV_HANG])
+    if ENV_CLOCK in os.environ:
+        shift_clock(Path(os.environ[ENV_CLOCK]))
     found = options.read()
     logs.set_up(found.log_format)
 

@@ -49,6 +49,8 @@ class ApiProxy:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of everything that was asked."""
+    gone: int = 0
+    """Watches that the API server ended with 410."""
     deaf: str = ""
     """Watch events of paths that match are swallowed; empty: none."""
     silent: bool = False
@@ -190,6 +192,7 @@ class ApiProxy:
             stream = web.StreamResponse(status=answer.status, headers=kept)
             await stream.prepare(request)
             async for line in answer.content:
+                self.gone += b'"type":"ERROR"' in line and b'"code":410' in line
                 if not (self.deaf and re.search(self.deaf, request.path)):
                     await stream.write(line)
             return stream
