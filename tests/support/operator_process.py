@@ -84,6 +84,10 @@ class OperatorProcess:
             text: str = answer.read().decode()
         return text
 
+    def stacks(self) -> list[str]:
+        """Lines of the log that hold a stack: none in a sound operator."""
+        return [line[-1500:] for line in self.server.log.read_text().splitlines() if "Traceback" in line]
+
     def kill(self) -> None:
         """SIGKILL: the process has no chance to tidy up."""
         self.server.process.send_signal(signal.SIGKILL)

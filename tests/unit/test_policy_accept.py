@@ -257,7 +257,10 @@ def test_who_is_second(other: dict[str, Any], mine: dict[str, Any] | None, confl
     assert (rival_of(situation(resource(mine), rivals=(other,))) == "other") == conflict
 
 
-@pytest.mark.parametrize("spec", [None, {}, {"output": None}, {"output": {}}, {"output": {"uri": None}}])
+@pytest.mark.parametrize(
+    "spec",
+    [None, "text", 7, [{}], {"output": "gs://b"}, {}, {"output": None}, {"output": {}}, {"output": {"uri": None}}],
+)
 def test_an_odd_rival_is_none(spec: Any) -> None:
     odd = {"metadata": {"name": "odd"}, "spec": spec}
     assert rival_of(situation(rivals=(odd, {"metadata": None}, {}))) is None

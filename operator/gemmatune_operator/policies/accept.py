@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from gemmatune_api import catalog, fit
 from gemmatune_api.catalog import GemmaModel
@@ -15,6 +14,7 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.observe import open_attempt, open_merge, status_of, trained
 from gemmatune_operator.policies import describe, results
 from gemmatune_operator.ports import Object
+from gemmatune_operator.views import mapping
 
 RIVAL_SECONDS = 10.0
 """Between two looks at another resource that holds the output."""
@@ -134,13 +134,13 @@ def _one_of(remedies: Iterable[str]) -> str:
 
 
 def _output(raw: Object) -> str:
-    spec: Mapping[str, Any] = raw.get("spec") or {}
-    return str((spec.get("output") or {}).get("uri") or "").rstrip("/")
+    """Its output.uri; another resource may hold anything where no schema has checked it."""
+    return str(mapping(mapping(raw.get("spec")).get("output")).get("uri") or "").rstrip("/")
 
 
 def _rank(raw: Object) -> tuple[bool, bool, str, str]:
     """Sort key of claims on an output: one with attempts first, then one with a preparation, then the older one."""
-    meta, status = raw.get("metadata") or {}, raw.get("status") or {}
+    meta, status = mapping(raw.get("metadata")), mapping(raw.get("status"))
     return (
         not status.get("attempts"),
         not status.get("prepare"),
