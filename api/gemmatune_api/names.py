@@ -26,6 +26,8 @@ LABEL_ROLE = f"{GROUP}/role"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "gemmatune"
 ANNOTATION_RETRY = f"{GROUP}/retry"
+ANNOTATION_GENERATION = f"{GROUP}/generation"
+"""On a preparation's Job: the generation of the spec that it was made for."""
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 
 FIELD_MANAGER_OPERATOR = "gemmatune-operator"

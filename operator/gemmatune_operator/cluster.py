@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -16,7 +18,6 @@ import aiohttp
 import structlog
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gemmatune_api import names
 from gemmatune_operator.conditions import rfc3339
@@ -25,8 +26,10 @@ from gemmatune_operator.ports import AlreadyExistsError, ConflictError, Object, 
 APPLY = "application/apply-patch+yaml"
 JSON = "application/json"
 TIMEOUT_SECONDS = 30.0
+_TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
 ATTEMPTS = 4
 PAGE = 500
+SMALL_PAGE = 100
 COMPONENT = "gemmatune-operator"
 
 _PATHS: Mapping[str, tuple[str, str]] = {
@@ -85,6 +88,17 @@ async def login() -> Configuration:
     return configuration
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    verb: str
+    kind: str
+    method: str
+    path: str
+    body: Object | None = None
+    query: Mapping[str, str] | None = None
+    content_type: str = JSON
+
+
 class KubernetesCluster:
     """Implements `ports.Cluster` on a real API server."""
 
@@ -105,7 +119,7 @@ class KubernetesCluster:
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """The object, read live; None where it does not exist."""
         try:
-            return await self._call("get", kind, "GET", _path(kind, namespace, name))
+            return await self._call(_Request("get", kind, "GET", _path(kind, namespace, name)))
         except _ApiError as error:
             if error.code == 404:
                 return None
@@ -116,6 +130,11 @@ class KubernetesCluster:
         selector = ",".join(f"{label}={value}" for label, value in labels.items())
         return await self._list(kind, namespace, {"labelSelector": selector} if selector else {})
 
+    def pages(self, kind: str, namespace: str, labels: Mapping[str, str]) -> AsyncIterator[list[Object]]:
+        """The same page by page: of thousands only a few are in memory at a time."""
+        selector = ",".join(f"{label}={value}" for label, value in labels.items())
+        return self._pages(kind, namespace, {"labelSelector": selector} if selector else {}, SMALL_PAGE)
+
     async def events(self, namespace: str, uid: str) -> list[Object]:
         """The Events that speak of the object with this UID."""
         return await self._list("Event", namespace, {"fieldSelector": f"involvedObject.uid={uid}"})
@@ -125,9 +144,8 @@ class KubernetesCluster:
         kind, meta = obj["kind"], obj["metadata"]
         role = (meta.get("labels") or {}).get(names.LABEL_ROLE, "")
         try:
-            return await self._write(
-                f"create {kind} {role}".rstrip(), "create", kind, "POST", _path(kind, meta["namespace"]), obj
-            )
+            request = _Request("create", kind, "POST", _path(kind, meta["namespace"]), obj)
+            return await self._write(f"create {kind} {role}".rstrip(), request)
         except _ApiError as error:
             if error.reason == "AlreadyExists":
                 raise AlreadyExistsError(str(error)) from error
@@ -143,7 +161,8 @@ class KubernetesCluster:
         exactly = {"uid": uid, **({"resourceVersion": version} if version else {})}
         options = {"propagationPolicy": "Foreground", "preconditions": exactly}
         try:
-            await self._write(f"delete {kind}", "delete", kind, "DELETE", _path(kind, namespace, name), options)
+            request = _Request("delete", kind, "DELETE", _path(kind, namespace, name), options)
+            await self._write(f"delete {kind}", request)
         except _ApiError as error:
             if error.code not in (404, 409):  # 409: another object has the name, or it has changed
                 _raise(error)
@@ -155,7 +174,7 @@ class KubernetesCluster:
         query = {"fieldManager": names.FIELD_MANAGER_OPERATOR, "force": "true"}
         point = f"apply status {obj['status'].get('phase', '')}"
         try:
-            return await self._write(point, "apply", kind, "PATCH", path, obj, query, APPLY)
+            return await self._write(point, _Request("apply", kind, "PATCH", path, obj, query, APPLY))
         except _ApiError as error:
             if error.code in (404, 409):
                 raise ConflictError(str(error)) from error
@@ -166,7 +185,7 @@ class KubernetesCluster:
         kind, meta = obj["kind"], obj["metadata"]
         path = _path(kind, meta["namespace"], meta["name"])
         try:
-            return await self._write(f"replace {kind}", "replace", kind, "PUT", path, obj)
+            return await self._write(f"replace {kind}", _Request("replace", kind, "PUT", path, obj))
         except _ApiError as error:
             if error.code in (404, 409):
                 raise ConflictError(str(error)) from error
@@ -177,7 +196,7 @@ class KubernetesCluster:
         event = _event(resource, type_, reason, message)
         path = _path("Event", event["metadata"]["namespace"])
         try:
-            await self._write("create Event", "create", "Event", "POST", path, event)
+            await self._write("create Event", _Request("create", "Event", "POST", path, event))
         except _ApiError as error:
             if error.reason == "AlreadyExists":
                 return  # sent twice because the first answer was lost: one object
@@ -186,77 +205,77 @@ class KubernetesCluster:
     # --- REST ---
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Object]:
-        found: list[Object] = []
-        query = {**query, "limit": str(PAGE)}
+        return [item async for page in self._pages(kind, namespace, query, PAGE) for item in page]
+
+    async def _pages(
+        self, kind: str, namespace: str, query: Mapping[str, str], size: int
+    ) -> AsyncIterator[list[Object]]:
+        request = _Request("list", kind, "GET", _path(kind, namespace), query={**query, "limit": str(size)})
         while True:
             try:
-                page = await self._call("list", kind, "GET", _path(kind, namespace), None, query)
+                page = await self._call(request)
             except _ApiError as error:
                 _raise(error)
-            found += page.get("items") or []
+            yield page.get("items") or []
             rest = (page.get("metadata") or {}).get("continue")
             if not rest:
-                return found
-            query["continue"] = rest
+                return
+            request = replace(request, query={**(request.query or {}), "continue": rest})
 
-    async def _write(
-        self,
-        point: str,
-        verb: str,
-        kind: str,
-        method: str,
-        path: str,
-        body: Object,
-        query: Mapping[str, str] | None = None,
-        content_type: str = JSON,
-    ) -> Object:
+    async def _write(self, point: str, request: _Request) -> Object:
         self._failpoint(f"before {point}")
-        answer = await self._call(verb, kind, method, path, body, query, content_type)
+        answer = await self._call(request)
         self._failpoint(f"after {point}")
         return answer
 
-    async def _call(
-        self,
-        verb: str,
-        kind: str,
-        method: str,
-        path: str,
-        body: Object | None = None,
-        query: Mapping[str, str] | None = None,
-        content_type: str = JSON,
-    ) -> Object:
+    async def _call(self, request: _Request) -> Object:
         """One request, repeated a few times while the server is busy."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(_BusyError), stop=stop_after_attempt(ATTEMPTS), wait=_pause, reraise=True
-        ):
-            with attempt:
-                if method != "GET" and kind != "Lease" and not self._may_write():
-                    raise _BusyError(0, "", f"{verb} {kind}: not sent, since this operator does not lead")
-                began, code = time.monotonic(), 0
-                try:
-                    code, answer = await self._once(method, path, body, query, content_type)
-                    return answer
-                except _ApiError as error:
-                    code = error.code
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._measured(request)
+            except _BusyError as error:
+                if attempt == ATTEMPTS:
                     raise
-                finally:
-                    self._measure(verb, kind, code, time.monotonic() - began)
-        raise AssertionError("tenacity ends with an answer or an exception")
+                asked = error.retry_after
+            await asyncio.sleep(_backoff(attempt) if asked is None else asked)
+        raise AssertionError("the last attempt answers or raises")
 
-    async def _once(
-        self, method: str, path: str, body: Object | None, query: Mapping[str, str] | None, content_type: str
-    ) -> tuple[int, Object]:
+    async def _measured(self, request: _Request) -> Object:
+        verb, kind = request.verb, request.kind
+        if request.method != "GET" and kind != "Lease" and not self._may_write():
+            raise _BusyError(0, "", f"{verb} {kind}: not sent, since this operator does not lead")
+        began, code = time.monotonic(), 0
         try:
-            request = await self._client.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": JSON, "Content-Type": content_type},
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-            answer = await self._client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
-            text = await answer.read()
+            code, answer = await self._once(request)
+            return answer
+        except _ApiError as error:
+            code = error.code
+            raise
+        finally:
+            self._measure(verb, kind, code, time.monotonic() - began)
+
+    async def _once(self, request: _Request) -> tuple[int, Object]:
+        """One request over the client's own session and login, without its generic serialisation of models."""
+        configuration, rest = self._client.configuration, self._client.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        headers = {"Accept": JSON, "Content-Type": request.content_type}
+        token = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if token:
+            headers["Authorization"] = token
+        try:
+            async with rest.pool_manager.request(
+                request.method,
+                configuration.host + request.path,
+                params=request.query,
+                headers=headers,
+                data=None if request.body is None else json.dumps(request.body).encode(),
+                timeout=_TIMEOUT,
+                proxy=rest.proxy,
+                proxy_headers=rest.proxy_headers,
+                server_hostname=configuration.tls_server_name,
+            ) as answer:
+                text = await answer.read()
         except _TRANSPORT_ERRORS as error:
             raise _BusyError(0, "", f"{type(error).__name__}: {error}") from error
         document = _document(text)
@@ -268,13 +287,9 @@ class KubernetesCluster:
         raise _ApiError(answer.status, reason, message)
 
 
-_BACKOFF = wait_random_exponential(multiplier=0.2, max=5)
-
-
-def _pause(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, _BusyError) else None
-    return asked if asked is not None else _BACKOFF(state)
+def _backoff(attempt: int) -> float:
+    """Seconds before the next attempt: doubling, capped, and anything below that."""
+    return random.uniform(0, min(5.0, 0.2 * 2**attempt))
 
 
 def _retry_after(header: str | None) -> float | None:

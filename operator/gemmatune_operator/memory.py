@@ -1,11 +1,15 @@
-"""What one operator process remembers between two looks: since when a run's progress has not moved."""
+"""What one operator process remembers between two looks: progress, access objects, and statuses still to be written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Observed
+
+ACCESS_SECONDS = 600.0
+"""For so long an access object counts as being there once it was made or seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,9 @@ class Memory:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], _Seen] = {}
+        self._access: dict[tuple[str, str, str], datetime] = {}
+        self._live: dict[tuple[str, str], datetime] = {}
+        self._planned: dict[tuple[str, str], tuple[str, Decision]] = {}
 
     def still_since(self, observed: Observed, now: datetime) -> datetime:
         """Since when Job, step and heartbeat are what they are now, by this process's clock."""
@@ -30,6 +37,41 @@ class Memory:
             seen = self._seen[key] = _Seen(mark, now)
         return seen.since
 
+    def has_access(self, namespace: str, kind: str, name: str, now: datetime) -> bool:
+        """Whether an access object was made or seen by this process not long ago."""
+        until = self._access.get((namespace, kind, name))
+        return until is not None and now < until
+
+    def saw_access(self, namespace: str, kind: str, name: str, now: datetime) -> None:
+        """An access object is there."""
+        self._access[namespace, kind, name] = now + timedelta(seconds=ACCESS_SECONDS)
+
+    def forget_access(self, namespace: str, missed: datetime) -> None:
+        """Somebody missed an access object of the namespace: what was seen before that may be gone."""
+        until = missed + timedelta(seconds=ACCESS_SECONDS)
+        for key in [key for key, value in self._access.items() if key[0] == namespace and value <= until]:
+            del self._access[key]
+
+    def looked_live(self, namespace: str, name: str, now: datetime) -> None:
+        """All about a run was read live."""
+        self._live[namespace, name] = now
+
+    def live_due(self, observed: Observed, wake: float, now: datetime) -> bool:
+        """Whether a run that is looked at every `wake` seconds has not been read live for as long."""
+        last = self._live.setdefault((observed.namespace, observed.name), now)
+        return (now - last).total_seconds() >= 0.9 * wake
+
+    def keep(self, observed: Observed, decision: Decision) -> None:
+        """Keeps a decision whose status is written later, when nothing is to be created any more."""
+        self._planned[observed.namespace, observed.name] = (observed.resource_version, decision)
+
+    def kept(self, observed: Observed) -> Decision | None:
+        """That decision, once, if the resource is still as it was."""
+        version, decision = self._planned.pop((observed.namespace, observed.name), ("", None))
+        return decision if version == observed.resource_version else None
+
     def forget(self, namespace: str, name: str) -> None:
         """The run is gone."""
         self._seen.pop((namespace, name), None)
+        self._planned.pop((namespace, name), None)
+        self._live.pop((namespace, name), None)

@@ -80,6 +80,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._events_dropped = Counter(
+            "gemmatune_events_dropped_total",
+            "Events that were not recorded because too many waited.",
+            registry=self.registry,
+        )
         self._attempts = Counter(
             "gemmatune_attempts_ended_total", "Attempts that ended, by cause.", ["cause"], registry=self.registry
         )
@@ -89,6 +94,10 @@ class Metrics:
             ["type", "outcome"],
             registry=self.registry,
         )
+
+    def event_dropped(self) -> None:
+        """An Event was dropped because too many wait."""
+        self._events_dropped.inc()
 
     def request(self, verb: str, kind: str, code: int, seconds: float) -> None:
         """A request was answered, or not (code 0)."""

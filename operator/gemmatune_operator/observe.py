@@ -76,11 +76,9 @@ async def observe(cluster: Cluster, namespace: str, name: str) -> Observed | Non
     observed = of_resource(raw)
     if observed.deleting:
         return observed
-    if _unclaimed(observed):
+    if unclaimed(observed):
         others = await cluster.list_objects(names.KIND, namespace, {})
         observed = replace(observed, rivals=tuple(o for o in others if metadata(o).get("uid") != observed.uid))
-    if observed.status.prepare is None and not observed.status.attempts:
-        return observed  # a new run has no Jobs, and a taken name shows when its first one is created
     labels = {names.LABEL_RUN_UID: observed.uid}
     jobs = await cluster.list_objects("Job", namespace, labels)
     jobs += await _missing(cluster, observed, jobs)
@@ -89,7 +87,7 @@ async def observe(cluster: Cluster, namespace: str, name: str) -> Observed | Non
     return await _with_details(cluster, observed)
 
 
-def _unclaimed(observed: Observed) -> bool:
+def unclaimed(observed: Observed) -> bool:
     """Whether this generation of the spec has not been accepted yet: another run may hold its output."""
     status = observed.status
     accepted = conditions.is_true(status.conditions, names.ConditionType.ACCEPTED)
@@ -174,7 +172,10 @@ def of_resource(raw: Object) -> Observed:
 
 def status_of(stored: Any) -> FineTuneStatus:
     """The status as stored; a field that cannot be read (an odd write by hand) counts as absent."""
-    known = {}
+    try:
+        return FineTuneStatus.model_validate(mapping(stored))
+    except ValidationError:
+        known = {}
     for name, value in mapping(stored).items():
         try:
             FineTuneStatus.model_validate({name: value})

@@ -12,23 +12,25 @@ import kopf
 import structlog
 from kubernetes.aio.client import ApiClient
 
-from gemmatune_api import names
 from gemmatune_operator import handlers, probes
+from gemmatune_operator.cache import Cache, Key
 from gemmatune_operator.clock import SteadyClock
 from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
 from gemmatune_operator.election import Election
-from gemmatune_operator.handlers import Key
 from gemmatune_operator.health import Health
 from gemmatune_operator.journal import Journal
-from gemmatune_operator.memory import Memory
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.options import Options
 from gemmatune_operator.ports import RefusedError, UnavailableError
-from gemmatune_operator.reconcile import reconcile
+from gemmatune_operator.posting import Poster
+from gemmatune_operator.reconcile import Tools, look
+from gemmatune_operator.sync import sync
 from gemmatune_operator.workqueue import Priority, WorkQueue
 
 GRACE_SECONDS = 4.0
 """How long a graceful end waits for looks under way; then they are given up, as a crash would."""
+EVENTS_SECONDS = 2.0
+"""How long it waits for Events that are not recorded yet."""
 KOPF_SECONDS = 4.0
 """How long it waits for kopf to close its watches."""
 
@@ -51,7 +53,7 @@ class Process:
         self._options = options
         self._failpoint = failpoint
         self._now = SteadyClock()
-        self._memory = Memory()
+        self._cache = Cache()
         self._ready, self._stop, self._stop_kopf = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._election: Election | None = None
         gauges = Gauges(
@@ -71,6 +73,8 @@ class Process:
         )
         self._health = Health(self._queue, options.workers)
         self._cluster: KubernetesCluster | None = None
+        self._tools: Tools | None = None
+        self._poster: Poster | None = None
         self._parts: dict[str, asyncio.Task[Any]] = {}
 
     async def run(self) -> None:
@@ -86,14 +90,21 @@ class Process:
         with serving:
             self._on_signals()
             async with ApiClient(await login()) as client:
-                self._cluster = KubernetesCluster(client, self._metrics.request, self._failpoint, self._may_write)
+                self._set_up(KubernetesCluster(client, self._metrics.request, self._failpoint, self._may_write))
                 if options.election is not None:
-                    self._election = Election(self._cluster, options.election)
+                    self._election = Election(self._reached, options.election)
                 self._part("event loop's pulse", self._health.beat())
                 try:
                     await self._lead()
                 finally:
                     await self._end()
+
+    def _set_up(self, cluster: KubernetesCluster) -> None:
+        self._cluster = cluster
+        self._poster = Poster(cluster.emit, lambda: self._queue.depth > 0, self._metrics.event_dropped)
+        self._tools = Tools(
+            cluster, self._options.settings, journal=self._journal, cache=self._cache, post=self._poster.post
+        )
 
     async def _lead(self) -> None:
         """Waits for the Lease where there is one, then works until the end."""
@@ -103,8 +114,11 @@ class Process:
                 return
             del self._parts["candidacy"]
             self._part("lease", self._election.keep())
+        await self._sync()
         self._part("workers", self._queue.run())
         self._part("resync", self._resync())
+        if self._poster is not None:
+            self._part("events", self._poster.run())
         await asyncio.sleep(0)
         await asyncio.sleep(0)  # now the workers exist: kopf takes tasks that begin later for its own
         self._health.working = True
@@ -116,7 +130,7 @@ class Process:
         """kopf, started; the coroutine runs until its end."""
         ours = set(asyncio.all_tasks())
         tasks = await kopf.spawn_tasks(
-            registry=handlers.registry(self._queue.add),
+            registry=handlers.registry(self._queue.add, self._cache),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=not self._options.namespaces,
@@ -153,6 +167,9 @@ class Process:
         self._ready.clear()
         self._queue.stop()
         await _ended(self._parts.get("workers"), GRACE_SECONDS if self._leads else 0.0)
+        if self._poster is not None:
+            self._poster.stop()
+        await _ended(self._parts.get("events"), EVENTS_SECONDS if self._leads else 0.0)
         self._stop_kopf.set()
         await _ended(self._parts.get("kopf"), KOPF_SECONDS)
         if self._election is not None:
@@ -182,17 +199,11 @@ class Process:
         return None if self._ready.is_set() else "starting"
 
     async def _look(self, key: Key) -> float | None:
+        if self._tools is None:
+            raise UnavailableError("not logged in yet")
         namespace, name = key
         with structlog.contextvars.bound_contextvars(namespace=namespace, run=name):
-            wake = await reconcile(
-                self._reached,
-                namespace,
-                name,
-                self._now(),
-                self._options.settings,
-                self._memory,
-                self._journal,
-            )
+            wake = await look(self._tools, namespace, name, self._now())
             log.debug("looked", wake=wake)
             return wake
 
@@ -206,14 +217,17 @@ class Process:
         """Every resource is looked at now and then, whatever became of its events."""
         while True:
             await asyncio.sleep(self._options.resync)
-            for namespace in self._options.namespaces or ("",):
-                try:
-                    found = await self._reached.list_objects(names.KIND, namespace, {})
-                except (UnavailableError, RefusedError) as error:
-                    log.warning("resync failed", error=str(error))
-                    continue
-                for obj in found:
-                    self._queue.add((obj["metadata"]["namespace"], obj["metadata"]["name"]), Priority.ROUTINE)
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """All there is becomes known, and every resource is looked at."""
+        for namespace in self._options.namespaces or ("",):
+            try:
+                await sync(self._reached, self._cache, namespace)
+            except (UnavailableError, RefusedError) as error:
+                log.warning("resync failed", error=str(error))
+        for key in self._cache.keys:
+            self._queue.add(key, Priority.ROUTINE)
 
 
 async def _ended(task: asyncio.Task[Any] | None, seconds: float) -> None:

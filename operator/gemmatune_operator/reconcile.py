@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import Enum
 
 from gemmatune_api import names
 from gemmatune_api.names import TRAINER_STATUS_FIELDS, Reason
 from gemmatune_api.status import FineTuneStatus
 from gemmatune_operator import events
+from gemmatune_operator.cache import Cache
+from gemmatune_operator.certainty import Certainty, certainty
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.journal import Journal
+from gemmatune_operator.manifests import access
 from gemmatune_operator.memory import Memory
 from gemmatune_operator.observe import Observed, Refusal, observe
 from gemmatune_operator.policies import plan
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
+from gemmatune_operator.posting import Emit
 from gemmatune_operator.settings import Settings
-from gemmatune_operator.views import owner_uid
+from gemmatune_operator.views import job_view, mapping, owner_uid
 
 LOOKS = 5
 """Looks in one call: a conflict, or a Job that cannot be created, is planned for again."""
@@ -26,57 +31,137 @@ AFTER_CONFLICTS = 1.0
 """Seconds until the next call when every look met a conflict."""
 
 
+class _Undecided(Enum):
+    LIVE = "the cache is not enough"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a look works with."""
+
+    cluster: Cluster
+    settings: Settings
+    memory: Memory = field(default_factory=Memory)
+    """What a process knows and the API server does not; kept from look to look."""
+    journal: Journal = field(default_factory=Journal)
+    """Told of every change that the API server has taken."""
+    cache: Cache | None = None
+    """What the watches have shown; without it everything is read live."""
+    post: Emit | None = None
+    """Records Events later; without it they are recorded at once."""
+
+
 async def reconcile(
-    cluster: Cluster,
-    namespace: str,
-    name: str,
-    now: datetime,
-    settings: Settings,
-    memory: Memory | None = None,
-    journal: Journal | None = None,
+    cluster: Cluster, namespace: str, name: str, now: datetime, settings: Settings, memory: Memory | None = None
 ) -> float | None:
+    """Brings one run a step further, with all that it needs read live; see `look`.
+
+    Without `memory` nothing counts as stalled.
+    """
+    return await look(Tools(cluster, settings, memory or Memory()), namespace, name, now)
+
+
+async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float | None:
     """Brings one run a step further.
 
     Returns the seconds until it wants to be called again without an event, or None: only on an event.
-    `memory` holds what a process knows and the API server does not (when progress last moved); without it nothing
-    counts as stalled. `journal` is told of every change that the API server has taken.
 
     Raises:
         RefusedError: the API server refuses the status itself.
         UnavailableError: the API server does not answer; call again later.
     """
-    memory, journal = memory or Memory(), journal or Journal()
+    if tools.cache is not None:
+        wake = await _by_cache(tools, tools.cache, namespace, name, now)
+        if not isinstance(wake, _Undecided):
+            return wake
     refusal: Refusal | None = None
     for _ in range(LOOKS):
-        observed = await observe(cluster, namespace, name)
+        observed = await observe(tools.cluster, namespace, name)
         if observed is None or observed.deleting:
-            memory.forget(namespace, name)
-            journal.forget(namespace, name)
+            forget(tools, namespace, name)
             return None
-        observed = replace(observed, refusal=refusal, still_since=memory.still_since(observed, now))
-        decision = plan(observed, now, settings)
+        if tools.cache is not None:
+            tools.cache.resource("MODIFIED", observed.raw)
+            tools.cache.keep_jobs(observed)
+            tools.memory.looked_live(namespace, name, now)
+        await restore_access(tools, observed, now)
+        observed = replace(observed, refusal=refusal, still_since=tools.memory.still_since(observed, now))
+        decision = plan(observed, now, tools.settings)
         try:
-            await write_status(cluster, observed, decision, journal)
+            await write_status(tools, observed, decision)
         except ConflictError:
             continue
-        refusal = await act(cluster, observed, decision)
+        refusal = await act(tools, observed, decision, now)
         if refusal is None:
             return decision.wake
     return AFTER_CONFLICTS
 
 
-async def write_status(cluster: Cluster, observed: Observed, decision: Decision, journal: Journal) -> None:
+async def _by_cache(tools: Tools, cache: Cache, namespace: str, name: str, now: datetime) -> float | _Undecided | None:
+    """The look, as far as what the watches have shown is enough for it.
+
+    A new run's Job comes before its status: that is written when no other run waits for its Job.
+    """
+    observed = cache.observe(namespace, name)
+    if observed is None:
+        return _Undecided.LIVE
+    if observed.deleting:
+        forget(tools, namespace, name)
+        return None
+    await restore_access(tools, observed, now)
+    observed = replace(observed, still_since=tools.memory.still_since(observed, now))
+    decision = tools.memory.kept(observed) or plan(observed, now, tools.settings)
+    match certainty(observed, decision, changed=changes(observed, decision)):
+        case Certainty.NOTHING:
+            tools.journal.seen(observed, decision.status)
+            return _Undecided.LIVE if _may_know_more(tools, observed, decision, now) else decision.wake
+        case Certainty.FIRST_JOB:
+            if await act(tools, observed, decision, now) is not None:
+                return _Undecided.LIVE
+            tools.memory.keep(observed, replace(decision, create=()))
+            return 0.0
+        case Certainty.STATUS:
+            try:
+                await write_status(tools, observed, decision)
+            except ConflictError:
+                return _Undecided.LIVE
+            return _Undecided.LIVE if await act(tools, observed, decision, now) is not None else decision.wake
+        case Certainty.LIVE:
+            return _Undecided.LIVE
+
+
+def _may_know_more(tools: Tools, observed: Observed, decision: Decision, now: datetime) -> bool:
+    """Whether ordinary Events, which no watch shows, may tell by now what a pod without a node waits for."""
+    pods = [pod for job in observed.jobs.values() for pod in job.pods]
+    waits = any(pod.phase == "Pending" and not pod.scheduled and pod.deleted is None for pod in pods)
+    return waits and decision.wake is not None and tools.memory.live_due(observed, decision.wake, now)
+
+
+def forget(tools: Tools, namespace: str, name: str) -> None:
+    """The run is gone, or going."""
+    tools.memory.forget(namespace, name)
+    tools.journal.forget(namespace, name)
+
+
+def changes(observed: Observed, decision: Decision) -> bool:
+    """Whether a decision changes the operator's part of the status."""
+    return operator_fields(observed.status) != operator_fields(decision.status)
+
+
+async def write_status(tools: Tools, observed: Observed, decision: Decision) -> None:
     """Applies the operator's fields, all of them, when one has changed; then says so in log, counters and Events."""
-    before, after = operator_fields(observed.status), operator_fields(decision.status)
-    journal.seen(observed, decision.status)
-    if before == after:
+    tools.journal.seen(observed, decision.status)
+    if not changes(observed, decision):
         return
     meta = {"name": observed.name, "namespace": observed.namespace, "resourceVersion": observed.resource_version}
-    resource: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": after}
-    await cluster.apply_status(resource)
-    journal.changed(observed.status, decision.status)
+    status = operator_fields(decision.status)
+    resource: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": status}
+    written = await tools.cluster.apply_status(resource)
+    if tools.cache is not None:
+        tools.cache.resource("MODIFIED", written)
+    tools.journal.changed(observed.status, decision.status)
     for event in events.transitions(observed.status, decision.status):
-        await cluster.emit(observed.raw, event.type, event.reason, event.message)
+        await (tools.post or tools.cluster.emit)(observed.raw, event.type, event.reason, event.message)
 
 
 def operator_fields(status: FineTuneStatus) -> Object:
@@ -90,31 +175,52 @@ def _filled(fields: Object) -> Object:
     return {name: value for name, value in fields.items() if value not in ("", [])}
 
 
-async def act(cluster: Cluster, observed: Observed, decision: Decision) -> Refusal | None:
+async def act(tools: Tools, observed: Observed, decision: Decision, now: datetime) -> Refusal | None:
     """Deletes and creates; the answer is a Job that could not be created."""
     for item in decision.delete:
-        await cluster.delete(item.kind, observed.namespace, item.name, item.uid, item.version)
+        await tools.cluster.delete(item.kind, observed.namespace, item.name, item.uid, item.version)
     for obj in decision.create:
-        refusal = await create(cluster, observed, obj)
+        refusal = await create(tools, observed, obj, now)
         if refusal is not None:
             return refusal
     return None
 
 
-async def create(cluster: Cluster, observed: Observed, obj: Object) -> Refusal | None:
+async def create(tools: Tools, observed: Observed, obj: Object, now: datetime) -> Refusal | None:
     """Creates an object once: one that this run owns already is adopted; access objects are shared by all runs."""
     kind, name = obj["kind"], obj["metadata"]["name"]
+    shared = kind in access.KINDS
+    if shared and tools.memory.has_access(observed.namespace, kind, name, now):
+        return None
     try:
-        await cluster.create(obj)
+        made = await tools.cluster.create(obj)
     except RefusedError as error:
         return Refusal(name, Reason.POLICY_DENIED, f"The API server refused the {kind} {name}: {error}")
     except AlreadyExistsError:
-        return await taken(cluster, observed, kind, name) if kind in OWNED else None
+        if kind in OWNED:
+            return await taken(tools.cluster, observed, obj)
+    else:
+        if kind == "Job" and tools.cache is not None:
+            tools.cache.job("ADDED", made)
+    if shared:
+        tools.memory.saw_access(observed.namespace, kind, name, now)
     return None
 
 
-async def taken(cluster: Cluster, observed: Observed, kind: str, name: str) -> Refusal | None:
+async def restore_access(tools: Tools, observed: Observed, now: datetime) -> None:
+    """Makes access objects again that somebody has deleted: a Job that lacks its ServiceAccount gets no pod."""
+    missing = [event for job in observed.jobs.values() for event in job.events if event.lacks_account]
+    for event in missing:
+        tools.memory.forget_access(observed.namespace, event.last or now)
+    if missing:
+        account = mapping(mapping(observed.raw.get("spec")).get("pod")).get("serviceAccountName")
+        for obj in access.objects(observed.namespace, account):
+            await create(tools, observed, obj, now)
+
+
+async def taken(cluster: Cluster, observed: Observed, wanted: Object) -> Refusal | None:
     """Why the name of a Job or Service is taken; None where it is this run's own."""
+    kind, name = wanted["kind"], wanted["metadata"]["name"]
     found = await cluster.get(kind, observed.namespace, name)
     if found is None:
         message = f"The {kind} {name} was being deleted when it was to be created."
@@ -123,7 +229,9 @@ async def taken(cluster: Cluster, observed: Observed, kind: str, name: str) -> R
     if meta.get("deletionTimestamp"):
         return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The {kind} {name} of an earlier run is still being deleted.")
     if owner_uid(found) == observed.uid:
-        return None
+        if job_view(found).generation == job_view(wanted).generation:
+            return None
+        return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The Job {name} was made for an earlier spec of this run.")
     if meta.get("labels", {}).get(names.LABEL_RUN_UID):
         return Refusal(name, Reason.WAITING_FOR_CLEANUP, f"The {kind} {name} belongs to an earlier run of this name.")
     return Refusal(name, Reason.NAME_CONFLICT, f"A {kind} {name} exists that this run does not own.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from gemmatune_api.names import CONTAINER
+from gemmatune_api.names import ANNOTATION_GENERATION, CONTAINER
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.manifests import quantities
 from gemmatune_operator.ports import Object
@@ -22,6 +22,11 @@ class EventView:
     reason: str
     message: str
     last: datetime | None = None
+
+    @property
+    def lacks_account(self) -> bool:
+        """Whether a Job got no pod because its ServiceAccount does not exist."""
+        return self.reason == "FailedCreate" and "serviceaccount" in self.message and "not found" in self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class JobView:
     wanted: int = 1
     """Pods of one attempt."""
     created: datetime | None = None
+    generation: int | None = None
+    """Generation of the spec that a preparation's Job was made for."""
     memory: int = 0
     """Memory limit of the trainer's container in bytes; 0: none."""
     ephemeral_storage: int = 0
@@ -135,6 +142,7 @@ def job_view(raw: Object, pods: tuple[PodView, ...] = ()) -> JobView:
         terminating=whole(status.get("terminating")),
         wanted=max(1, whole(spec.get("parallelism"), 1)),
         created=_time(meta.get("creationTimestamp")),
+        generation=_number(mapping(meta.get("annotations")).get(ANNOTATION_GENERATION)),
         memory=_bytes(limits.get("memory")),
         ephemeral_storage=_bytes(limits.get("ephemeral-storage")),
         pods=pods,
@@ -242,6 +250,10 @@ def _list(value: Any) -> list[Any]:
 def whole(value: Any, default: int = 0) -> int:
     """The value where it is a whole number."""
     return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _number(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and text.isdecimal() else None
 
 
 def _time(value: Any) -> datetime | None:

@@ -135,7 +135,7 @@ class Script:
 @pytest.fixture
 async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """Serves a script; the client's pauses are as long as the server says, else very short."""
-    monkeypatch.setattr(cluster, "_BACKOFF", lambda state: 0.001)
+    monkeypatch.setattr(cluster, "_backoff", lambda attempt: 0.001)
     servers, clients = [], []
 
     async def start(script: Script, **hooks: Any) -> KubernetesCluster:
@@ -182,7 +182,7 @@ async def test_a_server_that_stays_busy(serve: Any) -> None:
 
 
 async def test_no_answer_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_BACKOFF", lambda state: 0.001)
+    monkeypatch.setattr(cluster, "_backoff", lambda attempt: 0.001)
     async with ApiClient(Configuration(host="http://127.0.0.1:9")) as client:
         with pytest.raises(UnavailableError):
             await KubernetesCluster(client).get("Job", "ns", "x")

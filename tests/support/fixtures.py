@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(params=[False, True], ids=["live", "watching"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plays a run twice: with all read live, and with looks that go by a cache."""
+    monkeypatch.setattr("tests.support.play.Play.watching", request.param)
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """A real control plane for the whole test run; without its programs the test is skipped, in CI it fails."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,9 +16,9 @@ from gemmatune_cli.local import jobs
 from gemmatune_cli.local.cluster import EmbeddedCluster
 from gemmatune_cli.local.store import Store
 from gemmatune_operator import conditions
-from gemmatune_operator.memory import Memory
+from gemmatune_operator.cache import Cache
 from gemmatune_operator.ports import Object
-from gemmatune_operator.reconcile import reconcile
+from gemmatune_operator.reconcile import Tools, look
 from gemmatune_operator.settings import Settings
 
 NAMESPACE, NAME = "team", "quotes"
@@ -52,14 +53,19 @@ SPEC: Object = {
 
 
 class Play:
-    """One resource, a clock that the test moves, and pods whose ends the test chooses."""
+    """One resource, a clock that the test moves, and pods whose ends the test chooses.
+
+    `watching`: looks go by a cache that is told of everything, as the operator's are; otherwise all is read live.
+    """
+
+    watching = False
 
     def __init__(self, spec: Object | None = None, *, name: str = NAME, store: Store | None = None) -> None:
         self.now = START
         self.store = store or Store(None, lambda: self.now)
         self.cluster = EmbeddedCluster(self.store)
-        self.memory = Memory()
         self.settings = Settings()
+        self.tools = Tools(self.cluster, self.settings, cache=Cache() if self.watching else None)
         self.name = name
         self.wake: float | None = None
         self.pods_by_job: dict[str, set[str]] = {}
@@ -88,6 +94,19 @@ class Play:
                 return self.status
         raise AssertionError("twenty looks, and still something changes")
 
+    def tell(self) -> None:
+        """What watches would have shown by now."""
+        cache = self.tools.cache
+        if cache is None:
+            return
+        for kind, take in (("Job", cache.job), ("Pod", cache.pod), (names.KIND, cache.resource)):
+            before, found = cache.versions(kind), self.store.list(kind)
+            for obj in found:
+                take("MODIFIED", obj)
+            cache.compare(kind, before, {(obj["metadata"]["namespace"], obj["metadata"]["name"]) for obj in found})
+        for event in self.store.list("Event"):
+            cache.event(event)
+
     def wait(self, seconds: float) -> FineTuneStatus:
         """Time passes, then the operator looks."""
         self.now += timedelta(seconds=seconds)
@@ -96,14 +115,14 @@ class Play:
     def reconcile_once(self, seconds: float = 0) -> None:
         """Time passes, then the operator looks once; the resource may be gone afterwards."""
         self.now += timedelta(seconds=seconds)
-        self.wake = asyncio.run(
-            reconcile(self.cluster, NAMESPACE, self.name, self.now, self.settings, memory=self.memory)
-        )
+        self.tell()
+        tools = replace(self.tools, cluster=self.cluster, settings=self.settings)
+        self.wake = asyncio.run(look(tools, NAMESPACE, self.name, self.now))
 
     def restart(self) -> None:
         """The operator starts anew: what only its process knew is forgotten."""
-        self.memory = Memory()
         self.cluster = EmbeddedCluster(self.store)
+        self.tools = Tools(self.cluster, self.settings, cache=Cache() if self.watching else None)
 
     def _count_pods(self) -> None:
         for pod in self.store.list("Pod"):

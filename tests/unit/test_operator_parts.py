@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Condition, FineTuneStatus
 from gemmatune_operator import conditions, events, handlers, options
-from gemmatune_operator.handlers import Seen
+from gemmatune_operator.cache import Cache
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.observe import of_resource, status_of, with_jobs
 from gemmatune_operator.reconcile import operator_fields
-from gemmatune_operator.workqueue import Priority
 from tests.support.situations import NOW, UID, resource
 
 C = ConditionType
@@ -146,29 +145,6 @@ def test_only_jobs_of_this_uid_are_the_runs() -> None:
 # --- handlers ---
 
 
-def event(type_: str | None, **meta: Any) -> dict[str, Any]:
-    status = meta.pop("status", {"phase": "Training"})
-    return {"type": type_, "object": resource(status=status, **meta)}
-
-
-def test_progress_costs_no_look() -> None:
-    seen = Seen()
-    assert seen.news(event("ADDED", status={})) is Priority.URGENT
-    assert seen.news(event("MODIFIED")) is None
-    assert seen.news(event("MODIFIED", resourceVersion="8")) is None
-    assert seen.news(event("MODIFIED", generation=2)) is Priority.ROUTINE
-    assert seen.news(event("MODIFIED", generation=2, annotations={ANNOTATION_RETRY: "1"})) is Priority.ROUTINE
-    assert seen.news(event("MODIFIED", generation=2, annotations={ANNOTATION_RETRY: "1", "x": "y"})) is None
-    assert seen.news(event("DELETED", generation=2)) is Priority.ROUTINE
-    assert seen.news(event("ADDED", uid="another", status={})) is Priority.URGENT
-
-
-def test_a_list_always_brings_a_look() -> None:
-    seen = Seen()
-    for _ in range(2):
-        assert seen.news(event(None)) is Priority.ROUTINE
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "reason", "run"),
     [
@@ -184,16 +160,16 @@ def test_a_list_always_brings_a_look() -> None:
     ],
 )
 def test_events_wake_the_run_that_they_tell_of(kind: str, name: str, reason: str, run: str | None) -> None:
-    seen = Seen()
-    seen.news(event("ADDED"))
+    cache = Cache()
+    cache.resource("ADDED", resource())
     about = {"kind": kind, "name": name, "namespace": "team"}
-    found = seen.concerns({"reason": reason, "involvedObject": about})
-    assert found == (("team", run) if run else None)
+    woken = cache.event({"reason": reason, "involvedObject": about})
+    assert [key for key, _ in woken] == ([("team", run)] if run else [])
 
 
 def test_handlers_only_enqueue() -> None:
     """Four watched kinds, and kopf leaves nothing on the objects: no create, update or delete handlers."""
-    registry = handlers.registry(lambda key, priority: None)
+    registry = handlers.registry(lambda key, priority: None, Cache())
     watching = registry._watching.get_all_handlers()
     assert {handler.fn.__name__ for handler in watching} == {"on_resource", "on_job", "on_pod", "on_warning"}
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):

@@ -15,6 +15,8 @@ from gemmatune_operator.ports import (
 from gemmatune_operator.reconcile import reconcile
 from tests.support.play import NAMESPACE, SPEC, Play
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 C = ConditionType
 DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
 

@@ -18,6 +18,8 @@ from gemmatune_operator.ports import (
 from gemmatune_operator.reconcile import LOOKS, reconcile
 from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
 
 

@@ -13,6 +13,8 @@ from gemmatune_operator.diagnose import ANSWERS, Answer
 from gemmatune_operator.ports import Object, RefusedError
 from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 C = ConditionType
 
 

@@ -7,6 +7,7 @@ from gemmatune_api.names import TRAINER_SERVICE_ACCOUNT
 from gemmatune_operator.ports import Object
 
 RBAC = "rbac.authorization.k8s.io"
+KINDS = frozenset({"ServiceAccount", "Role", "RoleBinding"})
 
 
 def objects(namespace: str, service_account: str | None) -> list[Object]:

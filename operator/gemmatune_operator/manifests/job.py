@@ -43,17 +43,15 @@ def job(
     }
     if seconds is not None:
         spec["activeDeadlineSeconds"] = seconds
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": names.job_name(resource.metadata.name, role, number),
-            "namespace": resource.metadata.namespace,
-            "labels": {**(extra_labels or {}), **labels(resource, role, number)},
-            "ownerReferences": [owner(resource)],
-        },
-        "spec": spec,
+    metadata: Object = {
+        "name": names.job_name(resource.metadata.name, role, number),
+        "namespace": resource.metadata.namespace,
+        "labels": {**(extra_labels or {}), **labels(resource, role, number)},
+        "ownerReferences": [owner(resource)],
     }
+    if role is Role.PREPARE:  # it is made before the status tells what it is for
+        metadata["annotations"] = {names.ANNOTATION_GENERATION: str(resource.metadata.generation)}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
 def indexed(job: Object, pods: int) -> Object:

@@ -40,8 +40,8 @@ def prepare(situation: Situation, decision: Decision) -> Decision:
         record = record.model_copy(update={"generation": generation})
         decision = decision.update(prepare=record)
     if record is None or record.generation != generation:
-        return _begin(situation, decision, record)
-    if decision.true(ConditionType.PREPARED):
+        decision, record = _begun(situation, decision, record)
+    elif decision.true(ConditionType.PREPARED):
         return decision
     job = situation.observed.jobs.get(record.job)
     if job is None:
@@ -64,13 +64,19 @@ def _same(situation: Situation, decision: Decision) -> bool:
     return all(before.get(name) == after.get(name) for name in {*before, *after} - _MAY_CHANGE)
 
 
-def _begin(situation: Situation, decision: Decision, old: JobRecord | None) -> Decision:
+def _begun(situation: Situation, decision: Decision, old: JobRecord | None) -> tuple[Decision, JobRecord]:
+    """The next preparation, recorded; a Job of its name that was made for another spec costs it the number."""
     number = old.number + 1 if old else 1
-    job = job_name(situation.observed.name, Role.PREPARE, number)
+    while _outdated(situation, job := job_name(situation.observed.name, Role.PREPARE, number)):
+        number += 1
     record = JobRecord(number=number, job=job, generation=situation.observed.generation)
     decision = decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, _checks(number))
-    decision = decision.update(prepare=record, next_attempt_time=None, data=None)
-    return _create(situation, decision, record)
+    return decision.update(prepare=record, next_attempt_time=None, data=None), record
+
+
+def _outdated(situation: Situation, name: str) -> bool:
+    job = situation.observed.jobs.get(name)
+    return job is not None and job.generation != situation.observed.generation
 
 
 def _checks(number: int) -> str:
