@@ -52,8 +52,8 @@ def runs(job: str) -> Step:
 
 
 def ends(job: str, code: int, message: Object | str = "", reason: str = "") -> Step:
-    """The container of a Job's pod ends; a trainer's only once the status says that it trains."""
-    phase = "Training" if job.startswith("t") else ""
+    """The container of a Job's pod ends, once the status says that the Job is there."""
+    phase = "Training" if job.startswith("t") else "Preparing"
     return Step(f"{job} exits {code}", lambda stage: stage.ends(job, code, message, reason), phase, job)
 
 
