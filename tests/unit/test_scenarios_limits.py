@@ -11,6 +11,8 @@ from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
 from tests.support.play import NAMESPACE, SPEC, Play
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
 L4 = {"nvidia-l4": {"onDemand": 3.6, "spot": 1.8}}
 
