@@ -54,8 +54,14 @@ def plant(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def operators(plant: Plant) -> Iterator[None]:
     """The real operator's process, and one that runs several nodes; at the end neither has logged an exception."""
+    prices = plant.folder / "prices.yaml"
+    prices.write_text(f"{KWOK_GPU}: {waits.PRICE}\n")
     with (
-        _operator(plant, "operator", OperatorProcess(*_told(plant, "operator"), namespaces=NAMESPACES)),
+        _operator(
+            plant,
+            "operator",
+            OperatorProcess(*_told(plant, "operator"), namespaces=NAMESPACES, arguments=["--prices", str(prices)]),
+        ),
         _operator(
             plant,
             "below",

@@ -13,6 +13,8 @@ from tests.support.kwok import End
 
 QUOTA, NO_PODS, LIMITED = "faults-quota", "faults-no-pods", "faults-limited"
 """Namespaces: a quota without GPUs, one without pods, and a LimitRange below what a trainer asks for."""
+PRICE = 3600
+"""Of an hour of KWOK's GPU."""
 STALL_SECONDS, DEADLINE_SECONDS, PENDING_SECONDS = 8, 5, 25
 
 
@@ -75,7 +77,7 @@ def pending_deadline(scene: Scene) -> float:
 
 
 def deadline(scene: Scene) -> float:
-    """The run trains for limits.deadline."""
+    """The run trains for limits.deadline, or until it has cost limits.maxCost, which is as long here."""
 
     def began(status: Object) -> str | None:
         time_: str | None = (status.get("attempts") or [{}])[0].get("trainingTime")
@@ -135,6 +137,8 @@ WAITS = [
           says="limits.pendingDeadline", spec={"limits": {"pendingDeadline": f"{PENDING_SECONDS}s"}}),
     Fault("deadline", Reason.DEADLINE_EXCEEDED, Next.FAILED, deadline, says="limits.deadline",
           spec={"limits": {"deadline": f"{DEADLINE_SECONDS}s"}}),
+    Fault("max-cost", Reason.BUDGET_EXCEEDED, Next.FAILED, deadline, says="limits.maxCost",
+          spec={"limits": {"maxCost": DEADLINE_SECONDS * PRICE / 3600}}),
     Fault("prepare-data-invalid", Reason.DATA_INVALID, Next.PREPARE_FAILED, prepare_ends, says="row 7",
           end=End("exit", Role.PREPARE, code=12, message='{"message": "row 7 has no text", "remedy": "Mend it."}')),
     Fault("prepare-crash", Reason.CRASHED, Next.PREPARE_COUNTED, prepare_ends, says="boom",
