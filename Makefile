@@ -13,7 +13,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test-faults: setup kube ## Every cause of an attempt's end or wait, provoked on 
 soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.json
 	$(call step,faults 20 times,FAULT_RUNS=20 FAULT_RESULTS=bench/results/faults.json $(PYTEST) tests/faults)
 
+soak-machinery: setup kube ## Kill -9 at every single write of every story; each fault of the machinery five times
+	$(call step,faults of the machinery,GEMMATUNE_SOAK=1 $(PYTEST) tests/cluster -k "machinery or crash")
+
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,$(PYTEST) tests/trainer)
 
@@ -65,4 +68,4 @@ bench-trainer: setup ## Peak memory of the trainer against the planner's estimat
 
 ci: lint test test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer soak-faults ## Everything, with the benchmarks
+soak: ci bench-trainer soak-faults soak-machinery ## Everything, with the benchmarks
