@@ -147,6 +147,14 @@ def _optimizer(spec: FineTuneSpec, optimizer: str | None) -> Iterator[Problem]:
 def evaluation(spec: FineTuneSpec) -> Iterator[Problem]:
     """What needs evaluation rows has them."""
     yield from exclusive(spec.dataset, "spec.dataset", "eval_fraction", "eval_uri")
+    every = spec.training and spec.training.eval_every_steps
+    if spec.checkpoint and spec.checkpoint.best and not (every or spec.checkpoint.every_steps):
+        yield Problem(
+            "spec.checkpoint.best",
+            "needs evaluations at steps: by the clock, the result would depend on the machine's speed",
+            "Set training.evalEverySteps or checkpoint.everySteps.",
+            shown(True),
+        )
     if spec.dataset.eval_fraction is not None or spec.dataset.eval_uri is not None:
         return
     needs = (

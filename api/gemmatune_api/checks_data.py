@@ -84,6 +84,13 @@ def dataset(spec: FineTuneSpec) -> Iterator[Problem]:
     yield from _uri(f"{path}.uri", data.uri)
     if data.eval_uri is not None:
         yield from _uri(f"{path}.evalUri", data.eval_uri)
+        if not data.eval_uri.startswith("hf://") and data.eval_uri.rstrip("/") == data.uri.rstrip("/"):
+            yield Problem(
+                f"{path}.evalUri",
+                "names the rows that are trained",
+                "Name other rows, or use evalFraction.",
+                shown(data.eval_uri),
+            )
     formats = {"text": data.text, "instruct": data.instruct, "chat": data.chat, "imageText": data.image_text}
     given = [name for name, block in formats.items() if block is not None]
     if len(given) > 1:

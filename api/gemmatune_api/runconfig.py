@@ -66,6 +66,10 @@ class RunDataset(ApiModel):
     """Conversations."""
     max_length: int
     """Longest row in tokens."""
+    eval_fraction: float | None = None
+    """Share of the rows kept for evaluation."""
+    eval_uri: str | None = None
+    """Where the rows for evaluation are."""
     too_long: Literal["truncate", "drop", "fail"]
     """What happens to longer rows."""
     packing: bool
@@ -126,6 +130,8 @@ class RunTraining(ApiModel):
     """Seed."""
     log_every_steps: int
     """Steps between log lines."""
+    eval_every_steps: int | None = None
+    """Steps between evaluations; None: with each checkpoint."""
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of the run over `rows` rows."""
@@ -146,6 +152,8 @@ class RunCheckpoint(ApiModel):
     """Seconds between checkpoints."""
     keep: int
     """Checkpoints to keep."""
+    best: bool = False
+    """Whether the adapter of the lowest evaluation loss is the result."""
 
 
 class RunOutput(ApiModel):
@@ -162,6 +170,8 @@ class RunSamples(ApiModel):
 
     prompts: list[str] = Field(default_factory=list)
     """Prompts."""
+    from_eval: int = 0
+    """Prompts taken from the evaluation rows."""
     max_new_tokens: int
     """Tokens to generate."""
 
@@ -265,11 +275,13 @@ def build(
             precision=_require(training.precision),
             seed=_require(training.seed),
             log_every_steps=_require(training.log_every_steps),
+            eval_every_steps=training.eval_every_steps,
         ),
         checkpoint=RunCheckpoint(
             every_steps=checkpoint.every_steps,
             every_seconds=seconds(checkpoint.every) if checkpoint.every else None,
             keep=_require(checkpoint.keep),
+            best=bool(checkpoint.best),
         ),
         output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
         samples=_samples(spec),
@@ -293,6 +305,8 @@ def _dataset(spec: FineTuneSpec) -> RunDataset:
         text=dataset.text,
         instruct=dataset.instruct,
         chat=dataset.chat,
+        eval_fraction=dataset.eval_fraction,
+        eval_uri=dataset.eval_uri,
         max_length=_require(dataset.max_length),
         too_long=_require(dataset.too_long),
         packing=_require(dataset.packing),
@@ -318,16 +332,17 @@ def _method(spec: FineTuneSpec) -> RunMethod:
 def _samples(spec: FineTuneSpec) -> RunSamples:
     samples = _require(spec.samples)
     prompts = [prompt for prompt in samples.prompts or [] if isinstance(prompt, str)]
-    return RunSamples(prompts=prompts, max_new_tokens=_require(samples.max_new_tokens))
+    from_eval = samples.from_eval or 0
+    return RunSamples(prompts=prompts, from_eval=from_eval, max_new_tokens=_require(samples.max_new_tokens))
 
 
 def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:
     """Hash of what changes the result: two attempts with equal hashes may continue each other (hex, 16 characters).
 
-    Leaves out quantisation of the base, 8-bit or paged optimizer storage, micro-batch, checkpointing, accelerator,
-    samples, limits and logging.
+    Evaluation counts only where it chooses the result (checkpoint.best). Leaves out quantisation of the base, 8-bit or
+    paged optimizer storage, micro-batch, checkpointing, accelerator, samples, limits and logging.
     """
-    training = config.training
+    training, checkpoint = config.training, config.checkpoint
     decides: dict[str, Any] = {
         "model": config.model.uri,
         "revision": model_revision,
@@ -351,6 +366,7 @@ def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:
         "epochs": training.epochs,
         "seed": training.seed,
         "precision": training.precision,
+        "best": (training.eval_every_steps or checkpoint.every_steps) if checkpoint.best else None,
     }
     text = json.dumps(decides, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

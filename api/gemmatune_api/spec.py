@@ -111,9 +111,9 @@ class DatasetSpec(ApiModel):
     packing: bool | None = None
     """Rows of one step share sequences without seeing each other. Default true."""
     eval_fraction: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    """Share of the rows kept for evaluation. Default: none."""
+    """Share of the rows kept for evaluation, by their content: equal rows stay together. Default: none."""
     eval_uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)] | None = None
-    """Rows for evaluation. Default: none."""
+    """Rows for evaluation; of a repository its split validation, test or train. Default: none."""
 
 
 class LoraSpec(ApiModel):

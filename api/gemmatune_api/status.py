@@ -133,6 +133,8 @@ class DataStatus(StatusModel):
     """Rows that repeat another."""
     longest: int = 0
     """Longest row in tokens, before cutting."""
+    eval_rows: int | None = None
+    """Rows kept for evaluation, which are not trained."""
 
 
 class Counters(StatusModel):

@@ -23,7 +23,12 @@ GOOD: dict[str, Changes] = {
     "xla on tpu": {"spec.accelerator": TPU},
     "keras on cpu": {"spec.accelerator": {"cpu": {"devices": 4}}, "spec.backend": "keras", "spec.mesh": {"data": 4}},
     "torch on cpu": CPU,
-    "evaluation by share": {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True}},
+    "evaluation by share": {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True, "everySteps": 5}},
+    "best by evaluations": {
+        "spec.dataset.evalFraction": 0.1,
+        "spec.checkpoint": {"best": True},
+        **training(evalEverySteps=5),
+    },
     "evaluation by file": {"spec.dataset.evalUri": "gs://b/e.jsonl", "spec.samples": {"fromEval": 2}},
     "best switched off": {"spec.checkpoint": {"best": False}},
     "qlora with types": {"spec.qlora": {"bits": 4, "quantType": "fp4", "doubleQuant": False}},
@@ -77,10 +82,22 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "Set dataset.evalFraction",
     ),
     "evaluation: best without rows": (
-        {"spec.checkpoint": {"best": True}},
+        {"spec.checkpoint": {"best": True, "everySteps": 5}},
         "spec.checkpoint.best",
         "needs evaluation rows",
         "Set dataset.evalFraction",
+    ),
+    "evaluation: best by the clock": (
+        {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True}},
+        "spec.checkpoint.best",
+        "needs evaluations at steps",
+        "Set training.evalEverySteps or checkpoint.everySteps",
+    ),
+    "evaluation: the rows that are trained": (
+        {"spec.dataset.uri": "gs://b/e.jsonl", "spec.dataset.evalUri": "gs://b/e.jsonl"},
+        "spec.dataset.evalUri",
+        "names the rows that are trained",
+        "Name other rows",
     ),
     "evaluation: samples without rows": (
         {"spec.samples": {"fromEval": 2}},

@@ -81,6 +81,7 @@ class TrainerHost:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.trainerhost"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # on a tiny model, threads only wait for each other
         )  # fmt: skip
         self._runs: list[TrainerProcess] = []
 

@@ -100,6 +100,20 @@ def make_config(
     return make
 
 
+BLOCKS = {
+    "run": RunIdentity.model_fields,
+    "top": ("attempt",),
+    "model": RunModel.model_fields,
+    "dataset": RunDataset.model_fields,
+    "method": RunMethod.model_fields,
+    "training": RunTraining.model_fields,
+    "checkpoint": RunCheckpoint.model_fields,
+    "output": RunOutput.model_fields,
+    "samples": RunSamples.model_fields,
+}
+"""The fields of each block; a name that several have is that of the first."""
+
+
 def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> RunConfig:
     """A RunConfig of an fp32 LoRA run on the CPU; `changes` are fields of its blocks, by their own names."""
     out = output if isinstance(output, str) else output.as_uri()
@@ -144,7 +158,7 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
         "samples": {"prompts": ["Quote: Hello"], "max_new_tokens": 4},
     }
     for name, value in changes.items():
-        next((block for block in blocks.values() if name in block), blocks["method"])[name] = value
+        next(blocks[block] for block, known in BLOCKS.items() if name in known)[name] = value
     if blocks["method"]["kind"] == "qlora":
         blocks["method"] = {"bits": 4, "quant_type": "nf4", "double_quant": True, **blocks["method"]}
     return RunConfig(

@@ -79,9 +79,9 @@ def test_the_defaults_of_the_smallest_resource() -> None:
             "seed": 42,
             "logEverySteps": 1,
         },
-        "checkpoint": {"everySeconds": 600, "keep": 2},
+        "checkpoint": {"everySeconds": 600, "keep": 2, "best": False},
         "output": {"uri": "gs://my-bucket/quotes", "overwrite": False},
-        "samples": {"prompts": [], "maxNewTokens": 64},
+        "samples": {"prompts": [], "fromEval": 0, "maxNewTokens": 64},
     }
 
 
@@ -195,6 +195,7 @@ def hashed(changes: dict[str, Any] | None = None, revision: str = "r", data: str
         {"spec.training": {"precision": "fp32"}},
         {"spec.training": {"weightDecay": 0.1}},
         {"spec.training": {"maxGradNorm": 2}},
+        {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True, "everySteps": 5}},
     ],
 )
 def test_what_changes_the_result_changes_the_resume_hash(changes: dict[str, Any]) -> None:
@@ -217,6 +218,7 @@ def test_what_changes_the_result_changes_the_resume_hash(changes: dict[str, Any]
         {"spec.samples": {"prompts": ["a"]}},
         {"spec.limits": {"maxRetries": 9}},
         {"spec.checkpoint": {"everySteps": 5}},
+        {"spec.dataset.evalFraction": 0.1, "spec.training": {"evalEverySteps": 5}},
         {"spec.output.uri": "gs://elsewhere/x"},
         {"spec.model.secretRef": MISSING},
     ],

@@ -47,6 +47,7 @@ FROM_CONFIG = {"pod": {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"
 PROMPT = {"samples": {"prompts": [{"text": "a"}]}}
 TPU = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}
 WANDB, MLFLOW = {"tracking": {"wandb": {"project": "a"}}}, {"tracking": {"mlflow": {"uri": "http://a"}}}
+EVALUATED = {"dataset": {"evalFraction": 0.1}, "checkpoint": {"everySteps": 10}}
 DEADLINE = {"limits": {"deadline": "1h"}}
 
 MANIFESTS: dict[str, tuple[Object, Any]] = {
@@ -72,6 +73,8 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "dataset.maxLength": ({}, 512),
     "dataset.tooLong": ({}, "drop"),
     "dataset.packing": ({}, False),
+    "dataset.evalFraction": ({}, 0.1),
+    "dataset.evalUri": ({}, "hf://my-org/eval"),
     "qlora.rank": ({}, 16),
     "qlora.alpha": ({}, 32),
     "qlora.dropout": ({}, 0.1),
@@ -99,14 +102,17 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "training.precision": ({}, "fp32"),
     "training.seed": ({}, 7),
     "training.logEverySteps": ({}, 5),
+    "training.evalEverySteps": (EVALUATED, 5),
     "checkpoint.everySteps": ({}, 5),
     "checkpoint.every": ({}, "5m"),
     "checkpoint.keep": ({}, 5),
+    "checkpoint.best": (EVALUATED, True),
     "output.uri": ({}, "gs://bucket/other"),
     "output.merge": ({}, True),
     "output.overwrite": ({}, True),
     "samples.prompts": ({}, ["Who are you?"]),
     "samples.maxNewTokens": ({}, 5),
+    "samples.fromEval": (EVALUATED, 2),
     "accelerator.gpu.type": ({}, "nvidia-l4"),
     "provisioning.mode": ({}, "spot"),
     "provisioning.reservation": ({"provisioning": {"mode": "reservation", "reservation": "a"}}, "b"),
@@ -147,14 +153,9 @@ REFUSED: dict[str, tuple[Object, Any]] = {
     "dataset.imageText.image": ({"dataset": {"text": None, "imageText": {"prefix": "a", "suffix": "b"}}}, "a"),
     "dataset.imageText.prefix": ({"dataset": {"text": None, "imageText": {"image": "a", "suffix": "b"}}}, "a"),
     "dataset.imageText.suffix": ({"dataset": {"text": None, "imageText": {"image": "a", "prefix": "b"}}}, "a"),
-    "dataset.evalFraction": ({}, 0.1),
-    "dataset.evalUri": ({}, "hf://my-org/eval"),
     "full": ({}, {}),
-    "training.evalEverySteps": ({}, 5),
-    "checkpoint.best": ({}, True),
     "samples.prompts[].text": (PROMPT, "b"),
     "samples.prompts[].image": (PROMPT, "file:///a.png"),
-    "samples.fromEval": ({}, 2),
     "accelerator.gpu.count": ({}, 2),
     "accelerator.gpu.nodes": ({}, 2),
     "accelerator.tpu.type": (TPU, "tpu-v6e-slice"),

@@ -22,6 +22,9 @@ def render(result: Result) -> str:
             result=result,
             method=method_text(result),
             settings=settings(result),
+            evaluated=(number(result.history.evaluations[0].loss), number(result.evaluated.loss))
+            if result.evaluated
+            else None,
             losses=(number(points[0].loss), number(points[-1].loss)) if points else None,
             chat=result.files.model.rules.chat and result.config.dataset.text is None,
             samples=list(zip(result.prompts, result.before, result.after, strict=False)),

@@ -6,8 +6,11 @@ import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gemmatune_trainer.backends.base import Step
+
+Item = TypeVar("Item")
 
 FILE = "history.json"
 STATUS_POINTS = 30
@@ -25,12 +28,23 @@ class Point:
     tokens_per_second: float
 
 
-class History:
-    """Points every `every` steps, and the speed of the newest steps of this attempt."""
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation after `step` (0: of the base): mean loss over the labelled tokens (nats)."""
 
-    def __init__(self, every: int, points: list[Point] | None = None) -> None:
+    step: int
+    loss: float
+
+
+class History:
+    """Points every `every` steps, the evaluations, and the speed of the newest steps of this attempt."""
+
+    def __init__(
+        self, every: int, points: list[Point] | None = None, evaluations: list[Evaluated] | None = None
+    ) -> None:
         self._every = every
         self.points = points or []
+        self.evaluations = evaluations or []
         self._waiting: list[Step] = []
         self._recent: deque[Step] = deque(maxlen=_SPEED_STEPS)
 
@@ -38,11 +52,16 @@ class History:
     def restored(cls, every: int, folder: Path) -> History:
         """The history that a checkpoint carries."""
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(every, [Point(**point) for point in data])
+        points = [Point(**point) for point in data["points"]]
+        return cls(every, points, [Evaluated(**item) for item in data["evaluations"]])
 
     def save(self, folder: Path) -> None:
         """Writes it into a checkpoint's folder."""
-        (folder / FILE).write_text(json.dumps([asdict(point) for point in self.points]), encoding="utf-8")
+        data = {
+            "points": [asdict(point) for point in self.points],
+            "evaluations": [asdict(item) for item in self.evaluations],
+        }
+        (folder / FILE).write_text(json.dumps(data), encoding="utf-8")
 
     def add(self, step: Step) -> Point | None:
         """Takes a step; the point it completes, where it does."""
@@ -77,7 +96,7 @@ class History:
         return thin(self.points, points)
 
 
-def thin(points: list[Point], most: int) -> list[Point]:
+def thin(points: list[Item], most: int) -> list[Item]:
     """At most `most` (two or more) of the points, evenly spaced, with the first and the last."""
     last = len(points) - 1
     if last < most:

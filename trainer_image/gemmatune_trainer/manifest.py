@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def _document(result: Result, files: dict[str, Path], artifacts: Artifacts) -> d
         "dataHash": result.claim.data_hash,
         "model": {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label},
         "steps": result.total_steps,
+        "step": result.step,
         "loss": last.loss if last else None,
+        "evaluations": [asdict(item) for item in result.history.evaluations],
         "adapter": [
             {"name": name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for name, path in files.items()

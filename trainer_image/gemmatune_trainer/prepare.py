@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from gemmatune_api import catalog
@@ -17,7 +18,7 @@ from gemmatune_trainer.access import PATIENCE_SECONDS, granted, in_pod, probe
 from gemmatune_trainer.data import prepared, spool
 from gemmatune_trainer.data.formats import documents, formatter
 from gemmatune_trainer.data.rows import Row
-from gemmatune_trainer.data.sources import open_rows
+from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import check
 from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
@@ -47,10 +48,11 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
     scratch = Path(tempfile.mkdtemp(prefix="prepare-", dir=cache_folder("data")))
     try:
         read = granted(config.dataset.uri, lambda: _read(config.dataset, scratch, stop), seconds, namespace)
-        name = prepared.data_hash(read, config.dataset, tokenizer)
+        evaluation = _evaluation(config, scratch, stop, seconds)
+        name = prepared.data_hash(read, config.dataset, tokenizer, evaluation)
         log.info("data read", rows=read.rows, hash=name)
         ownership.claim(storage, config, files.revision, name)
-        data = _prepared(storage, name, read, config, tokenizer, scratch, stop)
+        data = _prepared(storage, name, (read, evaluation), config, tokenizer, scratch, stop)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return PrepareResult(
@@ -75,6 +77,8 @@ def summary(data: DataStatus) -> str:
         text += f"; {data.dropped_rows} rows were dropped as too long"
     if data.duplicates:
         text += f"; {data.duplicates} rows repeat another"
+    if data.eval_rows:
+        text += f"; {data.eval_rows} rows are kept for evaluation"
     return f"{text}."
 
 
@@ -92,10 +96,20 @@ def _reach(uri: str) -> Storage:
     return storage
 
 
-def _read(dataset: RunDataset, scratch: Path, stop: StopFlag) -> Spool:
+def _read(dataset: RunDataset, scratch: Path, stop: StopFlag, name: str = "documents") -> Spool:
     """The documents of the data, kept below `scratch`."""
     rows = _watched(open_rows(dataset, cache_folder("")), stop)
-    return spool.write(documents(rows, dataset), scratch / "documents.jsonl")
+    return spool.write(documents(rows, dataset), scratch / f"{name}.jsonl")
+
+
+def _evaluation(config: RunConfig, scratch: Path, stop: StopFlag, seconds: float) -> Spool | None:
+    """The documents of dataset.evalUri; None where there is none."""
+
+    def read() -> Spool | None:
+        source = evaluation_source(config.dataset, cache_folder(""))
+        return _read(source, scratch, stop, "evaluation") if source is not None else None
+
+    return granted(config.dataset.eval_uri or "", read, seconds, config.run.namespace)
 
 
 def _watched(rows: Iterable[Row], stop: StopFlag) -> Iterator[Row]:
@@ -108,7 +122,7 @@ def _watched(rows: Iterable[Row], stop: StopFlag) -> Iterator[Row]:
 def _prepared(
     storage: Storage,
     name: str,
-    read: Spool,
+    read: tuple[Spool, Spool | None],
     config: RunConfig,
     tokenizer: RowTokenizer,
     scratch: Path,
@@ -120,7 +134,9 @@ def _prepared(
         log.info("prepared rows found", hash=name, rows=data.rows)
     else:
         folder = scratch / "rows"
-        data = prepared.write(read, config.dataset, tokenizer, folder, lambda: stop.check("the data was tokenised"))
+        trained, evaluation = read
+        before_batch = partial(stop.check, "the data was tokenised")
+        data = prepared.write(trained, config.dataset, tokenizer, folder, before_batch, evaluation)
     size = config.training.global_batch_size
     if data.rows < size:
         raise DataInvalid(

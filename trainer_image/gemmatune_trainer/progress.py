@@ -156,6 +156,7 @@ class Reporter:
             step_text=f"{step}/{total_steps}",
             epoch=round(step / steps_per_epoch, 2) if steps_per_epoch else 0,
             loss=_digits(last.loss) if last else None,
+            eval_loss=_digits(history.evaluations[-1].loss) if history.evaluations else None,
             learning_rate=_digits(last.learning_rate) if last else None,
             tokens_per_second=_digits(history.tokens_per_second) if seconds else None,
             eta=duration_text((total_steps - step) * seconds) if seconds else "",

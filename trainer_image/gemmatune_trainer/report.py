@@ -31,6 +31,14 @@ def render(result: Result) -> str:
             line_chart(steps, [point.tokens_per_second for point in points], "tokens a second by step"),
         ),
     ]
+    evaluations = thin(result.history.evaluations, _CHART_POINTS)
+    if evaluations:
+        chart = line_chart(
+            [float(item.step) for item in evaluations],
+            [item.loss for item in evaluations],
+            "evaluation loss by step",
+        )
+        charts.insert(1, ("Evaluation loss", "nats per labelled token of the rows kept for it", chart))
     page = environment().get_template("report.html.j2")
     return page.render(
         result=result,
@@ -47,6 +55,9 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     facts = [("Model", result.files.model.label), ("Method", method_text(result)), ("Steps", str(result.total_steps))]
     if points:
         facts.append(("Loss", f"{number(points[0].loss)} → {number(points[-1].loss)}"))
+    if result.history.evaluations:
+        first, chosen = result.history.evaluations[0], result.evaluated or result.history.evaluations[-1]
+        facts.append(("Evaluation loss", f"{number(first.loss)} → {number(chosen.loss)} at step {chosen.step}"))
     if result.verification:
         facts.append(("Trained weights", f"{result.verification.parameters:,}"))
     return facts
@@ -75,6 +86,7 @@ def _data(result: Result) -> list[tuple[str, str]]:
     return [
         ("Source", result.config.dataset.uri),
         *((text, f"{getattr(data, name):,}") for name, text in names.items()),
+        *((("Rows kept for evaluation", f"{data.eval_rows:,}"),) if data.eval_rows else ()),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer.backends.base import Verification
-from gemmatune_trainer.history import History
+from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
 from gemmatune_trainer.versions import versions
@@ -23,11 +23,18 @@ class Result:
     data: DataStatus
     history: History
     total_steps: int
+    step: int
+    """The step whose adapter is the result: the last one, or that of the lowest evaluation loss."""
     prompts: list[str]
     before: list[str]
     after: list[str] = field(default_factory=list)
     verification: Verification | None = None
     versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """The evaluation of the adapter that is the result."""
+        return next((item for item in reversed(self.history.evaluations) if item.step == self.step), None)
 
     @property
     def base_name(self) -> str:

@@ -21,6 +21,7 @@ from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
 from gemmatune_trainer.errors import DataInvalid, Interrupted, InvalidConfig, LossDiverged, TrainerError, explain
+from gemmatune_trainer.evaluation import Evaluation
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
@@ -66,10 +67,11 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         stop.check("loading the model")
         backend = _backend(config, files, stop)
         backend.load()
-        samples = Samples(config, files, stop)
+        samples = Samples(config, files, stop, rows.evaluation)
         before = samples.before(backend, storage)
         reporter.samples(samples.prompts, before, None)
-        attempt = Attempt(config, stop, backend, checkpoints, reporter, rows.rows, total_steps, newest)
+        evaluation = Evaluation(config, backend, rows.evaluation, scratch)
+        attempt = Attempt(config, stop, backend, evaluation, checkpoints, reporter, rows.rows, total_steps, newest)
         attempt.train(rows)
         result = Result(
             config=config,
@@ -78,6 +80,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             data=rows.statistics,
             history=attempt.history,
             total_steps=total_steps,
+            step=evaluation.choose(total_steps),
             prompts=samples.prompts,
             before=before,
         )
@@ -92,7 +95,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         reporter.samples(samples.prompts, before, result.after)
         reporter.artifacts(artifacts)
         log.info("done", manifest=artifacts.manifest)
-        return _completed(artifacts.manifest, total_steps)
+        return _completed(artifacts.manifest, total_steps, result)
     finally:
         reporter.close()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -107,10 +110,15 @@ def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Fi
     return _completed(storage.locate(manifest.NAME), finished.steps)
 
 
-def _completed(uri: str | None, steps: int) -> TerminationMessage:
+def _completed(uri: str | None, steps: int, result: Result | None = None) -> TerminationMessage:
+    text = f"{steps} steps are done and the adapter is verified."
+    if result is not None and result.evaluated is not None:
+        base, found = result.history.evaluations[0].loss, result.evaluated.loss
+        verb = "fell" if found < base else "did not fall: it went"
+        text += f" The evaluation loss {verb} from {base:.4g} to {found:.4g} (step {result.step})."
     return TerminationMessage(
         reason=Reason.COMPLETED,
-        message=f"{steps} steps are done and the adapter is verified.",
+        message=text,
         step=steps,
         manifest=uri,
     )
@@ -187,6 +195,7 @@ class Attempt:
         config: RunConfig,
         stop: StopFlag,
         backend: Backend,
+        evaluation: Evaluation,
         checkpoints: Checkpoints,
         reporter: Reporter,
         rows: int,
@@ -196,6 +205,7 @@ class Attempt:
         self._config = config
         self._stop = stop
         self._backend = backend
+        self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._reporter = reporter
         self._rows = rows
@@ -204,6 +214,8 @@ class Attempt:
         self._steps_per_epoch = steps_per_epoch(rows, config.training.global_batch_size)
         every = config.training.log_every_steps
         self.history = History.restored(every, start.folder) if start else History(every)
+        if start:
+            evaluation.restore(start.folder)
         self._watch = LossWatch(point.loss for point in self.history.points)
         self._step = start.step if start else 0
         planned = config.checkpoint
@@ -221,6 +233,10 @@ class Attempt:
         self._schedule.time = time.monotonic()
         try:
             start = self._start.folder if self._start else None
+            if self._evaluation.missed(self._step, self.history):
+                if start:
+                    self._backend.restore_adapter(start)
+                self._evaluate()
             self._backend.train(rows, self._rows, self._total_steps, start, self)
         except StopTraining:
             self._interrupt()
@@ -262,14 +278,21 @@ class Attempt:
                 tokens_per_second=round(point.tokens_per_second),
                 eta=duration_text(left),
             )
-        self._report(urgent=False)
         last = step.number == self._total_steps
-        if self._schedule.due(step.number, time.monotonic()) or last:
+        save = self._schedule.due(step.number, time.monotonic()) or last
+        if self._evaluation.due(step.number, with_checkpoint=save, last=last):
+            self._evaluate()
+        self._report(urgent=False)
+        if save:
             self._checkpoints.save(step.number, self._write)
+
+    def _evaluate(self) -> None:
+        self._evaluation.run(self._step, self.history, self.micro_batch)
 
     def _write(self, folder: Path) -> None:
         self._backend.save_state(folder)
         self.history.save(folder)
+        self._evaluation.save(folder)
 
     def _report(self, urgent: bool) -> None:
         self._reporter.progress(self._step, self._total_steps, self._steps_per_epoch, self.history, urgent)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
+from gemmatune_trainer.data.pack import IGNORED
+from gemmatune_trainer.data.prepared import PreparedData
 from gemmatune_trainer.data.templates import prompt as render_prompt
 from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.logs import log
@@ -17,12 +20,16 @@ from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import ObjectMissing, Storage
 
 BEFORE = "samples/before.json"
+_TEXT_SHARE = 3
+"""A row of text is asked to be continued from this part of it on."""
 
 
 class Samples:
     """The prompts of a run and how they are asked: through the chat template for instruct and chat."""
 
-    def __init__(self, config: RunConfig, files: ModelFiles, stop: StopFlag) -> None:
+    def __init__(
+        self, config: RunConfig, files: ModelFiles, stop: StopFlag, evaluation: PreparedData | None = None
+    ) -> None:
         self.prompts = list(config.samples.prompts)
         self._config = config
         self._stop = stop
@@ -33,6 +40,9 @@ class Samples:
         self._inputs = [
             self._encoder.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
         ]
+        for ids in _beginnings(config, evaluation):
+            self._inputs.append(ids)
+            self.prompts.append(self._tokenizer.decode(ids, skip_special_tokens=True))
         found = (self._tokenizer.token_to_id(text) for text in rules.terminators)
         self.terminators = [token for token in found if token is not None]
 
@@ -60,3 +70,15 @@ class Samples:
         text = json.dumps({**asked, "answers": answers}, ensure_ascii=False, indent=2)
         storage.write(BEFORE, text.encode())
         return answers
+
+
+def _beginnings(config: RunConfig, evaluation: PreparedData | None) -> Iterator[list[int]]:
+    """Input ids of the prompts from the first evaluation rows: up to the last answer, or a third of a text."""
+    for index in range(min(config.samples.from_eval, evaluation.rows) if evaluation is not None else 0):
+        assert evaluation is not None
+        ids, labels = evaluation.row(index)
+        if config.dataset.text is not None:
+            yield ids[: max(2, len(ids) // _TEXT_SHARE)]
+            continue
+        trained = [label != IGNORED for label in labels]
+        yield ids[: max(place for place in range(1, len(ids)) if trained[place] and not trained[place - 1])]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gemmatune_trainer.backends.base import Verification
 
@@ -46,6 +46,15 @@ def save(model: Any, folder: Path) -> None:
     inference, settings.inference_mode = settings.inference_mode, True
     settings.save_pretrained(folder)
     settings.inference_mode = inference
+
+
+def restore(model: Any, folder: Path) -> None:
+    """Loads the adapter of a folder into the model's own, in place. Raises AdapterInvalid where the keys differ."""
+    tensors = load_file(folder / WEIGHTS)
+    current = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if tensors.keys() != current.keys():
+        raise AdapterInvalid(f"{folder / WEIGHTS} holds other tensors than the model's adapter")
+    set_peft_model_state_dict(model, tensors)
 
 
 def check_keys(model: Any, folder: Path) -> None:

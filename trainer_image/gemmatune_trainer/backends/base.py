@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,11 +70,20 @@ class Backend(Protocol):
     def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
         """Trains up to `total_steps`, from the state in folder `start` where one is given."""
 
+    def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
+        """Summed loss (nats) over the labelled tokens of all rows, and their number; changes nothing that is trained.
+
+        `alive` is called before every forward pass and may raise to end it.
+        """
+
     def save_state(self, folder: Path) -> None:
         """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the PEFT adapter."""
+
+    def restore_adapter(self, folder: Path) -> None:
+        """Puts the adapter of a folder, as save_adapter wrote it, into the model in place of the trained one."""
 
     def verify(self, folder: Path, row: Sequence[int]) -> Verification:
         """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.

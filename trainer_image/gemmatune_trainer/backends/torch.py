@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunConfig, RunMethod
 from gemmatune_trainer.backends import adapter
 from gemmatune_trainer.backends.base import Rows, Training, Verification
-from gemmatune_trainer.backends.forward import packed_logits
-from gemmatune_trainer.backends.torch_trainer import PackedTrainer, make_trainer
+from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
+from gemmatune_trainer.backends.torch_trainer import PackedTrainer, StepLoader, make_trainer
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.stop import StopFlag
 
@@ -85,6 +85,25 @@ class TorchBackend:
         adapter.check_dtypes(self._model)
         self._trainer.run(start)
 
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
+        """Summed loss (nats) over the labelled tokens of all rows, and their number; changes nothing that is trained.
+
+        `alive` is called before every forward pass and may raise to end it.
+        """
+        training = self._config.training
+        loader = StepLoader(self._config, rows, number_of_rows, 0, 0, self._tokenizer.pad_token_id)
+        self._model.eval()
+        total, labelled = 0.0, 0
+        for begin in range(0, number_of_rows, training.micro_batch_size):
+            alive()
+            batch = loader.collate(list(range(begin, min(begin + training.micro_batch_size, number_of_rows))))
+            ids, positions, labels = (batch[name].to(self._device) for name in ("input_ids", "position_ids", "labels"))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                total += float(labelled_loss(self._model, ids, positions, labels))
+            labelled += int((labels[:, 1:] != IGNORED).sum())
+        return total, labelled
+
     def save_state(self, folder: Path) -> None:
         """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
         if self._trainer is None:
@@ -95,6 +114,10 @@ class TorchBackend:
     def save_adapter(self, folder: Path) -> None:
         """Writes the PEFT adapter."""
         adapter.save(self._model, folder)
+
+    def restore_adapter(self, folder: Path) -> None:
+        """Puts the adapter of a folder, as save_adapter wrote it, into the model in place of the trained one."""
+        adapter.restore(self._model, folder)
 
     def verify(self, folder: Path, row: Sequence[int]) -> Verification:
         """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.

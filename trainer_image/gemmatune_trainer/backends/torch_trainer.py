@@ -51,9 +51,10 @@ class StepLoader:
         for step in range(self._first_step, self._total_steps):
             chosen = step_rows(self._training.seed, step, self._number_of_rows, self._training.global_batch_size)
             for begin in range(0, len(chosen), size):
-                yield self._collate(chosen[begin : begin + size])
+                yield self.collate(chosen[begin : begin + size])
 
-    def _collate(self, indices: list[int]) -> dict[str, torch.Tensor]:
+    def collate(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """One micro-batch of these rows, packed where the run packs."""
         rows = [self._rows.row(index) for index in indices]
         lengths = [len(ids) for ids, _ in rows]
         single = [[index] for index in range(len(rows))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _MODEL_TOKEN = "HF_TOKEN"
+EVALUATION_SPLITS = ("validation", "test", "train")
+"""The splits of a repository that are evaluated on, the first that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,40 @@ def hub_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
         yield from read(Path(local), file.path)
 
 
+def evaluation_split(dataset: RunDataset, used: str | None, cache: Path) -> str:
+    """The split of a repository to evaluate on; `used` is the one that is trained on, where it is the same repository.
+
+    Raises:
+        InvalidConfig: it has no other split.
+        AccessDenied, DataInvalid, HubUnavailable: as hub_rows.
+    """
+    splits = _splits(dataset, cache)
+    found = next((split for split in EVALUATION_SPLITS if split in splits and split != used), None)
+    if found is None:
+        raise InvalidConfig(
+            f"dataset.evalUri: {dataset.uri} has the splits {_names(splits)}, none of them to evaluate on",
+            f"Name a repository with a split {' or '.join(EVALUATION_SPLITS)}, or use dataset.evalFraction.",
+        )
+    return found
+
+
+def _names(splits: Mapping[str, object]) -> str:
+    return ", ".join(map(repr, splits)) or "none"
+
+
 def _files(dataset: RunDataset, cache: Path) -> list[str]:
-    """The files of the split, as the datasets library finds them (README.md's configurations, or names of files)."""
+    """The files of the split."""
+    splits = _splits(dataset, cache)
+    if dataset.split not in splits:
+        raise InvalidConfig(
+            f"dataset.split: {dataset.uri} has no split {dataset.split!r}, it has {_names(splits)}",
+            "Correct dataset.split.",
+        )
+    return splits[dataset.split]
+
+
+def _splits(dataset: RunDataset, cache: Path) -> dict[str, list[str]]:
+    """Files by split, as the datasets library finds them (README.md's configurations, or names of files)."""
     import datasets
     from datasets.data_files import EmptyDatasetError
 
@@ -108,14 +142,7 @@ def _files(dataset: RunDataset, cache: Path) -> list[str]:
     except ValueError as error:  # unknown or missing configuration: the message lists those that there are
         told = " ".join(str(error).partition("Example of usage")[0].split())
         raise InvalidConfig(f"dataset.config: {dataset.uri}: {told}", "Correct dataset.config.") from error
-    splits = builder.config.data_files or {}
-    if dataset.split not in splits:
-        known = ", ".join(map(repr, splits)) or "none"
-        raise InvalidConfig(
-            f"dataset.split: {dataset.uri} has no split {dataset.split!r}, it has {known}",
-            "Correct dataset.split.",
-        )
-    return [str(uri) for uri in splits[dataset.split]]
+    return {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
 
 
 def _commit(name: str, dataset: RunDataset) -> str:

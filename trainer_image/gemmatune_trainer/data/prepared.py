@@ -1,7 +1,8 @@
 """Tokenised rows under the output prefix, by the hash of what they were made from: written once, loaded memory-mapped.
 
-`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>), statistics.json and,
-written last, manifest.json with the sizes and CRC32C of both. Without it nothing there exists.
+`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>), evaluation.arrow
+where rows are kept for evaluation, statistics.json and, written last, manifest.json with the sizes and CRC32C of all.
+Without it nothing there exists.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer.data.formats import Document
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.spool import Spool
+from gemmatune_trainer.data.spool import Spool, held_out
 from gemmatune_trainer.data.templates import render
 from gemmatune_trainer.data.tokenize import RowTokenizer, Tokens, fit
 from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, crc32c
 
 ROWS = "rows.arrow"
+EVALUATION = "evaluation.arrow"
 STATISTICS = "statistics.json"
 MANIFEST = "manifest.json"
 BATCH_ROWS = 1000
@@ -44,8 +46,11 @@ def prefix_of(data_hash: str) -> str:
     return f"prepared/{data_hash}"
 
 
-def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer) -> str:
-    """Hash of what decides the tokenised rows: documents, templates, tokenizer and lengths (hex, 16 characters)."""
+def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, evaluation: Spool | None = None) -> str:
+    """Hash of what decides the tokenised rows: documents, templates, tokenizer and lengths (hex, 16 characters).
+
+    `evaluation`: the documents of dataset.evalUri.
+    """
     decides = {
         "version": _VERSION,
         "documents": spool.digest,
@@ -53,6 +58,7 @@ def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer) -> str
         "tokenizer": tokenizer.fingerprint,
         "maxLength": dataset.max_length,
         "tooLong": dataset.too_long,
+        "evaluation": evaluation.digest if evaluation is not None else dataset.eval_fraction,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -86,30 +92,60 @@ def write(
     tokenizer: RowTokenizer,
     folder: Path,
     before_batch: Callable[[], None] = lambda: None,
+    evaluation: Spool | None = None,
 ) -> DataStatus:
-    """Tokenises the documents into `folder` (rows.arrow and statistics.json), in batches; what was counted.
+    """Tokenises the documents into `folder` (the files of the module's text), in batches; what was counted.
 
-    `before_batch` is called before each batch and may raise to end the work.
+    `before_batch` is called before each batch and may raise to end the work. `evaluation` holds the documents of
+    dataset.evalUri; with dataset.evalFraction they are taken out of `spool`.
 
     Raises:
-        DataInvalid: a row is too long and tooLong is fail (names the row), or no row is left.
+        DataInvalid: a row is too long and tooLong is fail (names the row), or no row is left to train or evaluate on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counts = _Counts()
-    with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        for batch in _batches(fitted_rows(spool, dataset, tokenizer, counts)):
-            before_batch()
-            writer.write_batch(batch)
-    if not counts.rows:
-        raise DataInvalid(
-            f"no row is left: all {counts.dropped_rows} rows are longer than dataset.maxLength "
-            f"({dataset.max_length} tokens; the longest has {counts.longest}), or have no answer within it",
-            "Raise dataset.maxLength.",
-        )
-    status = DataStatus(hash=data_hash(spool, dataset, tokenizer), duplicates=spool.duplicates, **asdict(counts))
-    text = status.model_dump_json(by_alias=True, indent=2)
+    trained, held = _split(spool, dataset, evaluation)
+
+    def tokenised(documents: Iterable[tuple[str, Document]], name: str) -> _Counts:
+        counts = _Counts()
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            for batch in _batches(fitted_rows(documents, dataset, tokenizer, counts)):
+                before_batch()
+                writer.write_batch(batch)
+        if not counts.rows:
+            raise _none_left(counts, dataset, "train" if name == ROWS else "evaluate")
+        return counts
+
+    counts = tokenised(trained, ROWS)
+    status = DataStatus(
+        hash=data_hash(spool, dataset, tokenizer, evaluation),
+        duplicates=spool.duplicates,
+        eval_rows=tokenised(held, EVALUATION).rows if held is not None else None,
+        **asdict(counts),
+    )
+    text = status.model_dump_json(by_alias=True, exclude_none=True, indent=2)
     (folder / STATISTICS).write_text(text, encoding="utf-8")
     return status
+
+
+_Documents = Iterable[tuple[str, Document]]
+
+
+def _split(spool: Spool, dataset: RunDataset, evaluation: Spool | None) -> tuple[_Documents, _Documents | None]:
+    """The documents to train on, and those to evaluate on (None: there shall be none)."""
+    if evaluation is not None or dataset.eval_fraction is None:
+        return spool, evaluation
+    held = held_out(spool.digests, dataset.eval_fraction)
+    return compress(spool, ~held), compress(spool, held)
+
+
+def _none_left(counts: _Counts, dataset: RunDataset, what: str) -> DataInvalid:
+    if not counts.dropped_rows:
+        return DataInvalid(f"no row is left to {what} on", "Add rows, or lower dataset.evalFraction.")
+    return DataInvalid(
+        f"no row is left to {what} on: all {counts.dropped_rows} rows are longer than dataset.maxLength "
+        f"({dataset.max_length} tokens; the longest has {counts.longest}), or have no answer within it",
+        "Raise dataset.maxLength.",
+    )
 
 
 def fitted_rows(
@@ -169,7 +205,7 @@ def find(storage: Storage, name: str) -> DataStatus | None:
 def publish(storage: Storage, name: str, folder: Path) -> None:
     """Uploads what `write` left in `folder`, the manifest last."""
     prefix = prefix_of(name)
-    files = {file: folder / file for file in (ROWS, STATISTICS)}
+    files = {file: folder / file for file in (ROWS, EVALUATION, STATISTICS) if (folder / file).exists()}
     manifest = {
         "version": _VERSION,
         "dataHash": name,
@@ -189,7 +225,7 @@ def _manifest_files(storage: Storage, name: str) -> list[dict[str, Any]]:
     if not isinstance(manifest, dict) or manifest.get("dataHash") != name:
         raise ValueError("a manifest of something else")
     files = manifest["files"]
-    if {file["name"] for file in files} != {ROWS, STATISTICS}:
+    if {file["name"] for file in files} - {EVALUATION} != {ROWS, STATISTICS}:
         raise ValueError("a manifest of other files")
     return list(files)
 
@@ -197,9 +233,11 @@ def _manifest_files(storage: Storage, name: str) -> list[dict[str, Any]]:
 class PreparedData:
     """Tokenised rows, memory-mapped: opening costs nothing, whatever their number."""
 
-    def __init__(self, path: Path, statistics: DataStatus) -> None:
+    def __init__(self, path: Path, statistics: DataStatus, evaluation: PreparedData | None = None) -> None:
         self.statistics = statistics
         """What prepare counted."""
+        self.evaluation = evaluation
+        """The rows kept for evaluation."""
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self._begins = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
@@ -250,7 +288,8 @@ def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedD
     if damaged is not None:
         raise DataInvalid(f"{where}/{damaged} does not fit its manifest", remedy)
     statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
-    return PreparedData(folder / ROWS, statistics)
+    evaluation = PreparedData(folder / EVALUATION, statistics) if EVALUATION in wanted else None
+    return PreparedData(folder / ROWS, statistics, evaluation)
 
 
 def _fits(path: Path, entry: dict[str, Any]) -> bool:

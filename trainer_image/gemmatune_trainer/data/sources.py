@@ -46,6 +46,29 @@ def open_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
         yield from _at_least_one(rows, dataset.uri)
 
 
+def evaluation_source(dataset: RunDataset, cache: Path) -> RunDataset | None:
+    """The dataset of dataset.evalUri, in the format of the rows to train on; None where there is none.
+
+    Of a repository it is the split validation, test or train, the first that there is and that is not trained on.
+    `limit` is for the rows to train on; configuration and revision belong to one repository.
+
+    Raises:
+        TrainerError: as open_rows.
+    """
+    if dataset.eval_uri is None:
+        return None
+    same = dataset.eval_uri.rstrip("/") == dataset.uri.rstrip("/")
+    changes = {"uri": dataset.eval_uri, "limit": None, "split": FILE_SPLIT}
+    own = {} if same else {"config": None, "revision": None}
+    found = dataset.model_copy(update={**changes, **own})
+    if not found.uri.startswith("hf://"):
+        return found
+    from gemmatune_trainer.data.hub import evaluation_split
+
+    split = evaluation_split(found, dataset.split if same else None, cache / "hub")
+    return found.model_copy(update={"split": split})
+
+
 def _at_least_one(rows: Iterator[Row], uri: str) -> Iterator[Row]:
     empty = True
     for row in rows:

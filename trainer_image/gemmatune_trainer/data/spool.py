@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn
 from gemmatune_trainer.errors import DataInvalid
@@ -26,6 +27,8 @@ class Spool:
     """SHA-256 over all documents in order (hex); places do not count."""
     duplicates: int
     """Documents that repeat another."""
+    digests: npt.NDArray[np.uint64]
+    """A hash of each document, shape [rows]: equal documents have equal ones."""
 
     def __iter__(self) -> Iterator[tuple[str, Document]]:
         with self.path.open(encoding="utf-8") as file:
@@ -56,9 +59,18 @@ def write(documents: Iterable[tuple[str, Document]], path: Path) -> Spool:
             whole.update(data + b"\n")
             digests += hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
             file.write(f"[{json.dumps(where)}, {content}]\n")
-    rows = len(digests) // _DIGEST_BYTES
-    unique = len(np.unique(np.frombuffer(bytes(digests), dtype=np.uint64)))
-    return Spool(path, rows, whole.hexdigest(), rows - unique)
+    each = np.frombuffer(bytes(digests), dtype="<u8")
+    return Spool(path, len(each), whole.hexdigest(), len(each) - len(np.unique(each)), each)
+
+
+def held_out(digests: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which documents are kept for evaluation: at least `fraction` of them, and at least one; shape [rows].
+
+    It depends on the documents alone, not on their order, and equal documents are never on both sides.
+    """
+    unique, counts = np.unique(digests, return_counts=True)
+    enough = int(np.searchsorted(np.cumsum(counts), max(1.0, fraction * len(digests)))) + 1
+    return np.isin(digests, unique[:enough])
 
 
 def _content(document: Document) -> object:
