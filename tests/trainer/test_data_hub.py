@@ -21,7 +21,7 @@ import json, os, sys, urllib.request
 from pathlib import Path
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_trainer.data.formats import documents
-from gemmatune_trainer.data.sources import open_rows
+from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.errors import explain
 
 def fail(status):
@@ -36,6 +36,7 @@ for case in json.load(sys.stdin):
         fail(failing)
     dataset = RunDataset.model_validate(case)
     try:
+        dataset = evaluation_source(dataset, Path(sys.argv[1])) or dataset
         rows = [[where, document.text] for where, document in documents(open_rows(dataset, Path(sys.argv[1])), dataset)]
         print(json.dumps({"rows": rows}))
     except Exception as error:
@@ -109,6 +110,9 @@ READ: list[tuple[dict[str, Any], list[list[str]]]] = [
     (PRIVATE | {"environment": {"HF_TOKEN": TOKEN}}, [["train.json item 1", "hidden"]]),
     (PRIVATE | BOTH_TOKENS, [["train.json item 1", "hidden"]]),
     (GATED | BOTH_TOKENS, NUMBERED[:1]),
+    # Rows for evaluation: another split of the repository, or the one split of another.
+    (CONFIGS_URI | {"config": "small", "limit": 1, "evalUri": "hf://org/configs"}, [["small-test.csv line 2", "four"]]),
+    (CONFIGS_URI | {"config": "small", "evalUri": "hf://Abirate/english_quotes"}, NUMBERED),
 ]
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (CONFIGS_URI, "InvalidConfig", "pick one among the available configs: ['small', 'large']"),
@@ -124,6 +128,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (PRIVATE | {"environment": {"HF_TOKEN": "hf_old"}}, "AccessDenied", "refuses the token"),
     ({"uri": "hf://org/locked"}, "AccessDenied", "is gated, and there is no token"),
     ({"uri": "hf://org/locked", "environment": {"HF_TOKEN": STRANGER}}, "AccessDenied", "the token may not read it"),
+    (
+        CONFIGS_URI | {"config": "large", "evalUri": "hf://org/configs/"},
+        "InvalidConfig",
+        "dataset.evalUri: hf://org/configs/ has the splits 'train', none of them to evaluate on",
+    ),
     (QUOTES | {"failing": 503}, "HubUnavailable", "does not answer"),
 ]
 

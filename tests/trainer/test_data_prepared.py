@@ -89,7 +89,7 @@ def test_what_is_cut_or_dropped_is_counted(tmp_path, tokenizer):
     message = f"row 1 has {lengths[1]} tokens, dataset.maxLength is {limit}"
     with pytest.raises(DataInvalid, match=message):
         prepared.write(kept, dataset(max_length=limit, too_long="fail"), tokenizer, tmp_path / "failed")
-    with pytest.raises(DataInvalid, match="no row is left: all 3 rows are longer"):
+    with pytest.raises(DataInvalid, match="no row is left to train on: all 3 rows are longer"):
         prepared.write(kept, dataset(max_length=5), tokenizer, tmp_path / "none")
 
 

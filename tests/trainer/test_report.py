@@ -16,7 +16,7 @@ from gemmatune_trainer import card, report
 from gemmatune_trainer.backends.base import Step, Verification
 from gemmatune_trainer.charts import line_chart, number, ticks
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
-from gemmatune_trainer.history import History, Point, thin
+from gemmatune_trainer.history import Evaluated, History, Point, thin
 from gemmatune_trainer.manifest import serve_command
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
@@ -39,6 +39,7 @@ def result(tmp_path: Path) -> Result:
     history = History(1)
     for index in range(1, 600):
         history.add(step(index, 4.0 / math.sqrt(index)))
+    history.evaluations += [Evaluated(0, 4.5), Evaluated(300, 1.25), Evaluated(599, 1.75)]
     return Result(
         config=config,
         claim=Claim("uid", "default", "quotes", "hash", "data", "rev"),
@@ -46,6 +47,7 @@ def result(tmp_path: Path) -> Result:
         data=DataStatus(hash="data", rows=326, tokens=10_000, labelled_tokens=9_000),
         history=history,
         total_steps=599,
+        step=300,
         prompts=[NASTY],
         before=["before " + NASTY],
         after=["after\n" + NASTY],
@@ -74,12 +76,20 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     page = report.render(result)
     found = Tags()
     found.feed(page)
-    assert found.tags.count("svg") == 3
+    assert found.tags.count("svg") == 4
     assert not found.links
     assert "script" not in found.tags
     assert "prefers-color-scheme: dark" in page
     text = "".join(found.text)
-    for words in (NASTY, "before " + NASTY, "LoRA, rank 4, alpha 8", "326", "4 → 0.1634", "training.learningRate"):
+    for words in (
+        NASTY,
+        "before " + NASTY,
+        "LoRA, rank 4, alpha 8",
+        "326",
+        "4 → 0.1634",
+        "4.5 → 1.25 at step 300",
+        "training.learningRate",
+    ):
         assert words in text, words
     assert "<script>" not in page
 
