@@ -52,12 +52,12 @@ def plan(host_memory: int = 8 * GI, disk: int = 10 * GI) -> Plan:
     )
 
 
-def train(found: GemmaFineTune, planned: Plan | None = None, **record: Any) -> Object:
+def train(found: GemmaFineTune, planned: Plan | None = None, settings: Settings | None = None, **record: Any) -> Object:
     current = Attempt.model_validate({"number": 1, "job": "quotes-t1", **record})
     planned = planned or plan()
     identity = RunIdentity(name="quotes", namespace="default", uid="u-1")
     config = build(found.spec, identity, 1, planned, current.overrides)
-    return attempt.job(found, config, planned, current, Settings())
+    return attempt.job(found, config, planned, current, settings or Settings())
 
 
 def container(job: Object) -> Object:
