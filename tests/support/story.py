@@ -17,6 +17,7 @@ from tests.support.stage import Stage
 from tests.support.wait import wait_for
 
 DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
+ARTIFACTS = {"adapter": "gs://bucket/quotes/adapter", "merged": "gs://bucket/quotes/merged"}
 _AWAY = (requests.ConnectionError, requests.Timeout)
 
 
@@ -53,7 +54,7 @@ def runs(job: str) -> Step:
 
 def ends(job: str, code: int, message: Object | str = "", reason: str = "") -> Step:
     """The container of a Job's pod ends, once the status says that the Job is there."""
-    phase = "Training" if job.startswith("t") else "Preparing"
+    phase = {"p": "Preparing", "t": "Training", "m": "Merging"}[job[0]]
     return Step(f"{job} exits {code}", lambda stage: stage.ends(job, code, message, reason), phase, job)
 
 
@@ -138,7 +139,30 @@ SIMPLE = Plot(
     counters=(1, 0, 0, 0),
     reasons=("Completed",),
 )
-PLOTS = (INTERRUPTED, CORRECTED, FALLBACK)
+MERGED = Plot(
+    "merged",
+    (
+        prepared(),
+        runs("t1"),
+        ends("t1", 0, DONE),
+        runs("m1"),
+        ends("m1", 30, {"message": "asked to stop"}),
+        runs("m2"),
+        Step("suspend", lambda stage: stage.change(suspend=True), "Merging", "m2"),
+        Step("resume", lambda stage: stage.change(suspend=False), "Suspended"),
+        runs("m3"),
+        ends("m3", 12, {"message": "the adapter is damaged"}),
+        Step("ask for a retry", lambda stage: stage.annotate("1"), "Failed"),
+        runs("m4"),
+        Step("the trainer names the weights", lambda stage: stage.trainer(artifacts=ARTIFACTS), "Merging", "m4"),
+        ends("m4", 0, {"message": "merged", "manifest": f"{ARTIFACTS['merged']}/manifest.json"}),
+    ),
+    {"output": {"uri": "gs://bucket/quotes", "merge": True}},
+    jobs=("p1", "t1", "m1", "m2", "m3", "m4"),
+    counters=(1, 0, 0, 0),
+    reasons=("Completed",),
+)
+PLOTS = (INTERRUPTED, CORRECTED, FALLBACK, MERGED)
 
 
 class Story:

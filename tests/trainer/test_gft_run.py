@@ -42,8 +42,8 @@ class Run:
     def file(self) -> Path:
         return self.folder / "run.yaml"
 
-    def write(self) -> None:
-        spec = {
+    def write(self, **changes: Any) -> None:
+        spec: dict[str, Any] = {
             "model": {"uri": self.model.as_uri()},
             "dataset": {
                 "uri": write_quotes(self.folder / "quotes.jsonl").as_uri(),
@@ -63,6 +63,7 @@ class Run:
             "output": {"uri": self.output.as_uri()},
             "accelerator": {"cpu": {}},
         }
+        spec |= changes
         document = {"apiVersion": "gemmatune.dev/v1alpha1", "kind": "GemmaFineTune", "metadata": {"name": "quotes"}}
         self.file.write_text(yaml.safe_dump({**document, "spec": spec}))
 
@@ -174,3 +175,28 @@ def test_a_killed_gft_and_a_ctrl_c_later_the_adapter_is_the_same_to_the_bit(run:
     assert [attempt["reason"] for attempt in run.status["attempts"]] == ["Suspended", "Completed"]
     assert f'"from_step": {saved[1]}' in run.logs()
     assert run.adapter == undisturbed.adapter
+
+
+def test_a_merge_follows_and_plain_transformers_reads_it(run: Run) -> None:
+    run.write(
+        output={"uri": run.output.as_uri(), "merge": True},
+        training={"maxSteps": 20, "globalBatchSize": 4, "precision": "bf16", "learningRate": 5e-3},
+    )
+    output = run.finish()
+    status = run.status
+    assert (status["phase"], status["job"]) == ("Succeeded", "quotes-m1")
+    assert "Merging" in output
+    assert re.search(r"base [0-9.]+, with adapter [0-9.]+, merged [0-9.]+\.", status["message"])
+    merged = run.output / "merged"
+    assert status["artifacts"]["merged"] == merged.as_uri()
+    assert status["artifacts"]["adapter"] == (run.output / "adapter").as_uri()
+    assert status["progress"]["stepText"] == "20/20"
+    verified = json.loads((merged / "manifest.json").read_text())["verified"]
+    assert verified["merged_loss"] < verified["base_loss"]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    ids = tokenizer("Quote: Hello", return_tensors="pt").input_ids
+    answer = AutoModelForCausalLM.from_pretrained(merged).generate(ids, max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > ids.shape[1]

@@ -319,3 +319,21 @@ def test_a_suspended_resource_runs_nothing(gft: Gft) -> None:
     assert "spec.suspend is true" in output
     gft.write()
     assert gft.run()[0] == 0
+
+
+def test_a_merge_follows_and_only_it_is_tried_again(gft: Gft) -> None:
+    gft.write(output={"uri": gft.output.as_uri(), "merge": True})
+    code, output = gft.run(MERGE_EXIT="12")
+    assert code == 1, output
+    assert "Failed, MergeFailed: The merge ended with DataInvalid: It was told to." in output
+    assert "The adapter is whole" in output
+    assert "Then start `gft run` again: only the merge is tried again." in output
+    assert re.search(r"log +\S+/jobs/quotes-m1/log", output)
+    code, output = gft.run()
+    assert code == 0, output
+    assert re.search(r"merged +file://\S+/out/merged\n", output)
+    assert "Nothing was merged." in output
+    assert [job["metadata"]["name"] for job in Store(gft.state / "store.json").list("Job")] == [
+        "quotes-p1", "quotes-t1", "quotes-m1", "quotes-m2",
+    ]  # fmt: skip
+    assert len(gft.status["attempts"]) == 1

@@ -75,5 +75,16 @@ def train(config: RunConfig) -> NoReturn:
     leave(0, manifest=f"{output}/manifest.json", step=step)
 
 
+def merge(config: RunConfig) -> NoReturn:
+    if code := int(os.environ.get("MERGE_EXIT", 0)):
+        leave(code)
+    path, merged = Path(os.environ[ENV_STATUS_FILE]), f"{config.output.uri}/merged"
+    status = json.loads(path.read_text())
+    status["artifacts"]["merged"] = merged
+    path.write_text(json.dumps(status))
+    leave(0, manifest=f"{merged}/manifest.json", message="Nothing was merged.")
+
+
 if __name__ == "__main__":
-    prepare() if sys.argv[1] == "prepare" else train(RunConfig.from_env(os.environ[ENV_RUN]))
+    role = sys.argv[1]
+    prepare() if role == "prepare" else {"train": train, "merge": merge}[role](RunConfig.from_env(os.environ[ENV_RUN]))
