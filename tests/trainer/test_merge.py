@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from gemmatune_api.names import ENV_GCS_ENDPOINT, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG, ExitCode, Reason
 from gemmatune_api.runconfig import RunConfig, resume_hash
 from gemmatune_trainer.backends.merger import set_terminators
-from gemmatune_trainer.merge import KNOWN_TOKENS
+from gemmatune_trainer.merge import KNOWN_TOKENS, LONGEST_ROW, known_rows
 from tests.support.fakegcs import FakeGcs
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.trainer.conftest import GENERATIONS, run_config, write_quotes
@@ -289,6 +289,28 @@ def test_a_changed_base_is_refused(copy: RunConfig, trainer_host: TrainerHost, t
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     run = refused(trainer_host, changed, tmp_path, ExitCode.INVALID_CONFIG)
     assert "changed since the run was prepared" in run.message.message
+
+
+class Listed:
+    """Rows in memory."""
+
+    def __init__(self, *rows: tuple[list[int], list[int]]) -> None:
+        self._rows, self.rows = rows, len(rows)
+
+    def row(self, index: int) -> tuple[list[int], list[int]]:
+        return self._rows[index]
+
+
+def test_the_rows_that_are_compared() -> None:
+    row = (list(range(100)), list(range(100)))
+    assert len(known_rows(Listed(*[row] * 9))) == 6, "until there are 512 tokens"  # type: ignore[arg-type]
+    assert len(known_rows(Listed(row, row))) == 2  # type: ignore[arg-type]
+    long = (list(range(5000)), [-100] * 4990 + list(range(10)))
+    ((ids, labels),) = known_rows(Listed(long))  # type: ignore[arg-type]
+    assert (len(ids), ids[-1], labels[-10:]) == (LONGEST_ROW, 4999, list(range(10))), "the end, where the answer is"
+    early = (list(range(5000)), list(range(10)) + [-100] * 4990)
+    ((ids, labels),) = known_rows(Listed(early))  # type: ignore[arg-type]
+    assert labels == ids, "never nothing to compare"
 
 
 def test_generation_ends_at_both_terminators(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

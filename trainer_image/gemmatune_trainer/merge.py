@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gemmatune_trainer.backends.base import Row
 
 KNOWN_TOKENS = 512
-"""Tokens of the training data on which the three models are compared: each passes through them once, on a CPU."""
+"""Tokens on which the three models are compared, held-out ones where there are: each is one pass on a CPU."""
 LONGEST_ROW = 2048
 """Of a longer row the end is used: answers lie there."""
 
@@ -71,7 +71,7 @@ def merge(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             stop.check(doing)
 
         folder = scratch / "merged"
-        scores = _merged(config, files, adapter, known_rows(rows), folder, alive)
+        scores = _merged(config, files, adapter, rows, folder, alive)
         merged.publish(storage, fence, folder, inputs, scores, lambda: alive("the merged weights were uploaded"))
         return _completed(storage, reporter, finished.artifacts, scores)
     finally:
@@ -83,7 +83,7 @@ def _merged(
     config: RunConfig,
     files: ModelFiles,
     adapter: Path,
-    rows: list[Row],
+    rows: prepared.PreparedData,
     folder: Path,
     alive: Callable[[str], None],
 ) -> Scores:
@@ -92,7 +92,8 @@ def _merged(
     from gemmatune_trainer.backends.merger import Merger
 
     log.info("libraries loaded", seconds=round(time.monotonic() - started, 1))
-    merger = Merger(files, rows, alive)
+    held_out = rows.evaluation is not None
+    merger = Merger(files, known_rows(rows.evaluation or rows), held_out, alive)
     merger.load(adapter)
     merger.write(folder, terminator_ids(config, files))
     manifest.write_tokenizer(files, folder)
@@ -120,7 +121,7 @@ def fetch_adapter(storage: Storage, finished: manifest.Finished, folder: Path) -
 
 
 def known_rows(rows: prepared.PreparedData) -> list[Row]:
-    """The first rows of the training data, until they have KNOWN_TOKENS tokens."""
+    """The first rows, until they have KNOWN_TOKENS tokens."""
     found: list[Row] = []
     tokens = 0
     for index in range(rows.rows):

@@ -32,13 +32,14 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The comparison of base, base with adapter, and merged model on known rows.
+    """The comparison of base, base with adapter, and merged model on rows held out, or else on rows of the training.
 
     Losses are in nats per labelled token. `difference` is the root mean square of what merging changes in the logits,
     relative to that of the logits themselves; `delta` the same of what the adapter changes.
     """
 
     rows: int
+    held_out: bool
     tokens: int
     base_loss: float
     adapter_loss: float
@@ -49,8 +50,9 @@ class Scores:
     @property
     def text(self) -> str:
         """The losses in a sentence."""
+        kind = "held-out" if self.held_out else "training"
         return (
-            f"Nats per token on {self.tokens} known tokens: base {self.base_loss:.4g}, with adapter "
+            f"Nats per token on {self.tokens} {kind} tokens: base {self.base_loss:.4g}, with adapter "
             f"{self.adapter_loss:.4g}, merged {self.merged_loss:.4g}."
         )
 

@@ -45,9 +45,10 @@ class Merger:
     `alive(doing)` is called between the pieces of work; it may raise to end the merge.
     """
 
-    def __init__(self, files: ModelFiles, rows: Sequence[Row], alive: Callable[[str], None]) -> None:
+    def __init__(self, files: ModelFiles, rows: Sequence[Row], held_out: bool, alive: Callable[[str], None]) -> None:
         self._files = files
         self._rows = rows
+        self._held_out = held_out
         self._alive = alive
         self._model: Any = None
         self._sums: dict[str, int] = {}
@@ -110,6 +111,7 @@ class Merger:
         size = _rms(with_adapter)
         scores = Scores(
             rows=len(self._rows),
+            held_out=self._held_out,
             tokens=sum(_labelled(labels) for _, labels in self._rows),
             base_loss=self._losses["base"],
             adapter_loss=self._losses["adapter"],
