@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from gemmatune_api.placement import GpuSpec
+    from gemmatune_api.placement import AcceleratorSpec
     from gemmatune_api.prices import Prices
     from gemmatune_api.spec import FineTuneSpec
     from gemmatune_api.status import Plan
@@ -68,10 +68,9 @@ def _report(found: Planned, written: Mapping[str, Any], priced: bool) -> Iterato
     from rich.text import Text
 
     spec, plan = found.resource.spec, found.plan
-    place = "this machine's CPU" if spec.accelerator.gpu is None else _gpus(spec.accelerator.gpu)
     yield Text.assemble(
         (found.resource.metadata.name, "bold"),
-        f": {found.model.label}, {_method(spec)} on {place}: ",
+        f": {found.model.label}, {_method(spec)} on {_place(spec.accelerator)}: ",
         (plan.verdict, VERDICT_STYLES[plan.verdict]),
     )
     for remedy in plan.remedies:
@@ -84,8 +83,11 @@ def _report(found: Planned, written: Mapping[str, Any], priced: bool) -> Iterato
     yield _defaults(spec.model_dump(by_alias=True, exclude_none=True), written)
 
 
-def _gpus(gpu: GpuSpec) -> str:
-    return f"{gpu.count or 1} x {gpu.type}"
+def _place(wanted: AcceleratorSpec) -> str:
+    if wanted.gpu is not None:
+        nodes = f" in each of {wanted.gpu.nodes} nodes" if (wanted.gpu.nodes or 1) > 1 else ""
+        return f"{wanted.gpu.count or 1} x {wanted.gpu.type}{nodes}"
+    return f"{wanted.tpu.type} {wanted.tpu.topology}" if wanted.tpu is not None else "this machine's CPU"
 
 
 def _method(spec: FineTuneSpec) -> str:
@@ -146,7 +148,9 @@ def _run(found: Planned, priced: bool) -> Table:
     table = _table("Run", "", "")
     table.show_header = False
     table.add_row("trainable parameters", f"{plan.trainable_parameters:,} of {found.model.parameters:,} ({share:.2%})")
-    table.add_row("rows per step", f"{batch} = {plan.micro_batch_size} x {plan.accumulation}")
+    table.add_row("rows per step", f"{batch} = {_product(plan, batch)}")
+    if plan.chips > 1:
+        table.add_row("devices", _devices(plan))
     table.add_row("gradient checkpointing", checkpointing)
     table.add_row("steps", steps)
     table.add_row("host memory", gib(plan.host_memory))
@@ -156,6 +160,18 @@ def _run(found: Planned, priced: bool) -> Table:
     elif priced:
         table.add_row("cost per hour", f"unknown: --prices names no {gpu.type if gpu else spec.accelerator.kind}")
     return table
+
+
+def _product(plan: Plan, batch: int | None) -> str:
+    """Rows of a forward pass by passes, and by the devices that share a step."""
+    each = plan.micro_batch_size * plan.accumulation
+    shared = f" x {batch // each}" if batch is not None and batch > each else ""
+    return f"{plan.micro_batch_size} x {plan.accumulation}{shared}"
+
+
+def _devices(plan: Plan) -> str:
+    mesh = f", mesh {plan.mesh['data']} x {plan.mesh['model']} (data x model)" if plan.mesh else ""
+    return f"{plan.chips} in {plan.hosts} {'pods' if plan.hosts > 1 else 'pod'}{mesh}"
 
 
 def _defaults(resolved: Mapping[str, Any], written: Mapping[str, Any]) -> Table:

@@ -306,6 +306,17 @@ def test_a_configuration_that_cannot_be_read(trainer_host: TrainerHost, tmp_path
     assert words in run.message.message
 
 
+@pytest.mark.parametrize("backend", ["xla", "keras"])
+def test_a_backend_that_the_image_does_not_have(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path, backend: str
+) -> None:
+    config = prepared(trainer_host, make_config(), tmp_path).model_copy(update={"backend": backend})
+    run = trainer_host.run("train", config, tmp_path / "run")
+    assert run.poll() == ExitCode.INVALID_CONFIG
+    assert run.message.message == f"this image trains with torch, the run asks for backend {backend}"
+    assert not (output(config) / "attempts").exists()
+
+
 def test_training_before_preparing(make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path) -> None:
     run = trainer_host.run("train", make_config(), tmp_path / "run")
     assert run.poll() == ExitCode.INVALID_CONFIG

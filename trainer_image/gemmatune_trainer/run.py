@@ -46,6 +46,11 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
+    if config.backend != BACKEND:
+        raise InvalidConfig(
+            f"this image trains with {BACKEND}, the run asks for backend {config.backend}",
+            "Name the image of that backend in pod.image, or leave pod.image out.",
+        )
     storage = open_storage(config.output.uri)
     claimed = ownership.read_claim(storage, config)
     reporter = Reporter(open_sink(config.run))
@@ -151,11 +156,6 @@ def _total_steps(config: RunConfig, rows: int) -> int:
 
 def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
     """The backend of the run; its libraries are imported only here, after everything that can fail early."""
-    if config.backend != BACKEND:
-        raise InvalidConfig(
-            f"this image trains with {BACKEND}, the run asks for backend {config.backend}",
-            "Name the image of that backend in pod.image, or leave pod.image out.",
-        )
     started = time.monotonic()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses a process that sees several
     from gemmatune_trainer.backends.torch import TorchBackend
