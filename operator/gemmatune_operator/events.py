@@ -17,6 +17,7 @@ _ORDINARY = {
     Reason.VALID,
     Reason.PREPARING,
     Reason.PREPARED,
+    Reason.QUEUED,
     Reason.PROVISIONING,
     Reason.RUNNING,
     Reason.RETRYING,

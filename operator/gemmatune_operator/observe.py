@@ -108,7 +108,7 @@ async def _with_details(cluster: Cluster, observed: Observed) -> Observed:
     jobs: dict[str, JobView] = {}
     machines: dict[str, Machine] = {}
     for name, job in observed.jobs.items():
-        if not (job.finished or job.running or job.deleting):
+        if not (job.finished or job.running or job.deleting or job.suspended):
             pods = [await _with_events(cluster, observed.namespace, pod) for pod in job.pods]
             events = () if pods else events_of(await cluster.events(observed.namespace, job.uid))
             job = replace(job, pods=tuple(pods), events=events)

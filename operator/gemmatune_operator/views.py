@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gemmatune_api import gke
 from gemmatune_api.names import ANNOTATION_GENERATION, CONTAINER
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.manifests import quantities
@@ -78,7 +79,11 @@ class JobView:
     owner_uid: str = ""
     deleting: bool = False
     suspended: bool = False
-    """spec.suspend: someone (Kueue) holds its pods back."""
+    """Someone (Kueue) holds its pods back, or the Job controller does not know yet that it no longer does."""
+    resumed: datetime | None = None
+    """When it last ceased to be suspended."""
+    queue: str = ""
+    """Kueue's queue that it names."""
     complete: bool = False
     failed: bool = False
     failure_target: bool = False
@@ -132,7 +137,9 @@ def job_view(raw: Object, pods: tuple[PodView, ...] = ()) -> JobView:
         uid=str(meta.get("uid") or ""),
         owner_uid=owner_uid(raw),
         deleting=meta.get("deletionTimestamp") is not None,
-        suspended=spec.get("suspend") is True,
+        suspended=spec.get("suspend") is True or "Suspended" in true,
+        resumed=_resumed(status),
+        queue=str(mapping(meta.get("labels")).get(gke.KUEUE_QUEUE) or ""),
         complete="Complete" in true,
         failed="Failed" in true,
         failure_target="FailureTarget" in true,
@@ -147,6 +154,13 @@ def job_view(raw: Object, pods: tuple[PodView, ...] = ()) -> JobView:
         ephemeral_storage=_bytes(limits.get("ephemeral-storage")),
         pods=pods,
     )
+
+
+def _resumed(status: Mapping[str, Any]) -> datetime | None:
+    """When a Job that was suspended ceased to be; None for one that never was, or is."""
+    items = [mapping(item) for item in _list(status.get("conditions"))]
+    found = next((item for item in items if item.get("type") == "Suspended"), {})
+    return _time(found.get("lastTransitionTime")) if str(found.get("status")) == "False" else None
 
 
 def pod_view(raw: Object) -> PodView:

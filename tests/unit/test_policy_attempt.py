@@ -180,7 +180,7 @@ def test_an_ordinary_start_changes_nothing() -> None:
     starting = look(decision(an_attempt(start_time=None), counters=ONE))
     starting = starting.condition(situation(), C.PROVISIONED, False, Reason.PROVISIONING, "Attempt 1 ...")
     ordinary, lacking = pod(phase="Pending"), pod(phase="Pending", scheduled=False, unscheduled_message="0/3")
-    before = decision(an_attempt(), conditions=starting.status.conditions, timers=Timers())
+    before = decision(an_attempt(), conditions=starting.status.conditions, timers=Timers(pending_since=rfc3339(NOW)))
     assert look(before, job("quotes-t1", ordinary)).status == before.status
     unplaced = look(before, job("quotes-t1", lacking))
     assert said(unplaced, C.PROVISIONED) == ("False", "Unschedulable")
@@ -198,7 +198,7 @@ def test_a_running_attempt_names_its_nodes() -> None:
 
 
 def test_an_end_that_the_job_does_not_know_yet_changes_nothing() -> None:
-    before = running(timers=Timers())
+    before = running(timers=Timers(pending_since=rfc3339(NOW)))
     found = look(before, job("quotes-t1", ended_pod(12)))
     assert found.status == before.status
 

@@ -16,7 +16,7 @@ from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt, trained
-from gemmatune_operator.policies import cost, deadline, describe, provisioning, remedies, retry
+from gemmatune_operator.policies import cost, deadline, describe, provisioning, queue, remedies, retry
 from gemmatune_operator.policies.accept import config_of
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
@@ -57,6 +57,8 @@ def attempt(situation: Situation, decision: Decision) -> Decision:
         return _closed(situation, decision, current, job, outcome.cause)
     if outcome.wake is not None:
         decision = decision.waking(outcome.wake)
+    if queue.held(job):
+        return _queued(situation, decision, current, job)
     sign = diagnose.ending(job)
     return _ending(situation, decision, current, sign) if sign else _watch(situation, decision, current, job)
 
@@ -137,7 +139,9 @@ def _seen(situation: Situation, decision: Decision, current: Attempt, job: JobVi
     if current.start_time is None:
         start = rfc3339(job.created or situation.now)
         current = current.model_copy(update={"start_time": start})
-        timers = timers.model_copy(update={"pending_since": start})
+    if current.training_time is None:
+        since = queue.pending_since(job)
+        timers = timers.model_copy(update={"pending_since": rfc3339(since) if since is not None else None})
     if current.training_time is None and job.running:
         began = training_time(current, job) or situation.now
         current = current.model_copy(update={"training_time": rfc3339(began)})
@@ -149,6 +153,10 @@ def _seen(situation: Situation, decision: Decision, current: Attempt, job: JobVi
 def _outcome(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Outcome:
     """Why the attempt ends now; otherwise when to look again."""
     ending = diagnose.ended(job)
+    evicted = queue.evicted(current, job)
+    if evicted is not None and (ending is None or ending.reason is Reason.INTERRUPTED):
+        step = ending.step if ending is not None else None
+        return Outcome(dataclasses.replace(evicted, step=step), gently=ending is None)
     if ending is not None:
         return Outcome(_verified(decision, _remembered(current, ending)))
     if stuck(situation, job):
@@ -245,6 +253,14 @@ def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobV
         message = f"Attempt {current.number} waits for its node."
         decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.PROVISIONING, message)
     return decision.waking(look_seconds(situation, job)).settle()
+
+
+def _queued(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Decision:
+    """The attempt's Job is held back: its wait for nodes has not begun."""
+    if current.number > 1:
+        message = f"Attempt {current.number} waits for its admission."
+        decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.QUEUED, message)
+    return queue.waits(situation, decision, ConditionType.PROVISIONED, job)
 
 
 def _nodes(job: JobView) -> str:

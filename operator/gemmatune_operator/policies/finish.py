@@ -56,6 +56,8 @@ def phase_of(found: Sequence[Condition]) -> tuple[Phase, ConditionType | None]:
         return Phase.TRAINING, ConditionType.TRAINING
     if because(ConditionType.TRAINING, Reason.RETRYING):
         return Phase.RETRYING, ConditionType.TRAINING
+    if because(ConditionType.PROVISIONED, Reason.QUEUED):
+        return Phase.QUEUED, ConditionType.PROVISIONED
     provisioned = _present(found, ConditionType.PROVISIONED)
     return (Phase.PROVISIONING, provisioned) if provisioned else (Phase.PREPARING, ConditionType.PREPARED)
 

@@ -13,7 +13,7 @@ from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import access
 from gemmatune_operator.manifests import prepare as manifest
-from gemmatune_operator.policies import deadline, describe, remedies, results, retry
+from gemmatune_operator.policies import deadline, describe, queue, remedies, results, retry
 from gemmatune_operator.policies.accept import config_of, model_of, planned
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.views import JobView
@@ -130,7 +130,9 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
     if job.running:
         checks = _checks(record.number)
         return decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, checks).settle()
-    late = deadline.pending(situation, job, job.created)
+    if queue.held(job):
+        return queue.waits(situation, decision, ConditionType.PREPARED, job)
+    late = deadline.pending(situation, job, queue.pending_since(job))
     if late.cause is not None:
         return fail(situation, decision, late.cause.reason, late.cause.message, late.cause.remedy)
     why = diagnose.waiting(job)

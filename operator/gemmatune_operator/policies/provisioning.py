@@ -21,7 +21,8 @@ def mode(situation: Situation, decision: Decision) -> str:
     fallback = wanted.fallback or FallbackSpec()
     if wanted.mode != SPOT:
         return wanted.mode or ON_DEMAND
-    preempted = decision.counters.preemptions - decision.budget_base.preemptions
+    evictions = sum(attempt.reason == Reason.EVICTED_BY_QUEUE for attempt in decision.status.attempts)
+    preempted = decision.counters.preemptions - decision.budget_base.preemptions - evictions  # a queue is no market
     if fallback.after_preemptions is not None and preempted >= fallback.after_preemptions:
         return fallback.mode or ON_DEMAND
     waited = any(attempt.reason == Reason.CAPACITY_UNAVAILABLE for attempt in decision.status.attempts)

@@ -24,6 +24,7 @@ _GIVEN_UP: dict[Reason, str] = {
     Reason.NODE_LOST: _OTHER_NODES,
     Reason.POD_REJECTED: _OTHER_NODES,
     Reason.INTERRUPTED: "Raise limits.maxPreemptions, and find out who stops the pods of this run.",
+    Reason.EVICTED_BY_QUEUE: "Raise limits.maxPreemptions, or give the run a higher priority in its queue.",
     Reason.KILLED: "Raise pod.resources.limits.memory: most often the node itself ran out of memory.",
     Reason.JOB_VANISHED: "Find out who deletes the Jobs of this run.",
     Reason.POD_LOST: "Look at the events of the node that ran the pod.",
