@@ -203,6 +203,8 @@ class RunConfig(ApiModel):
     """Where results go."""
     samples: RunSamples
     """What is generated."""
+    stall_seconds: int | None = None
+    """Seconds without a sign of life after which the trainer ends itself; before the first step at least 2,700."""
 
     def to_env(self) -> str:
         """The value of GEMMATUNE_RUN: JSON in which the kubelet finds no `$` to expand.
@@ -285,6 +287,7 @@ def build(
         ),
         output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
         samples=_samples(spec),
+        stall_seconds=seconds(spec.limits.stall_timeout) if spec.limits and spec.limits.stall_timeout else None,
     )
 
 

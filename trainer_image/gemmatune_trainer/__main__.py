@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from gemmatune_api.messages import TerminationMessage, to_text
-from gemmatune_api.names import DEFAULT_TERMINATION_LOG, ENV_RUN, ENV_TERMINATION_LOG, EXIT_REASONS, ExitCode
+from gemmatune_api.messages import TerminationMessage
+from gemmatune_api.names import ENV_RUN, EXIT_REASONS, ExitCode
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.errors import InvalidConfig, explain, text_of
 from gemmatune_trainer.logs import configure, log
 from gemmatune_trainer.stop import StopFlag
+from gemmatune_trainer.termination import leave
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         code = ExitCode.DONE
     except BaseException as error:  # noqa: BLE001 - the one place where every end is put into words
         message, code = _ending(error)
-    _leave(message)
+    leave(message)
     return int(code)
 
 
@@ -78,17 +78,6 @@ def _ending(error: BaseException) -> tuple[TerminationMessage, ExitCode]:
     log.error("ended", reason=str(known.reason), message=known.message, remedy=known.remedy, exit_code=known.exit_code)
     message = TerminationMessage(reason=known.reason, message=known.message, remedy=known.remedy, step=known.step)
     return message, known.exit_code
-
-
-def _leave(message: TerminationMessage) -> None:
-    """Writes the termination message; a process outside a pod without its path goes without."""
-    path = Path(os.environ.get(ENV_TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
-    if ENV_TERMINATION_LOG not in os.environ and not path.exists():
-        return
-    try:
-        path.write_text(to_text(message), encoding="utf-8")
-    except OSError as error:
-        log.error("the termination message cannot be written", path=str(path), error=str(error))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
 import time
@@ -31,11 +30,10 @@ from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 from gemmatune_trainer.versions import versions
+from gemmatune_trainer.watchdog import Watchdog
 
 BACKEND = "torch"
 """What this image trains with."""
-STACKS_SECONDS = 600
-"""A forward pass that takes longer leaves all stacks in the log: what a stalled run was doing."""
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
 
@@ -60,8 +58,11 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     ownership.hold(storage)
     fence = ownership.Fence.take(storage, claimed, config.attempt)
     scratch = _scratch(config)
+    watchdog = Watchdog(config.stall_seconds, reporter.alive)
+    stop.looked = watchdog.beat
     try:
         reporter.start()
+        watchdog.start()
         checkpoints = Checkpoints(
             storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
         )
@@ -76,7 +77,9 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         before = samples.before(backend, storage)
         reporter.samples(samples.prompts, before, None)
         evaluation = Evaluation(config, backend, rows.evaluation, scratch)
-        attempt = Attempt(config, stop, backend, evaluation, checkpoints, reporter, rows.rows, total_steps, newest)
+        attempt = Attempt(
+            config, stop, backend, evaluation, checkpoints, reporter, watchdog, rows.rows, total_steps, newest
+        )
         attempt.train(rows)
         result = Result(
             config=config,
@@ -90,18 +93,21 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             before=before,
         )
         folder = scratch / "adapter"
-        backend.save_adapter(folder)
-        result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
+        with watchdog.patiently("verifying the adapter"):
+            backend.save_adapter(folder)
+            result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
         log.info(
             "adapter verified", delta=round(result.verification.delta, 3), parameters=result.verification.parameters
         )
         result.after = samples.answers(backend, "after")
-        artifacts = manifest.publish(result, storage, fence, folder, scratch)
+        with watchdog.patiently("writing the result"):
+            artifacts = manifest.publish(result, storage, fence, folder, scratch)
         reporter.samples(samples.prompts, before, result.after)
         reporter.artifacts(artifacts)
         log.info("done", manifest=artifacts.manifest)
         return _completed(artifacts.manifest, total_steps, result)
     finally:
+        watchdog.stop()
         reporter.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -198,6 +204,7 @@ class Attempt:
         evaluation: Evaluation,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        watchdog: Watchdog,
         rows: int,
         total_steps: int,
         start: Restored | None,
@@ -208,6 +215,7 @@ class Attempt:
         self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._reporter = reporter
+        self._watchdog = watchdog
         self._rows = rows
         self._total_steps = total_steps
         self._start = start
@@ -248,22 +256,20 @@ class Attempt:
             if known is error:
                 raise
             raise known from error
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-        self._checkpoints.wait()
+        with self._watchdog.patiently("uploading the last checkpoint"):
+            self._checkpoints.wait()
         self._report(urgent=True)
 
     def micro_batch(self) -> None:
         """Before every forward pass: looks whether to stop."""
-        faulthandler.dump_traceback_later(STACKS_SECONDS, exit=False)  # begins to count anew
-        if self._stop.requested:
+        if self._stop.requested:  # also the sign of life
             raise StopTraining
         self._checkpoints.poll()
-        self._reporter.alive()
 
     def step_done(self, step: Step) -> None:
         """After every optimizer step: records it, and saves a checkpoint where one is due."""
         self._step = step.number
+        self._watchdog.stepped(step.number)
         trouble = self._watch.add(step.loss, step.gradient_norm)
         if trouble:
             raise LossDiverged(f"at step {step.number} {trouble}", step=step.number)
@@ -284,7 +290,8 @@ class Attempt:
             self._evaluate()
         self._report(urgent=False)
         if save:
-            self._checkpoints.save(step.number, self._write)
+            with self._watchdog.patiently("saving a checkpoint"):
+                self._checkpoints.save(step.number, self._write)
 
     def _evaluate(self) -> None:
         self._evaluation.run(self._step, self.history, self.micro_batch)

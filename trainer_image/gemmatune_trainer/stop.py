@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from gemmatune_trainer.errors import Interrupted
@@ -18,6 +19,8 @@ class StopFlag:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._name = ""
+        self.looked: Callable[[], None] = lambda: None
+        """Called at every look at the flag: whoever looks is alive."""
 
     def install(self) -> None:
         """Lets SIGTERM and SIGINT raise the flag instead of ending the process (main thread only)."""
@@ -35,6 +38,7 @@ class StopFlag:
     @property
     def requested(self) -> bool:
         """Whether somebody wants the process to stop."""
+        self.looked()
         return self._event.is_set()
 
     @property
