@@ -145,7 +145,7 @@ def test_a_run_that_hangs_in_a_step_ends_as_stalled(
     assert (message.reason, message.step) == (Reason.STALLED, 2)
     assert "at step 2" in message.message
     assert "in hangs_in_a_dead_lock" in done.stderr
-    assert "in training_step" in done.stderr, "the whole stack of the main thread"
+    assert "in after_step" in done.stderr, "the whole stack of the main thread"
     assert done.stderr.count("hread 0x") >= 2, "and those of the others"
 
 

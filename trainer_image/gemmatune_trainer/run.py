@@ -14,7 +14,7 @@ from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer import manifest, ownership
-from gemmatune_trainer.backends.base import Backend, Step
+from gemmatune_trainer.backends.base import Backend, Step, Verification
 from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
@@ -58,11 +58,9 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     ownership.hold(storage)
     fence = ownership.Fence.take(storage, claimed, config.attempt)
     scratch = _scratch(config)
-    watchdog = Watchdog(config.stall_seconds, reporter.alive)
-    stop.looked = watchdog.beat
+    watchdog = _watchdog(config, reporter, stop)
     try:
         reporter.start()
-        watchdog.start()
         checkpoints = Checkpoints(
             storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
         )
@@ -92,16 +90,11 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             prompts=samples.prompts,
             before=before,
         )
-        folder = scratch / "adapter"
         with watchdog.patiently("verifying the adapter"):
-            backend.save_adapter(folder)
-            result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
-        log.info(
-            "adapter verified", delta=round(result.verification.delta, 3), parameters=result.verification.parameters
-        )
+            result.verification = _verified(backend, scratch / "adapter", rows)
         result.after = samples.answers(backend, "after")
         with watchdog.patiently("writing the result"):
-            artifacts = manifest.publish(result, storage, fence, folder, scratch)
+            artifacts = manifest.publish(result, storage, fence, scratch / "adapter", scratch)
         reporter.samples(samples.prompts, before, result.after)
         reporter.artifacts(artifacts)
         log.info("done", manifest=artifacts.manifest)
@@ -110,6 +103,14 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         watchdog.stop()
         reporter.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _verified(backend: Backend, folder: Path, rows: prepared.PreparedData) -> Verification:
+    """Writes the adapter, and holds what is reloaded from it against what was trained."""
+    backend.save_adapter(folder)
+    found = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
+    log.info("adapter verified", delta=round(found.delta, 3), parameters=found.parameters)
+    return found
 
 
 def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Finished) -> TerminationMessage:
@@ -133,6 +134,14 @@ def _completed(uri: str | None, steps: int, result: Result | None = None) -> Ter
         step=steps,
         manifest=uri,
     )
+
+
+def _watchdog(config: RunConfig, reporter: Reporter, stop: StopFlag) -> Watchdog:
+    """Watches from now on; every look at the stop flag counts as a sign of life."""
+    watchdog = Watchdog(config.stall_seconds, reporter.alive)
+    stop.looked = watchdog.beat
+    watchdog.start()
+    return watchdog
 
 
 def _scratch(config: RunConfig) -> Path:
