@@ -82,6 +82,7 @@ def test_the_defaults_of_the_smallest_resource() -> None:
         "checkpoint": {"everySeconds": 600, "keep": 2, "best": False},
         "output": {"uri": "gs://my-bucket/quotes", "overwrite": False},
         "samples": {"prompts": [], "fromEval": 0, "maxNewTokens": 64},
+        "stallSeconds": 900,
     }
 
 
@@ -216,7 +217,7 @@ def test_what_changes_the_result_changes_the_resume_hash(changes: dict[str, Any]
         {"spec.accelerator": {"cpu": {}}},
         {"spec.provisioning": {"mode": "spot"}},
         {"spec.samples": {"prompts": ["a"]}},
-        {"spec.limits": {"maxRetries": 9}},
+        {"spec.limits": {"maxRetries": 9, "stallTimeout": "1h"}},
         {"spec.checkpoint": {"everySteps": 5}},
         {"spec.dataset.evalFraction": 0.1, "spec.training": {"evalEverySteps": 5}},
         {"spec.output.uri": "gs://elsewhere/x"},
