@@ -43,6 +43,9 @@ _PREPARING = _place(ConditionType.PREPARED, False, Phase.PREPARING)
 _PROVISIONING = _place(ConditionType.PROVISIONED, False, Phase.PROVISIONING)
 _MERGING = _place(ConditionType.PROVISIONED, False, Phase.MERGING)
 _FAILED = _place(ConditionType.FAILED, True, Phase.FAILED)
+_TRAINING = _place(ConditionType.TRAINING, True, Phase.TRAINING)
+_STOPPED = (_TRAINING, ATTEMPT, _FAILED)
+"""Of an attempt that the operator stops: while the trainer saves its checkpoint, and then."""
 
 FOLLOWS = {
     Answer.SUCCEED: "the run ends",
@@ -104,7 +107,11 @@ _SHOWN: dict[Reason, tuple[str, ...]] = {
     Reason.MERGE_FAILED: (_FAILED,),
     Reason.PREPARING: (_PREPARING,),
     Reason.PROVISIONING: (_PROVISIONING,),
-    Reason.RUNNING: (_place(ConditionType.TRAINING, True, Phase.TRAINING),),
+    Reason.RUNNING: (_TRAINING,),
+    Reason.DEADLINE_EXCEEDED: _STOPPED,
+    Reason.BUDGET_EXCEEDED: _STOPPED,
+    Reason.EVICTED_BY_QUEUE: _STOPPED,
+    Reason.QUEUED: (_PREPARING, _place(ConditionType.PROVISIONED, False, Phase.QUEUED)),
     Reason.RETRYING: (_PREPARING, _place(ConditionType.TRAINING, False, Phase.RETRYING), _MERGING),
     Reason.MERGING: (_place(ConditionType.SUCCEEDED, False, Phase.MERGING),),
     Reason.SUSPENDING: (_place(ConditionType.SUSPENDED, False, Phase.SUSPENDING),),

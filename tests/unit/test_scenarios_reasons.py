@@ -213,3 +213,31 @@ def test_a_spec_is_refused(reason: Reason) -> None:
         play.change(lambda wrong: [wrong.pop(name) for name in REFUSED[reason]] and wrong.update(SPEC)).phase
         == "Preparing"
     )
+
+
+def suspends(play: Play, job: str, suspended: bool) -> None:
+    """Kueue takes a Job's admission back, or gives it."""
+    play.store.write_spec("Job", NAMESPACE, job, {**play.job(job)["spec"], "suspend": suspended})
+    play.look()
+
+
+def test_a_queue_holds_and_evicts() -> None:
+    play = Play(spec(limits={"maxPreemptions": 1}))
+    play.look()
+    suspends(play, "quotes-p1", True)
+    assert (play.status.phase, play.status.reason) == ("Preparing", Reason.QUEUED)
+    suspends(play, "quotes-p1", False)
+    play.prepared()
+    for number in (1, 2):
+        job = f"quotes-t{number}"
+        suspends(play, job, True)
+        assert play.status.reason == Reason.QUEUED
+        suspends(play, job, False)
+        assert play.runs(job).phase == "Training"
+        suspends(play, job, True)
+        if job in play.jobs():
+            play.ends(job, ExitCode.INTERRUPTED)
+            play.gone(job)
+        assert play.status.attempts[number - 1].reason == Reason.EVICTED_BY_QUEUE
+        play.wait(600)
+    assert (play.status.phase, play.status.reason) == ("Failed", Reason.EVICTED_BY_QUEUE)
