@@ -13,13 +13,13 @@ from gemmatune_api.base import duration_text
 from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer import manifest, ownership
+from gemmatune_trainer import backends, manifest, ownership
 from gemmatune_trainer.backends.base import Backend, Step, Verification
 from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
-from gemmatune_trainer.errors import DataInvalid, Interrupted, InvalidConfig, LossDiverged, TrainerError, explain
+from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain
 from gemmatune_trainer.evaluation import Evaluation
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
@@ -32,8 +32,6 @@ from gemmatune_trainer.storage import Storage, open_storage
 from gemmatune_trainer.versions import versions
 from gemmatune_trainer.watchdog import Watchdog
 
-BACKEND = "torch"
-"""What this image trains with."""
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
 
@@ -44,11 +42,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
-    if config.backend != BACKEND:
-        raise InvalidConfig(
-            f"this image trains with {BACKEND}, the run asks for backend {config.backend}",
-            "Name the image of that backend in pod.image, or leave pod.image out.",
-        )
+    backends.check(config.backend)
     storage = open_storage(config.output.uri)
     claimed = ownership.read_claim(storage, config)
     reporter = Reporter(open_sink(config.run))
