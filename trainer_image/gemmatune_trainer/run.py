@@ -42,9 +42,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
-    backends.check(config.backend)
-    storage = open_storage(config.output.uri)
-    claimed = ownership.read_claim(storage, config)
+    storage, claimed = _claimed(config)
     reporter = Reporter(open_sink(config.run))
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
@@ -105,6 +103,13 @@ def _verified(backend: Backend, folder: Path, rows: prepared.PreparedData) -> Ve
     found = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
     log.info("adapter verified", delta=round(found.delta, 3), parameters=found.parameters)
     return found
+
+
+def _claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
+    """The run's prefix and its owner's record; before that, whether this image can train it at all."""
+    backends.check(config.backend)
+    storage = open_storage(config.output.uri)
+    return storage, ownership.read_claim(storage, config)
 
 
 def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Finished) -> TerminationMessage:
