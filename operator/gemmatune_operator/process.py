@@ -114,7 +114,10 @@ class Process:
                 return
             del self._parts["candidacy"]
             self._part("lease", self._election.keep())
-        await self._sync()
+        listed = self._part("first list", self._sync())
+        if not await self._until_stopped(listed):
+            return
+        del self._parts["first list"]
         self._part("workers", self._queue.run())
         self._part("resync", self._resync())
         if self._poster is not None:
@@ -156,7 +159,7 @@ class Process:
         if self._stop.is_set():
             return False
         for name, task in self._parts.items():
-            if task.done() and task is not awaited:
+            if task.done() and (task is not awaited or task.exception()):
                 why = task.exception() or task.result() or "it ended by itself"
                 raise StoppedError(f"{name}: {why}") from task.exception()
         return True
@@ -202,10 +205,11 @@ class Process:
         if self._tools is None:
             raise UnavailableError("not logged in yet")
         namespace, name = key
-        with structlog.contextvars.bound_contextvars(namespace=namespace, run=name):
-            wake = await look(self._tools, namespace, name, self._now())
-            log.debug("looked", wake=wake)
-            return wake
+        # Until the worker's next look: what the queue says of a failed one carries them too.
+        structlog.contextvars.bind_contextvars(namespace=namespace, run=name)
+        wake = await look(self._tools, namespace, name, self._now())
+        log.debug("looked", wake=wake)
+        return wake
 
     @property
     def _reached(self) -> KubernetesCluster:

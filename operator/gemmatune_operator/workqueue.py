@@ -179,10 +179,10 @@ class WorkQueue(Generic[Key]):
             self._failures.pop(key, None)
         except self._ordinary as error:
             failed, wake = True, self._failed(key)
-            log.warning("look failed", key=key, again_in=round(wake, 1), error=str(error))
+            log.warning("look failed", again_in=round(wake, 1), error=str(error))
         except Exception:
             failed, wake = True, self._failed(key)
-            log.exception("look failed", key=key, again_in=round(wake, 1))
+            log.exception("look failed", again_in=round(wake, 1))
         finally:
             del self._active[key]
         self._worked(time.monotonic() - began, failed)

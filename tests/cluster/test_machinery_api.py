@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_every_kind_of_write_loses_its_answer(proxy: ApiProxy, story: Story) -> 
     assert [what for what, fault in faults.items() if fault.met == 0] == []
 
 
-def test_nothing_can_be_written_for_a_while(proxy: ApiProxy, story: Story) -> None:
+def test_nothing_can_be_written_for_a_while(proxy: ApiProxy, story: Story, operator: OperatorProcess) -> None:
     """All writes fail until a look has failed for good; then they work again."""
     story.create().to("t1 runs")
     fault = proxy.fault("PATCH", "/status$", times=10_000, code=503)
@@ -86,6 +87,10 @@ def test_nothing_can_be_written_for_a_while(proxy: ApiProxy, story: Story) -> No
     wait_for(lambda: fault.met >= 5, "the repetitions")
     proxy.mend()
     story.to_the_end(180).check()
+    lines = [json.loads(line) for line in operator.server.log.read_text().splitlines()]
+    failed = [line for line in lines if line["event"] == "look failed"]
+    assert failed
+    assert {(line["namespace"], line["run"]) for line in failed} == {(story.stage.namespace, "quotes")}
 
 
 def test_connections_break_again_and_again(proxy: ApiProxy, story: Story) -> None:

@@ -81,7 +81,7 @@ def test_deleted_with_orphan(crd: ControlPlane, namespace: str, start: Start) ->
     assert "quotes-p1" in status["message"]
     assert story.stage.job_names() == ["quotes-p1", "quotes-t1"]
     for job in ("quotes-p1", "quotes-t1"):
-        crd.kubectl("delete", "job", job, "-n", namespace)
+        crd.kubectl("delete", "job", job, "-n", namespace, "--cascade=foreground")
     again = Story(story.stage, SIMPLE)
     again.to_the_end(150).check()
 

@@ -175,6 +175,18 @@ def test_it_stops_while_the_api_server_is_silent(crd: ControlPlane, namespace: s
         assert operator.stacks() == []
 
 
+def test_it_stops_while_it_starts(crd: ControlPlane, start: Start) -> None:
+    """SIGTERM before the API server has answered anything."""
+    with ApiProxy(crd) as proxy:
+        proxy.silent = True
+        operator = start(kubeconfig=proxy.kubeconfig)
+        wait_for(lambda: proxy.requests, "its first request", detail=operator.server.tail)
+        assert (operator.probe("healthz"), operator.probe("readyz")) == (200, 503)
+        began = time.monotonic()
+        assert operator.stop(30) == 0, operator.server.tail()
+        assert time.monotonic() - began < 10.0
+
+
 def test_a_look_under_way_is_finished(crd: ControlPlane, namespace: str, start: Start) -> None:
     """SIGTERM between a status write and the creation that follows it: both are done."""
     with ApiProxy(crd) as proxy:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from gemmatune_api import names
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import DYING, ENV_EACH, ENV_KILLED, ENV_PASSED, OperatorProcess
 from tests.support.play import PREPARED
 from tests.support.soak import only_in_soak
 from tests.support.stage import Stage
-from tests.support.story import PLOTS, Plot, Story
+from tests.support.story import DONE, PLOTS, Plot, Story
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -41,6 +42,52 @@ def test_killed_at_every_write(crd: ControlPlane, make_namespace: Any, tmp_path:
         assert passed - _lines(killed) == set(), "a write of an undisturbed run at which nothing was killed"
     assert {point.split()[1] for point in recorded} >= {"apply", "create", "delete"}
     assert kills >= len(recorded)
+
+
+@pytest.mark.slow
+def test_killed_at_the_deletion_of_a_finished_run(crd: ControlPlane, make_namespace: Any, tmp_path: Path) -> None:
+    """ttlAfterFinished: killed before and after the deletion, the resource goes, and its Jobs go with it."""
+    environment = {ENV_PASSED: str(tmp_path / "passed"), ENV_KILLED: str(tmp_path / "killed")}
+    (tmp_path / "killed").write_text("\n".join(_points()))
+    stage = Stage(crd.api, make_namespace())
+    log = tmp_path / "operator.log"
+
+    def start() -> OperatorProcess:
+        return OperatorProcess(
+            crd.kubeconfig, log, namespaces=[stage.namespace], command=DYING, environment=environment
+        )
+
+    operator = start()
+    kills = 0
+    try:
+        stage.create(ttlAfterFinished="1s")
+        stage.ends("p1", 0, PREPARED)
+        stage.runs_now("t1")
+        stage.wait_phase("Training")
+        stage.ends("t1", 0, DONE)
+
+        def gone() -> bool:
+            nonlocal operator, kills
+            if operator.ended is not None:
+                assert operator.ended == -9, operator.server.tail(40)
+                kills, operator = kills + 1, start()
+            return stage.api.find(f"{stage.runs}/quotes") is None and kills == 2
+
+        wait_for(gone, "the resource to go", detail=lambda: (kills, operator.server.tail(10)))
+        wait_for(lambda: stage.job_names() == [], "its Jobs to go")
+        wait_for(lambda: stage.api.get(stage.pods)["items"] == [], "its pods to go")
+    finally:
+        operator.kill()
+    assert {"before delete GemmaFineTune", "after delete GemmaFineTune"} <= _lines(tmp_path / "killed")
+
+
+def _points() -> list[str]:
+    """Failpoints of all writes but the deletion of the resource: there nobody is killed."""
+    phases = ["", *(phase.value for phase in names.Phase)]
+    writes = [*(f"apply status {phase}" for phase in phases), "create Event", "delete Job", "delete Pod"]
+    writes += [f"create {kind}" for kind in ("ServiceAccount", "Role", "RoleBinding")]
+    writes += [f"create Job {role.value}" for role in names.Role]
+    return [f"{when} {write}" for write in writes for when in ("before", "after")]
 
 
 def _lines(file: Path) -> set[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import structlog
 
 from gemmatune_operator.clock import SLEW, SteadyClock
+from tests.support.play import SPEC, Play
+from tests.support.story import DONE
 
 HOUR = 3600.0
 
@@ -62,3 +66,31 @@ def test_a_corrected_jump_leaves_nothing() -> None:
     machine.pass_(1)
     machine.wall -= HOUR
     assert machine.pass_(1) == pytest.approx(machine.wall, abs=SLEW)
+
+
+def test_a_restart_with_a_clock_that_was_set_back() -> None:
+    """Times of the status lie in the future: nothing ends, no time is counted twice, and the run goes on."""
+    play = Play({**SPEC, "limits": {"deadline": "30m", "stallTimeout": "10m"}})
+    play.training()
+    play.wait(120)
+    play.now -= timedelta(hours=1)
+    play.restart()
+    assert play.look().phase == "Training"
+    play.trainer(progress={"step": 7, "totalSteps": 100})
+    status = play.ends("quotes-t1", 30, {"message": "asked to stop", "step": 7})
+    assert status.timers is not None
+    assert 0 <= status.timers.active_seconds <= 120
+    assert play.runs("quotes-t2").phase == "Training"
+    assert play.ends("quotes-t2", 0, DONE).phase == "Succeeded"
+
+
+def test_a_restart_with_a_clock_that_was_set_forward() -> None:
+    """The stall clock starts anew with the process; the deadline is a time of the machine's clock, and holds."""
+    play = Play({**SPEC, "limits": {"stallTimeout": "10m"}})
+    play.training()
+    play.trainer(progress={"step": 7, "totalSteps": 100})
+    play.now += timedelta(hours=1)
+    play.restart()
+    assert play.look().phase == "Training"
+    play.change(lambda spec: spec.update(limits={"deadline": "30m"}))
+    assert "DeadlineExceeded" in (play.look().reason, *(attempt.reason for attempt in play.status.attempts))
