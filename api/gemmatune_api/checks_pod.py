@@ -70,9 +70,12 @@ def _is_ours(key: str) -> bool:
 
 def selectors(spec: FineTuneSpec) -> Iterator[Problem]:
     """Node labels that follow from other fields are left to them: two places could contradict each other."""
+    follows = dict(gke.FOLLOWS)
+    if spec.accelerator.tpu is not None:
+        follows[gke.ACCELERATOR_COUNT] = "spec.accelerator.tpu.chipsPerNode"
     for key, value in (_pod(spec).node_selector or {}).items():
-        if key in gke.FOLLOWS:
-            path, field = f'spec.pod.nodeSelector["{key}"]', gke.FOLLOWS[key]
+        if key in follows:
+            path, field = f'spec.pod.nodeSelector["{key}"]', follows[key]
             yield Problem(path, f"follows from {field}", f"Remove it, and set {field}.", shown(value))
 
 

@@ -12,6 +12,7 @@ def pod(**fields: Any) -> Changes:
 
 
 GOOD: dict[str, Changes] = {
+    "larger GPU machines": pod(nodeSelector={"cloud.google.com/gke-accelerator-count": "8"}),
     "labels": pod(labels={"team": "nlp", "example.com/x": ""}, annotations={"note": "any text: {}"}),
     "tolerations": pod(tolerations=[{"operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoSchedule"}]),
     "toleration for a time": pod(
@@ -54,6 +55,15 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         'spec.pod.nodeSelector["cloud.google.com/gke-accelerator"]',
         "follows from spec.accelerator",
         "Remove it, and set spec.accelerator",
+    ),
+    "selectors: chips of a TPU's node": (
+        {
+            **pod(nodeSelector={"cloud.google.com/gke-accelerator-count": "8"}),
+            "spec.accelerator": {"tpu": {"type": "tpu-v6e-slice", "topology": "4x4"}},
+        },
+        'spec.pod.nodeSelector["cloud.google.com/gke-accelerator-count"]',
+        "follows from spec.accelerator.tpu.chipsPerNode",
+        "Remove it",
     ),
     "selectors: spot beside another mode": (
         pod(nodeSelector={"cloud.google.com/gke-spot": "true"}),
