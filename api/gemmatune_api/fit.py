@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from gemmatune_api import accelerators, memory
+from gemmatune_api import accelerators, memory, scratch
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import total_steps
 from gemmatune_api.layout import Layout, layout
@@ -80,6 +80,7 @@ def plan(
     place = _place(spec, host_memory)
     choice = _choose(spec, model, place, longest)
     trained = memory.trainable(model, choice.setting)
+    disk = _disk(spec, model, choice.setting, rows)
     mode = spec.provisioning.mode if spec.provisioning else None
     price = per_hour(prices or {}, place.type, mode)
     return Plan(
@@ -95,12 +96,12 @@ def plan(
         total_steps=total_steps(_set(spec.training), rows),
         memory=choice.memory,
         weights_by_bits=weights_by_bits(model),
-        disk=_disk(spec, model, choice.setting, rows),
+        disk=disk,
         host_memory=_host_memory(model, choice, place),
         merge=_merge(spec, model, choice.setting, rows) if merges(spec) else None,
         verdict=choice.verdict,
         remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
-        notes=_notes(spec, model, place, longest),
+        notes=_notes(spec, model, place, longest, disk),
         cost_per_hour=None if price is None else round(price * place.laid.chips, 4),
     )
 
@@ -327,7 +328,7 @@ def _update(spec: FineTuneSpec, **changes: Any) -> FineTuneSpec:
     return spec.model_copy(update=changes)
 
 
-def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> list[str]:
+def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, disk: int) -> list[str]:
     notes = list(place.notes)
     length = _set(spec.dataset.max_length)
     if length > model.context_length:
@@ -337,6 +338,13 @@ def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | 
         )
     if longest is None:
         notes.append(f"Every row is taken as {row_length(spec, model, None)} tokens long until the data is read.")
+    storage = scratch.pod_bytes(disk)
+    boot_disk, usual = scratch.boot_disk_gb(storage), accelerators.DEFAULT_BOOT_DISK_GB
+    if place.device != "cpu" and boot_disk > usual:
+        notes.append(
+            f"Needs {storage // GIB} GiB of ephemeral storage: nodes need a boot disk of {boot_disk} GB, or local SSDs "
+            f"(GKE's usual {usual} GB do not suffice)."
+        )
     if place.device == "cpu" and spec.method == "qlora":
         notes.append("On a CPU qlora saves little: the 16-bit checkpoint stays mapped beside the quantised weights.")
     if spec.output.merge and not merges(spec):

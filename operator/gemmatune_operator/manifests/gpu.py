@@ -5,6 +5,7 @@ from __future__ import annotations
 from gemmatune_api import accelerators, gke
 from gemmatune_api.layout import Layout
 from gemmatune_api.placement import GpuSpec
+from gemmatune_api.scratch import pod_bytes
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
 from gemmatune_operator.manifests import resources
@@ -27,7 +28,7 @@ def needs(spec: FineTuneSpec, gpu: GpuSpec, laid: Layout, plan: Plan, overrides:
     found = resources.combine(
         resources.whole(machine, plan.disk)
         if machine is not None
-        else resources.Resources.of("1", resources.memory(needed), resources.disk(plan.disk)),
+        else resources.Resources.of("1", resources.memory(needed), pod_bytes(plan.disk)),
         wanted=spec.pod.resources if spec.pod else None,
         raised={resources.MEMORY: overrides.memory, resources.DISK: overrides.ephemeral_storage},
         devices={gke.GPU: count},

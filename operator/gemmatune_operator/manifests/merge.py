@@ -5,6 +5,7 @@ from __future__ import annotations
 from gemmatune_api import names
 from gemmatune_api.names import Role
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.scratch import pod_bytes
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_api.status import Overrides, PlanMerge
 from gemmatune_operator.manifests import credentials, pod, prepare, resources
@@ -27,7 +28,7 @@ def job(
     """
     spec = resource.spec
     found = resources.combine(
-        resources.Resources.of(CPU, resources.memory(plan.memory + SHARED_MEMORY), resources.disk(plan.disk)),
+        resources.Resources.of(CPU, resources.memory(plan.memory + SHARED_MEMORY), pod_bytes(plan.disk)),
         wanted=None,
         raised={resources.MEMORY: overrides.memory, resources.DISK: overrides.ephemeral_storage},
     )

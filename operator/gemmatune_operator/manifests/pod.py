@@ -11,10 +11,11 @@ from gemmatune_api.defaults import backend_of
 from gemmatune_api.names import Role
 from gemmatune_api.placement import EnvVar, PodSpec
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.scratch import TMP_BYTES, cache_bytes
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_operator.manifests import launch
 from gemmatune_operator.manifests.quantities import parse, text
-from gemmatune_operator.manifests.resources import DISK, TMP_BYTES, Resources, cache_size
+from gemmatune_operator.manifests.resources import DISK, Resources
 from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
 
@@ -139,7 +140,7 @@ def _image(spec: FineTuneSpec, config: RunConfig, settings: Settings) -> str:
 
 def _volumes(needs: Needs) -> list[Object]:
     """Scratch space inside the limits: what outgrows it ends as DiskFull, not as a full node."""
-    cache = cache_size(int(parse(needs.resources.limits[DISK])))
+    cache = cache_bytes(int(parse(needs.resources.limits[DISK])))
     return [
         {"name": "cache", "emptyDir": {"sizeLimit": text(cache)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": text(TMP_BYTES)}},

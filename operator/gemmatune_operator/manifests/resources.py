@@ -8,38 +8,19 @@ from dataclasses import dataclass
 
 from gemmatune_api.accelerators import Machine, allocatable_ephemeral_storage
 from gemmatune_api.placement import ResourceSpec
+from gemmatune_api.scratch import HEADROOM, pod_bytes
+from gemmatune_api.scratch import whole as whole_gibibytes
 from gemmatune_operator.manifests.quantities import GI, parse, text
 
 CPU, MEMORY, DISK = "cpu", "memory", "ephemeral-storage"
-TMP_BYTES = 2 * GI
-"""Size of /tmp."""
-LOG_BYTES = GI
-"""Ephemeral storage left to the container's log."""
 LEAST_MEMORY = 4 * GI
-LEAST_CACHE = 8 * GI
 USABLE = 0.85
 """Share of what a node can give that is asked for: the system's own pods need the rest."""
-HEADROOM = 1.2
-"""Share of estimates that a limit allows for: an estimate that is 20% short must not end a run."""
 
 
 def memory(needed: int) -> int:
     """Memory limit in bytes, in whole gibibytes, for an estimate of what the process needs."""
-    return _whole(max(needed * HEADROOM, LEAST_MEMORY))
-
-
-def disk(needed: int) -> int:
-    """Ephemeral storage limit in bytes, in whole gibibytes, for an estimate of what lies under /cache."""
-    return _whole(max(needed * HEADROOM, LEAST_CACHE)) + TMP_BYTES + LOG_BYTES
-
-
-def cache_size(limit: int) -> int:
-    """Bytes of /cache under an ephemeral storage limit of `limit` bytes."""
-    return max(limit - TMP_BYTES - LOG_BYTES, GI)
-
-
-def _whole(size: float) -> int:
-    return -int(-size // GI) * GI
+    return whole_gibibytes(max(needed * HEADROOM, LEAST_MEMORY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +44,7 @@ def whole(machine: Machine, disk_needed: int) -> Resources:
     what a disk of GKE's usual size has.
     """
     size = int(machine.allocatable_memory * USABLE) // GI * GI
-    needed = disk(disk_needed)
+    needed = pod_bytes(disk_needed)
     usual = int(allocatable_ephemeral_storage() * USABLE) // GI * GI
     requests = {CPU: str(math.floor(machine.allocatable_cpu * USABLE)), MEMORY: text(size), DISK: text(needed)}
     return Resources(requests, {MEMORY: text(size), DISK: text(max(needed, usual))})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gemmatune_api import accelerators, gke, names
 from gemmatune_api.layout import Layout
 from gemmatune_api.placement import TpuSpec
+from gemmatune_api.scratch import pod_bytes
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
 from gemmatune_operator.manifests import resources, service
@@ -28,7 +29,7 @@ def needs(spec: FineTuneSpec, tpu: TpuSpec, laid: Layout, plan: Plan, overrides:
     found = resources.combine(
         resources.whole(machine, plan.disk)
         if machine is not None
-        else resources.Resources.of("1", resources.memory(plan.host_memory + shared), resources.disk(plan.disk)),
+        else resources.Resources.of("1", resources.memory(plan.host_memory + shared), pod_bytes(plan.disk)),
         wanted=spec.pod.resources if spec.pod else None,
         raised={resources.MEMORY: overrides.memory, resources.DISK: overrides.ephemeral_storage},
         devices={gke.TPU: laid.per_host},
