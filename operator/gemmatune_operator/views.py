@@ -48,6 +48,8 @@ class PodView:
     termination_message: str = ""
     started: datetime | None = None
     finished: datetime | None = None
+    unready: bool = False
+    """Its readiness probe fails, or has not been asked yet."""
     disruption: str = ""
     """Reason of DisruptionTarget=True, or empty."""
     disruption_message: str = ""
@@ -188,6 +190,7 @@ def pod_view(raw: Object) -> PodView:
         termination_message=str(ended.get("message") or ""),
         started=_time(ended.get("startedAt")) or _time(mapping(state.get("running")).get("startedAt")),
         finished=_time(ended.get("finishedAt")),
+        unready=any(_is(mapping(c), "Ready", "False") for c in _list(status.get("conditions"))),
         disruption=str(disruption.get("reason") or "DisruptionTarget") if disruption else "",
         disruption_message=str(disruption.get("message") or ""),
         disrupted=_time(disruption.get("lastTransitionTime")),
@@ -242,9 +245,12 @@ def _conditions(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {str(item.get("type")): item for item in items if str(item.get("status")) == "True"}
 
 
+def _is(condition: Mapping[str, Any], kind: str, status: str) -> bool:
+    return condition.get("type") == kind and str(condition.get("status")) == status
+
+
 def _is_unscheduled(condition: Any) -> bool:
-    item = mapping(condition)
-    return item.get("type") == "PodScheduled" and str(item.get("status")) == "False"
+    return _is(mapping(condition), "PodScheduled", "False")
 
 
 def metadata(raw: Object) -> dict[str, Any]:

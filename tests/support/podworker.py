@@ -17,6 +17,7 @@ import requests
 
 from gemmatune_api import names
 from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
+from gemmatune_cli.local.probes import Readiness
 from gemmatune_cli.local.runner import Process, ProcessRunner, ProcessSpec, container_exit_code, termination_message
 from tests.support.api import STRATEGIC, Api, ApiError, Object
 
@@ -210,12 +211,18 @@ class PodWorker(threading.Thread):
 
     def _run_process(self, spec: ProcessSpec) -> int:
         """Start the process, wait for its end or bring it about; the exit code as a container shows it."""
+        container = self.pod["spec"]["containers"][0]
+        readiness = Readiness(container, self._mounts(container))
         handle = self._process = ProcessRunner().start(spec)
         asked = False
         try:
             self._started_at = now()
-            self._report(phase="Running")
+            ready = readiness.look(time.monotonic())
+            self._report(phase="Running", ready=ready)
             while (code := handle.poll()) is None:
+                if readiness.look(time.monotonic()) != ready:
+                    ready = not ready
+                    self._report(phase="Running", ready=ready)
                 if self.node.stopping.is_set() or self._gone:
                     raise Stopped
                 if self._out_of_memory:
@@ -253,11 +260,12 @@ class PodWorker(threading.Thread):
         terminated: Object | None = None,
         reason: str | None = None,
         message: str | None = None,
+        ready: bool = False,
     ) -> Object:
         """Write the pod's status; the pod as it is then."""
         container = self.pod["spec"]["containers"][0]
         running = phase == "Running"
-        ready = "True" if running else "False"
+        answer = "True" if ready else "False"
         state: Object = (
             {"terminated": terminated}
             if terminated
@@ -273,8 +281,8 @@ class PodWorker(threading.Thread):
             "podIPs": [{"ip": self.node.address}],
             "conditions": [
                 {"type": "Initialized", "status": "True"},
-                {"type": "ContainersReady", "status": ready},
-                {"type": "Ready", "status": ready},
+                {"type": "ContainersReady", "status": answer},
+                {"type": "Ready", "status": answer},
             ],
         }
         if reason:
@@ -282,7 +290,7 @@ class PodWorker(threading.Thread):
         else:
             about = {"name": container["name"], "image": container["image"], "imageID": container["image"]}
             status["containerStatuses"] = [
-                {**about, "ready": running, "started": running, "restartCount": 0, "state": state}
+                {**about, "ready": ready, "started": running, "restartCount": 0, "state": state}
             ]
         body = {"metadata": {"uid": self.uid}, "status": status}
         return self._persist(lambda: self.node.api.patch(f"{self.path}/status", body, STRATEGIC))

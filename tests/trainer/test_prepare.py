@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -18,15 +17,17 @@ import pytest
 
 from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import (
+    DEFAULT_CACHE,
     ENV_CACHE,
     ENV_GCS_ENDPOINT,
     ENV_RUN,
-    ENV_SERVICE_ACCOUNT_DIR,
+    ENV_SERVICE_ACCOUNT,
     ENV_TERMINATION_LOG,
     ExitCode,
     Reason,
 )
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_operator.manifests import prepare as prepare_manifest
 from gemmatune_trainer.access import granted
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.errors import AccessDenied, DataInvalid, Interrupted, InvalidConfig, OutputInUse
@@ -285,11 +286,6 @@ def test_a_hub_out_of_order_is_not_the_users_fault(config, tmp_path):
     assert "503" in message.message
 
 
-def token(subject: str) -> str:
-    payload = base64.urlsafe_b64encode(json.dumps({"sub": subject}).encode()).decode().rstrip("=")
-    return f"header.{payload}.signature"
-
-
 class _Metadata(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps the test's output clean."""
@@ -304,13 +300,12 @@ class _Metadata(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The surroundings of a pod on GKE: a service account's token and a metadata server."""
+    """The surroundings of a pod on GKE: what the manifest tells it, and a metadata server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    (tmp_path / "sa").mkdir()
-    (tmp_path / "sa" / "token").write_text(token("system:serviceaccount:team:gemmatune-trainer"))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv(ENV_SERVICE_ACCOUNT_DIR, str(tmp_path / "sa"))
+    monkeypatch.setenv(ENV_SERVICE_ACCOUNT, "gemmatune-trainer")
+    monkeypatch.setenv(ENV_CACHE, str(tmp_path / "cache"))
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_address[1]}")
     yield
     server.shutdown()
@@ -335,6 +330,27 @@ def test_a_refusal_by_a_bucket_is_asked_again(pod):
     bucket = Bucket(refusals=2)
     assert granted("gs://b/x", bucket.ask, patience=30.0, namespace="team") == "granted"
     assert bucket.asked == 3
+
+
+def test_while_it_is_refused_a_file_says_so(pod: None, tmp_path: Path) -> None:
+    """The pod's readiness probe looks at it: not ready while access is refused, and again afterwards."""
+    command = [
+        word.replace(DEFAULT_CACHE, str(tmp_path / "cache")) for word in prepare_manifest.READINESS["exec"]["command"]
+    ]
+    ready: list[bool] = []
+
+    def ask() -> str:
+        ready.append(subprocess.run(command, check=False).returncode == 0)
+        if len(ready) < 3:
+            raise AccessDenied("refused")
+        return "granted"
+
+    assert granted("gs://b/x", ask, patience=30.0, namespace="team") == "granted"
+    assert ready == [True, False, False]
+    assert subprocess.run(command, check=False).returncode == 0
+    with pytest.raises(AccessDenied):
+        granted("gs://b/x", Bucket(1000).ask, patience=0.1, namespace="team")
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_a_lasting_refusal_prints_the_command_that_grants_access(pod):

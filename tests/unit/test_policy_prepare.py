@@ -21,7 +21,7 @@ from gemmatune_operator.policies.prepare import (
     YOUNG_SECONDS,
     prepare,
 )
-from gemmatune_operator.views import JobView
+from gemmatune_operator.views import JobView, PodView
 from tests.support.play import PREPARED
 from tests.support.situations import (
     NOW,
@@ -286,3 +286,25 @@ def test_a_preparation_on_a_dead_node_is_given_up() -> None:
     assert (record.number, record.retries, record.preemptions) == (2, 0, 1)
     assert "NodeLost" in found.status.conditions[-1].message
     assert found.status.conditions[-1].message.endswith("The next follows at once (retry 0 of 3, preemptions 1 of 20).")
+
+
+@pytest.mark.parametrize(
+    ("pods", "seconds", "reason", "wake"),
+    [
+        ([pod(started=NOW, unready=True)], 5, "Preparing", 10),
+        ([pod(started=NOW, unready=True)], 15, "WaitingForAccess", None),
+        ([pod(started=NOW, unready=True)], 90, "WaitingForAccess", None),
+        ([pod(started=NOW)], 90, "Preparing", None),
+        ([pod(unready=True)], 90, "Preparing", None),
+    ],
+    ids=["not asked yet", "refused", "still refused", "ready", "not started"],
+)
+def test_a_pod_that_is_not_ready_waits_for_access(
+    pods: list[PodView], seconds: int, reason: str, wake: float | None
+) -> None:
+    record = JobRecord(number=1, job="quotes-p1", generation=1)
+    before = decision(prepare=record, conditions=[])
+    seen = situation(now=NOW + timedelta(seconds=seconds), jobs=[job("quotes-p1", *pods)])
+    found = prepare(seen, before)
+    assert said(found, ConditionType.PREPARED) == ("False", reason)
+    assert found.wake == wake

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import secrets
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import requests
 import tenacity
 
-from gemmatune_api.names import DEFAULT_SERVICE_ACCOUNT_DIR, ENV_SERVICE_ACCOUNT_DIR
+from gemmatune_api.names import ENV_SERVICE_ACCOUNT, WAITING_FILE
 from gemmatune_trainer.errors import AccessDenied, InvalidConfig, explain
 from gemmatune_trainer.logs import log
+from gemmatune_trainer.models import cache_folder
 from gemmatune_trainer.storage import Storage
 
 Result = TypeVar("Result")
@@ -47,6 +45,7 @@ def granted(uri: str, work: Callable[[], Result], patience: float, namespace: st
         return isinstance(explain(error), AccessDenied)
 
     def tell(state: tenacity.RetryCallState) -> None:
+        waiting.touch()
         log.warning("access is refused, asking again", uri=uri, attempt=state.attempt_number)
 
     retrying = tenacity.Retrying(
@@ -56,6 +55,7 @@ def granted(uri: str, work: Callable[[], Result], patience: float, namespace: st
         before_sleep=tell,
         reraise=True,
     )
+    waiting = cache_folder("") / WAITING_FILE
     try:
         return retrying(work)
     except Exception as error:
@@ -64,6 +64,8 @@ def granted(uri: str, work: Callable[[], Result], patience: float, namespace: st
         known = explain(error)
         assert known is not None
         raise AccessDenied(known.message, grant_command(uri, namespace)) from error
+    finally:
+        waiting.unlink(missing_ok=True)
 
 
 def probe(storage: Storage) -> None:
@@ -90,10 +92,11 @@ def probe(storage: Storage) -> None:
 def grant_command(uri: str, namespace: str) -> str:
     """The command that lets this pod's ServiceAccount read and write a bucket (Workload Identity Federation)."""
     bucket = uri.removeprefix("gs://").partition("/")[0]
+    account = os.environ.get(ENV_SERVICE_ACCOUNT) or "SERVICE_ACCOUNT"
     number = _metadata("numeric-project-id") or "PROJECT_NUMBER"
     project = _metadata("project-id") or "PROJECT_ID"
     pool = f"projects/{number}/locations/global/workloadIdentityPools/{project}.svc.id.goog"
-    principal = f"principal://iam.googleapis.com/{pool}/subject/ns/{namespace}/sa/{_service_account()}"
+    principal = f"principal://iam.googleapis.com/{pool}/subject/ns/{namespace}/sa/{account}"
     return (
         f"Grant {_ROLE}: gcloud storage buckets add-iam-policy-binding gs://{bucket} --role={_ROLE} "
         f"--member={principal}"
@@ -112,14 +115,3 @@ def _metadata(key: str) -> str:
     except requests.RequestException:
         return ""
     return answer.text.strip() if answer.ok else ""
-
-
-def _service_account() -> str:
-    """Name of the pod's ServiceAccount, from the subject of its token (`system:serviceaccount:NAMESPACE:NAME`)."""
-    path = Path(os.environ.get(ENV_SERVICE_ACCOUNT_DIR) or DEFAULT_SERVICE_ACCOUNT_DIR) / "token"
-    try:
-        payload = path.read_text().split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return str(claims["sub"]).rpartition(":")[2]
-    except (OSError, ValueError, IndexError, KeyError, TypeError):
-        return "SERVICE_ACCOUNT"

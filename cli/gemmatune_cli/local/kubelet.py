@@ -14,6 +14,7 @@ from pathlib import Path
 from gemmatune_api import names
 from gemmatune_cli.local.jobs import ENDED, phase
 from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
+from gemmatune_cli.local.probes import Readiness
 from gemmatune_cli.local.runner import (
     Process,
     ProcessRunner,
@@ -53,6 +54,7 @@ class Kubelet:
         self._folder = folder
         self._runner = ProcessRunner()
         self._processes: dict[str, Process] = {}
+        self._readiness: dict[str, Readiness] = {}
         self._deadlines: dict[str, float] = {}  # by the monotonic clock; SIGTERM was sent when there is one
 
     @property
@@ -102,6 +104,8 @@ class Kubelet:
                 self._store.remove("Pod", meta["namespace"], meta["name"])
         elif deleted:
             self._end(uid, process, meta.get("deletionGracePeriodSeconds", GRACE_SECONDS))
+        elif pod.get("status") and self._ready(pod) != _is_ready(pod):
+            self._report(pod, _state(pod), "Running", now)
 
     def end_all(self, grace: float) -> None:
         """Ends every process that is left: SIGTERM, and SIGKILL after `grace` seconds. Their pods stay Running.
@@ -120,6 +124,12 @@ class Kubelet:
     def clean(self) -> None:
         """Removes the scratch space; logs stay."""
         shutil.rmtree(self._folder / "cache", ignore_errors=True)
+
+    def _ready(self, pod: Object) -> bool:
+        uid, container = pod["metadata"]["uid"], pod["spec"]["containers"][0]
+        if uid not in self._readiness:
+            self._readiness[uid] = Readiness(container, {names.DEFAULT_CACHE: self._folder / "cache"})
+        return self._readiness[uid].look(time.monotonic())
 
     def _end(self, uid: str, process: Process, grace: float) -> None:
         if uid not in self._deadlines:
@@ -190,14 +200,25 @@ class Kubelet:
         meta = pod["metadata"]
         name = pod["spec"]["containers"][0]["name"]
         scheduled = {"type": "PodScheduled", "status": "True"}
+        ready = phase_ == "Running" and self._ready(pod)
         status = {
             "phase": phase_,
             "hostIP": "127.0.0.1",
             "startTime": pod.get("status", {}).get("startTime") or rfc3339(now),
-            "conditions": [scheduled, {"type": "Ready", "status": "True" if phase_ == "Running" else "False"}],
-            "containerStatuses": [{"name": name, "restartCount": 0, "ready": phase_ == "Running", "state": state}],
+            "conditions": [scheduled, {"type": "Ready", "status": "True" if ready else "False"}],
+            "containerStatuses": [{"name": name, "restartCount": 0, "ready": ready, "state": state}],
         }
         self._store.write_status("Pod", meta["namespace"], meta["name"], status)
+
+
+def _is_ready(pod: Object) -> bool:
+    found: list[Object] = pod["status"].get("conditions", [])
+    return any((item["type"], item["status"]) == ("Ready", "True") for item in found)
+
+
+def _state(pod: Object) -> Object:
+    state: Object = pod["status"]["containerStatuses"][0]["state"]
+    return state
 
 
 def _secrets(kind: str, name: str) -> Object | None:

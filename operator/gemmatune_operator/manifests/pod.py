@@ -53,6 +53,8 @@ class Needs:
     subdomain: str = ""
     """Service that gives the pods of one Job their names."""
     affinity: Mapping[str, Any] = field(default_factory=dict)
+    readiness: Mapping[str, Any] | None = None
+    """Readiness probe of the container."""
 
 
 def value(name: str, content: str) -> Object:
@@ -111,6 +113,7 @@ def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, 
     own = [value(names.ENV_RUN, config.to_env()), *(value(*item) for item in ENVIRONMENT.items()), *needs.environment]
     installed = [value(*item) for item in settings.trainer_env.items()]
     users = [_user_variable(variable) for variable in wanted.env or [] if not variable.name.startswith(OWN_PREFIX)]
+    probe = {"readinessProbe": dict(needs.readiness)} if needs.readiness is not None else {}
     return {
         "name": names.CONTAINER,
         "image": _image(spec, config, settings),
@@ -124,6 +127,7 @@ def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, 
             "readOnlyRootFilesystem": True,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        **probe,
         "volumeMounts": [
             {"name": "cache", "mountPath": names.DEFAULT_CACHE},
             {"name": "tmp", "mountPath": "/tmp"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmatune_api import gke
+from gemmatune_api import gke, names
 from gemmatune_api.names import Role
 from gemmatune_api.placement import PodSpec, Toleration
 from gemmatune_api.runconfig import RunConfig
@@ -21,6 +21,14 @@ RESOURCES = Resources(
 )
 """Enough for the tokenizer and a few million rows; the memory above the request is used only where the node has it."""
 SHARED_MEMORY = GI // 4
+_ACCOUNT = names.TRAINER_SERVICE_ACCOUNT
+READINESS = {
+    "exec": {"command": ["test", "!", "-e", f"{names.DEFAULT_CACHE}/{names.WAITING_FILE}"]},
+    "periodSeconds": 5,
+    "timeoutSeconds": 5,
+    "failureThreshold": 1,
+}
+"""Not ready means that access is refused and asked for again: a preparation writes no status, but its kubelet does."""
 ACCELERATOR_TAINTS = (gke.GPU, gke.TPU)
 
 
@@ -36,7 +44,11 @@ def job(resource: GemmaFineTune, config: RunConfig, number: int, settings: Setti
         shared_memory=SHARED_MEMORY,
         grace=30,
         tolerations=tolerations(spec),
-        environment=credentials.environment(spec, Role.PREPARE),
+        environment=[
+            pod.value(names.ENV_SERVICE_ACCOUNT, (spec.pod or PodSpec()).service_account_name or _ACCOUNT),
+            *credentials.environment(spec, Role.PREPARE),
+        ],
+        readiness=READINESS,
     )
     template = pod.template(spec, Role.PREPARE, labels(resource, Role.PREPARE, number), config, needs, settings)
     return whole_job(resource, Role.PREPARE, number, template)

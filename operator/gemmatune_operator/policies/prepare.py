@@ -25,6 +25,8 @@ the operator; a look is for the ordinary Events, such as that a node is being ma
 YOUNG_LOOK_SECONDS = 30.0
 YOUNG_SECONDS = 120.0
 """How long a Job is looked at more often: in these minutes the autoscaler says what it does."""
+ASKED_SECONDS = 15.0
+"""After so long a kubelet has asked for a pod's readiness."""
 REFUSED_SECONDS = 10.0
 """Until a Job that could not be created is tried again."""
 _MAY_CHANGE = frozenset({"suspend", "limits", "ttlAfterFinished"})
@@ -128,8 +130,7 @@ def _budget(record: JobRecord, preemptions: int) -> str:
 def _watch(situation: Situation, decision: Decision, record: JobRecord, job: JobView) -> Decision:
     """The Job is open: say whether it runs or what it waits for."""
     if job.running:
-        checks = _checks(record.number)
-        return decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, checks).settle()
+        return _runs(situation, decision, record, job)
     if queue.held(job):
         return queue.waits(situation, decision, ConditionType.PREPARED, job)
     late = deadline.pending(situation, job, queue.pending_since(job))
@@ -142,6 +143,21 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
         return decision.settle()  # an ordinary start, or an end that its Job does not know yet, changes nothing
     reason = Reason.PREPARING if why.reason is Reason.PROVISIONING else why.reason
     return decision.condition(situation, ConditionType.PREPARED, False, reason, why.message, why.remedy).settle()
+
+
+def _runs(situation: Situation, decision: Decision, record: JobRecord, job: JobView) -> Decision:
+    """The preparation works, or is refused access and asks again: then its pod is not ready.
+
+    A pod that has just started is not ready either, until its kubelet has asked for the first time.
+    """
+    started = [pod.started for pod in job.pods if pod.started is not None and pod.unready]
+    young = ASKED_SECONDS - (situation.now - max(started)).total_seconds() if started else 0.0
+    if started and young <= 0:
+        message = f"Preparation {record.number} is refused access to the bucket, and asks again for up to two minutes."
+        return decision.condition(situation, ConditionType.PREPARED, False, Reason.WAITING_FOR_ACCESS, message).settle()
+    decision = decision.waking(young) if started else decision
+    checks = _checks(record.number)
+    return decision.condition(situation, ConditionType.PREPARED, False, Reason.PREPARING, checks).settle()
 
 
 def look_seconds(situation: Situation, job: JobView) -> float:
