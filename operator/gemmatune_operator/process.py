@@ -31,6 +31,8 @@ GRACE_SECONDS = 4.0
 """How long a graceful end waits for looks under way; then they are given up, as a crash would."""
 EVENTS_SECONDS = 2.0
 """How long it waits for Events that are not recorded yet."""
+FIRST_LIST_SECONDS = 2.0
+"""Pause between two tries to list everything at the start."""
 KOPF_SECONDS = 4.0
 """How long it waits for kopf to close its watches."""
 
@@ -75,6 +77,7 @@ class Process:
         self._cluster: KubernetesCluster | None = None
         self._tools: Tools | None = None
         self._poster: Poster | None = None
+        self._listed = False
         self._parts: dict[str, asyncio.Task[Any]] = {}
 
     async def run(self) -> None:
@@ -114,7 +117,7 @@ class Process:
                 return
             del self._parts["candidacy"]
             self._part("lease", self._election.keep())
-        listed = self._part("first list", self._sync())
+        listed = self._part("first list", self._first_list())
         if not await self._until_stopped(listed):
             return
         del self._parts["first list"]
@@ -199,6 +202,8 @@ class Process:
         election = self._election
         if election is not None and not election.held:
             return None if election.in_touch else "the Lease cannot be read"
+        if not self._listed:
+            return "the API server has not answered yet"
         return None if self._ready.is_set() else "starting"
 
     async def _look(self, key: Key) -> float | None:
@@ -223,13 +228,23 @@ class Process:
             await asyncio.sleep(self._options.resync)
             await self._sync()
 
+    async def _first_list(self) -> None:
+        """Waits until the API server lists everything: until it is there, and knows the resource and our rights."""
+        await self._sync()
+        while not self._listed:
+            await asyncio.sleep(FIRST_LIST_SECONDS)
+            await self._sync()
+
     async def _sync(self) -> None:
         """All there is becomes known, and every resource is looked at."""
+        complete = True
         for namespace in self._options.namespaces or ("",):
             try:
                 await sync(self._reached, self._cache, namespace)
             except (UnavailableError, RefusedError) as error:
-                log.warning("resync failed", error=str(error))
+                complete = False
+                log.warning("not listed", error=str(error))
+        self._listed = self._listed or complete
         for key in self._cache.keys:
             self._queue.add(key, Priority.ROUTINE)
 

@@ -140,3 +140,21 @@ def test_the_api_server_is_restarted(crd: ControlPlane, operator: OperatorProces
         )
         crd.restart_apiserver()
     story.to_the_end(180).check()
+
+
+def test_it_starts_while_the_api_server_is_away(
+    crd: ControlPlane, proxy: ApiProxy, namespace: str, tmp_path: Path
+) -> None:
+    """It is alive and not ready; when the server is there, the same process begins."""
+    proxy.refusing = True
+    process = OperatorProcess(proxy.kubeconfig, tmp_path / "operator.log", namespaces=[namespace])
+    try:
+        wait_for(lambda: "not listed" in process.server.log.read_text(), "its first try", detail=process.server.tail)
+        assert (process.probe("healthz"), process.probe("readyz")) == (200, 503)
+        proxy.mend()
+        process.ready()
+        Story(Stage(crd.api, namespace), SIMPLE).create().to_the_end().check()
+        assert process.stop(30) == 0
+        assert process.stacks() == []
+    finally:
+        process.kill()
