@@ -51,6 +51,14 @@ SPEC: Object = {
     "accelerator": {"gpu": {"type": "nvidia-l4"}},
 }
 
+DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
+"""Last words of a trainer that succeeded."""
+
+
+def spec(**blocks: Any) -> Object:
+    """The usual spec with some blocks replaced."""
+    return {**SPEC, **blocks}
+
 
 class Play:
     """One resource, a clock that the test moves, and pods whose ends the test chooses.
@@ -157,6 +165,10 @@ class Play:
         found = self.store.get("Job", NAMESPACE, name)
         assert found is not None, f"no Job {name}, only {self.jobs()}"
         return found
+
+    def one_pod_each(self) -> bool:
+        """Whether no Job ever had a second pod."""
+        return all(len(pods) == 1 for pods in self.pods_by_job.values())
 
     def pod(self, job: str) -> Object:
         found = [pod for pod in self.store.list("Pod", NAMESPACE) if pod["metadata"]["name"].startswith(f"{job}-")]

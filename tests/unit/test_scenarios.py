@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -13,25 +12,16 @@ from gemmatune_operator.ports import (
     Object,
 )
 from gemmatune_operator.reconcile import reconcile
-from tests.support.play import NAMESPACE, SPEC, Play
+from tests.support.play import DONE, NAMESPACE, Play, spec
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
 C = ConditionType
-DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
-
-
-def spec(**blocks: Any) -> Object:
-    return {**SPEC, **blocks}
 
 
 @pytest.fixture
 def play() -> Play:
     return Play()
-
-
-def one_pod_each(play: Play) -> bool:
-    return all(len(pods) == 1 for pods in play.pods_by_job.values())
 
 
 # --- the plain story ---
@@ -48,7 +38,7 @@ def test_to_success(play: Play) -> None:
     assert status.progress is not None
     assert play.events() == ["Valid", "Preparing", "Prepared", "Provisioning", "Running", "Completed"]
     assert play.jobs() == ["quotes-p1", "quotes-t1"]
-    assert one_pod_each(play)
+    assert play.one_pod_each()
     version = play.store.version
     play.wait(3600)
     assert play.store.version == version, "a finished run is left in peace"
@@ -119,7 +109,7 @@ def test_out_of_accelerator_memory_until_it_fits(play: Play) -> None:
     assert play.status.counters.retries == 0
     assert play.status.counters.out_of_memory == number - 2 <= 3
     assert sizes[0] in ((micro // 2, None), (None, True), (micro // 2, True))
-    assert one_pod_each(play)
+    assert play.one_pod_each()
 
 
 def test_out_of_host_memory(play: Play) -> None:

@@ -16,24 +16,14 @@ from gemmatune_operator.ports import (
     UnavailableError,
 )
 from gemmatune_operator.reconcile import LOOKS, reconcile
-from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended
+from tests.support.play import DONE, NAMESPACE, PREPARED, Moody, Play, ended, spec
 
 pytestmark = pytest.mark.usefixtures("both_ways")
-
-DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
-
-
-def spec(**blocks: Any) -> Object:
-    return {**SPEC, **blocks}
 
 
 @pytest.fixture
 def play() -> Play:
     return Play()
-
-
-def one_pod_each(play: Play) -> bool:
-    return all(len(pods) == 1 for pods in play.pods_by_job.values())
 
 
 def test_a_conflict_is_planned_anew(play: Play) -> None:
@@ -169,5 +159,5 @@ def test_crashes_lose_and_double_nothing(seed: int) -> None:
         "attempts": 3, "retries": 1, "preemptions": 1, "outOfMemory": 0, "stalls": 0
     }  # fmt: skip
     assert play.jobs() == ["quotes-p1", "quotes-t1", "quotes-t2", "quotes-t3"]
-    assert one_pod_each(play)
+    assert play.one_pod_each()
     assert len(play.pods_by_job) == 4, "no Job was made twice"

@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 
 from gemmatune_api import names
-from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
-from tests.support.play import NAMESPACE, SPEC, Play
+from tests.support.play import DONE, NAMESPACE, Play, spec
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
-DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}
 L4 = {"nvidia-l4": {"onDemand": 3.6, "spot": 1.8}}
-
-
-def spec(**blocks: Any) -> Object:
-    return {**SPEC, **blocks}
 
 
 def priced(**blocks: Any) -> Play:

@@ -11,15 +11,11 @@ from gemmatune_api import names
 from gemmatune_api.names import ConditionType, ExitCode, Reason
 from gemmatune_operator.diagnose import ANSWERS, Answer
 from gemmatune_operator.ports import Object, RefusedError
-from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended
+from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended, spec
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
 C = ConditionType
-
-
-def spec(**blocks: Any) -> Object:
-    return {**SPEC, **blocks}
 
 
 End = Callable[[Play, str], object]
