@@ -13,7 +13,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,9 +63,12 @@ generate: setup ## Write the CRD and the generated pages of docs/
 clean-setup: ## `make demo` to its first step with an empty home and a PATH without uv and Go
 	$(call step,clean set-up,tools/clean_setup.sh)
 
+bench-operator: setup kube ## The operator's speed beside a bare client and an empty kopf (about 15 minutes)
+	$(call step,operator benchmark,$(RUN) python -m bench.operator)
+
 bench-trainer: setup ## Peak memory of the trainer against the planner's estimate
 	$(call step,trainer benchmark,$(RUN) python -m bench.memory)
 
 ci: lint test test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer soak-faults soak-machinery ## Everything, with the benchmarks
+soak: ci bench-trainer bench-operator soak-faults soak-machinery ## Everything, with the benchmarks

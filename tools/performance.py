@@ -88,6 +88,55 @@ REPORTS: dict[str, Report] = {
             ),
         ),
     ),
+    "operator.json": Report(
+        title="The operator",
+        command="make bench-operator",
+        text="The operator on a real etcd and kube-apiserver on the same machine, whose controllers do not run. The "
+        "ceiling is a bare asyncio client that makes the same calls in the same order, without kopf and policies; the "
+        "floor is kopf with one index and an empty handler. A resource's wait for its Job counts from the API server's "
+        "answer to its creation to the Job's arrival in a watch.",
+        tables=(
+            Table(
+                rows=lambda found: found["targets"],
+                columns={
+                    "What": lambda row: row["what"],
+                    "Target": lambda row: row["target"],
+                    "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
+                    "Met": lambda row: "yes" if row["met"] else "no",
+                },
+                title="Targets",
+            ),
+            Table(
+                rows=lambda found: found["growth"],
+                columns={
+                    "Resources": lambda row: f"{row['resources']:,}",
+                    "First Jobs a second, created at once": lambda row: spread(row["per_second"], 0),
+                    "Wait at 100/s, p50 (s)": lambda row: spread(row["p50"], 3),
+                    "p95 (s)": lambda row: spread(row["p95"], 3),
+                    "Processor seconds per 1,000": lambda row: spread(row["cpu_seconds_per_1000"], 1),
+                },
+                title="Growth",
+            ),
+            Table(
+                rows=lambda found: found["requests"],
+                columns={
+                    "Request": lambda row: row["request"],
+                    "Per successful run": lambda row: f"{row['per_run']:g}",
+                },
+                title="Requests",
+            ),
+            Table(
+                rows=lambda found: found["processes"],
+                columns={
+                    "Process": lambda row: row["process"],
+                    "Resident (MiB)": lambda row: _mib(row["resident"]),
+                    "Processor seconds": lambda row: f"{row['progress_cpu_seconds']:.1f}",
+                    "In seconds": lambda row: f"{row['progress_seconds']:.0f}",
+                },
+                title="Memory, and processor time under progress writes",
+            ),
+        ),
+    ),
 }
 """What each file holds."""
 

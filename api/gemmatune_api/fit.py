@@ -191,9 +191,9 @@ def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpoi
     if spec.method == "full":
         return common
     adapter = spec.adapter
-    with_adapter = replace(
-        common, rank=_set(adapter.rank), targets=_set(adapter.target_modules), dora=bool(adapter.dora)
-    )
+    modules = _set(adapter.target_modules)
+    targets = modules if isinstance(modules, str) else tuple(modules)
+    with_adapter = replace(common, rank=_set(adapter.rank), targets=targets, dora=bool(adapter.dora))
     if not isinstance(adapter, QloraSpec):
         return with_adapter
     return replace(with_adapter, bits=adapter.bits or 4, double_quant=adapter.double_quant is not False)

@@ -7,10 +7,11 @@ the activations are those that autograd really keeps (tests/trainer/test_fit_sha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from gemmatune_api.catalog import GemmaModel, target_names
-from gemmatune_api.spec import MethodKind, TargetModules
+from gemmatune_api.spec import MethodKind
 from gemmatune_api.status import PlanMemory
 
 MIB = 1024**2
@@ -59,7 +60,8 @@ class Setting:
     checkpointing: bool
     packed: bool = True
     rank: int = 8
-    targets: TargetModules = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
+    """A preset or the names of modules."""
     dora: bool = False
     optimizer: str = "adamw_torch"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -263,6 +265,7 @@ def overhead(model: GemmaModel, setting: Setting) -> int:
     return CUDA_CONTEXT + loading_reserve(model, setting)
 
 
+@lru_cache(maxsize=4096)
 def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     """Memory of one device by purpose."""
     weights = (base_weights(model, setting) + adapter_weights(model, setting)) // setting.shards

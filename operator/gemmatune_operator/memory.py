@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -24,6 +25,7 @@ class Memory:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._access: dict[tuple[str, str, str], datetime] = {}
+        self._access_locks: dict[str, asyncio.Lock] = {}
         self._live: dict[tuple[str, str], datetime] = {}
         self._planned: dict[tuple[str, str], tuple[str, Decision]] = {}
 
@@ -36,6 +38,10 @@ class Memory:
         if seen is None or seen.mark != mark:
             seen = self._seen[key] = _Seen(mark, now)
         return seen.since
+
+    def access_lock(self, namespace: str) -> asyncio.Lock:
+        """Held by the one look that makes the access objects of a namespace; the others wait for it."""
+        return self._access_locks.setdefault(namespace, asyncio.Lock())
 
     def has_access(self, namespace: str, kind: str, name: str, now: datetime) -> bool:
         """Whether an access object was made or seen by this process not long ago."""

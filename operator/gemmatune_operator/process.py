@@ -12,6 +12,7 @@ import kopf
 import structlog
 from kubernetes.aio.client import ApiClient
 
+from gemmatune_api import accelerators, catalog
 from gemmatune_operator import handlers, probes
 from gemmatune_operator.cache import Cache, Key
 from gemmatune_operator.clock import SteadyClock
@@ -104,6 +105,7 @@ class Process:
 
     def _set_up(self, cluster: KubernetesCluster) -> None:
         self._cluster = cluster
+        catalog.models(), accelerators.gpus()  # read now, not while the first run waits
         self._poster = Poster(cluster.emit, lambda: self._queue.depth > 0, self._metrics.event_dropped)
         self._tools = Tools(
             cluster, self._options.settings, journal=self._journal, cache=self._cache, post=self._poster.post

@@ -187,24 +187,40 @@ async def act(tools: Tools, observed: Observed, decision: Decision, now: datetim
 
 
 async def create(tools: Tools, observed: Observed, obj: Object, now: datetime) -> Refusal | None:
-    """Creates an object once: one that this run owns already is adopted; access objects are shared by all runs."""
-    kind, name = obj["kind"], obj["metadata"]["name"]
-    shared = kind in access.KINDS
-    if shared and tools.memory.has_access(observed.namespace, kind, name, now):
-        return None
+    """Creates an object once: one that this run owns already is adopted."""
+    kind = obj["kind"]
+    if kind in access.KINDS:
+        return await share(tools, observed, obj, now)
     try:
         made = await tools.cluster.create(obj)
     except RefusedError as error:
-        return Refusal(name, Reason.POLICY_DENIED, f"The API server refused the {kind} {name}: {error}")
+        return _denied(obj, error)
     except AlreadyExistsError:
-        if kind in OWNED:
-            return await taken(tools.cluster, observed, obj)
-    else:
-        if kind == "Job" and tools.cache is not None:
-            tools.cache.job("ADDED", made)
-    if shared:
-        tools.memory.saw_access(observed.namespace, kind, name, now)
+        return await taken(tools.cluster, observed, obj) if kind in OWNED else None
+    if kind == "Job" and tools.cache is not None:
+        tools.cache.job("ADDED", made)
     return None
+
+
+async def share(tools: Tools, observed: Observed, obj: Object, now: datetime) -> Refusal | None:
+    """Creates an access object of the namespace, which all its runs share, unless it was there not long ago."""
+    kind, name, memory = obj["kind"], obj["metadata"]["name"], tools.memory
+    async with memory.access_lock(observed.namespace):
+        if memory.has_access(observed.namespace, kind, name, now):
+            return None
+        try:
+            await tools.cluster.create(obj)
+        except RefusedError as error:
+            return _denied(obj, error)
+        except AlreadyExistsError:
+            pass  # made by a run before
+        memory.saw_access(observed.namespace, kind, name, now)
+    return None
+
+
+def _denied(obj: Object, error: RefusedError) -> Refusal:
+    kind, name = obj["kind"], obj["metadata"]["name"]
+    return Refusal(name, Reason.POLICY_DENIED, f"The API server refused the {kind} {name}: {error}")
 
 
 async def restore_access(tools: Tools, observed: Observed, now: datetime) -> None:
