@@ -12,6 +12,7 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from bench.load import APPLY, OPERATOR, Client, Object, Paths, Server, Stages, fill
 from gemmatune_api import names
@@ -60,7 +61,7 @@ class Bare:
             await line.popleft()()
 
     async def _watch_runs(self, since: str) -> None:
-        async for event in self._client.watch(self._paths.runs, resourceVersion=since):
+        async for event in self._client.watch(self._paths.runs, since):
             meta = event["object"]["metadata"]
             name = meta["name"]
             self._runs[name] = meta
@@ -68,7 +69,7 @@ class Bare:
                 self._add(0, lambda name=name: self._first_job(name))  # type: ignore[misc]
 
     async def _watch_jobs(self, since: str) -> None:
-        async for event in self._client.watch(self._paths.jobs, resourceVersion=since):
+        async for event in self._client.watch(self._paths.jobs, since):
             name = event["object"]["metadata"]["name"]
             found = event["object"].get("status", {}).get("conditions", [])
             if name.endswith("-t1") and name not in self._done and any(item["type"] == "Complete" for item in found):
@@ -109,13 +110,13 @@ def main() -> None:
     """Works until it is ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", type=json.loads, required=True)
-    parser.add_argument("--stages", type=json.loads, required=True)
+    parser.add_argument("--stages", type=Path, required=True, help="JSON file")
     parser.add_argument("--namespace", required=True)
     found = parser.parse_args()
 
     async def run() -> None:
         async with Client(Server(**found.server)) as client:
-            await Bare(client, Stages(**found.stages), found.namespace).run()
+            await Bare(client, Stages(**json.loads(found.stages.read_text())), found.namespace).run()
 
     asyncio.run(run())
 

@@ -77,13 +77,18 @@ class Client:
             found: Object = json.loads(text)
             return found
 
-    async def watch(self, path: str, **query: str) -> AsyncIterator[Object]:
-        """Changes from the list's version on."""
+    async def watch(self, path: str, since: str) -> AsyncIterator[Object]:
+        """Changes from a version on, for ever: the API server ends watches when it reads a CRD anew."""
         timeout = aiohttp.ClientTimeout(total=None)
-        query = {**query, "watch": "true"}
-        async with self._session.get(self._url + path, params=query, timeout=timeout) as answer:
-            async for line in answer.content:
-                yield json.loads(line)
+        while True:
+            query = {"resourceVersion": since, "watch": "true"}
+            async with self._session.get(self._url + path, params=query, timeout=timeout) as answer:
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise RuntimeError(f"the watch of {path} ended: {event['object']}")
+                    since = event["object"]["metadata"]["resourceVersion"]
+                    yield event
 
 
 class Paths:
@@ -106,7 +111,7 @@ class Watched:
 
     async def follow(self, client: Client, path: str, since: str, test: Callable[[Object], object]) -> None:
         """Notes for ever."""
-        async for event in client.watch(path, resourceVersion=since):
+        async for event in client.watch(path, since):
             obj, now = event["object"], time.perf_counter()
             name = obj["metadata"]["name"]
             self.seen.setdefault(name, now)
@@ -199,12 +204,10 @@ def _template(obj: Object, uid: str) -> str:
         server = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
         obj["metadata"] = {name: value for name, value in obj["metadata"].items() if name not in server}
     text = json.dumps(obj, separators=(",", ":")).replace("gs://bucket/quotes", f"gs://bucket/{NAMESPACE}/{NAME}")
-    text = text.replace(uid, UID).replace("quotes.jsonl", "rows.jsonl")
-    return (
-        text.replace(NAME, "@NAME@")
-        .replace(f'"{NAMESPACE}"', '"@NAMESPACE@"')
-        .replace(f"/{NAMESPACE}/", "/@NAMESPACE@/")
-    )
+    text = text.replace(uid, UID).replace("quotes.jsonl", "rows.jsonl").replace(NAME, "@NAME@")
+    for before, after in (('"', '"'), ('\\"', '\\"'), ("/", "/")):
+        text = text.replace(f"{before}{NAMESPACE}{after}", f"{before}@NAMESPACE@{after}")
+    return text
 
 
 def fill(template: str, namespace: str, name: str, uid: str = "") -> bytes:

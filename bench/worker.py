@@ -103,7 +103,9 @@ class Worker:
         else:
             flags = ["--namespace", namespace]
             if kind == "bare":
-                flags += ["--server", json.dumps(asdict(bench.server)), "--stages", json.dumps(asdict(bench.stages))]
+                templates = bench.logs / "stages.json"
+                templates.write_text(json.dumps(asdict(bench.stages)))
+                flags += ["--server", json.dumps(asdict(bench.server)), "--stages", str(templates)]
             environment = {**os.environ, "KUBECONFIG": str(bench.plane.kubeconfig)}
             self.process = Process(kind, [sys.executable, "-m", f"bench.{kind}", *flags], log, environment)
         self.usage = psutil.Process(self.process.process.pid)
