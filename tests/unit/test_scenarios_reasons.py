@@ -9,6 +9,7 @@ import pytest
 
 from gemmatune_api import names
 from gemmatune_api.names import ConditionType, ExitCode, Reason
+from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.diagnose import ANSWERS, Answer
 from gemmatune_operator.ports import Object, RefusedError
 from tests.support.play import NAMESPACE, PREPARED, SPEC, Moody, Play, ended, spec
@@ -237,3 +238,19 @@ def test_a_queue_holds_and_evicts() -> None:
         assert play.status.attempts[number - 1].reason == Reason.EVICTED_BY_QUEUE
         play.wait(600)
     assert (play.status.phase, play.status.reason) == ("Failed", Reason.EVICTED_BY_QUEUE)
+
+
+def test_a_preparation_waits_for_access() -> None:
+    play = Play()
+    play.look()
+    state = {"running": {"startedAt": rfc3339(play.now)}}
+    refused = {
+        "phase": "Running",
+        "conditions": [{"type": "Ready", "status": "False"}],
+        "containerStatuses": [{"name": "trainer", "ready": False, "state": state}],
+    }
+    assert play.pod_status("quotes-p1", refused).reason == "Preparing", "its kubelet has not asked it yet"
+    play.wait(90)
+    assert (play.status.phase, play.status.reason) == ("Preparing", Reason.WAITING_FOR_ACCESS)
+    assert play.status.remedy
+    assert play.runs("quotes-p1").reason == "Preparing", "it goes on by itself"
