@@ -12,7 +12,9 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Artifacts, JobRecord, PlanMerge
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
+from gemmatune_operator.diagnose import ANSWERS, Answer, cause
 from gemmatune_operator.observe import Refusal, open_merge, trained
+from gemmatune_operator.policies import remedies
 from gemmatune_operator.policies.finish import phase_of
 from gemmatune_operator.policies.merge import given_up, merge
 from gemmatune_operator.policies.prepare import RETRIES
@@ -222,6 +224,21 @@ def test_the_wait_for_its_pod_ends_too() -> None:
     assert said(found, S) == ("False", "Merging")
     late = looked(merging(), waits, now=NOW + timedelta(hours=24, seconds=1))
     assert said(late, C.FAILED) == ("True", "MergeFailed")
+    assert late.remedies[C.FAILED].startswith("Add CPU nodes with the memory and disk of status.plan.merge. Then set")
+
+
+ELSEWHERE = (Reason.ACCELERATOR_OUT_OF_MEMORY, Reason.LOSS_DIVERGED, Reason.DEADLINE_EXCEEDED, Reason.BUDGET_EXCEEDED)
+"""Causes that end no merge, and the limit whose remedy the wait gives."""
+REASONS = [reason for reason, answer in ANSWERS.items() if answer is not Answer.SUCCEED and reason not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_remedies_speak_of_what_a_merge_needs(reason: Reason) -> None:
+    for remedy in (remedies.merge_underway(cause(reason)), remedies.merge_failed(cause(reason))):
+        assert not any(word in remedy for word in ("accelerator", "provisioning", "pod.resources", "checkpoint")), (
+            remedy
+        )
+        assert remedy.count("Then set") <= 1
 
 
 def test_an_end_that_the_job_does_not_know_yet_changes_nothing() -> None:

@@ -114,7 +114,9 @@ def _watch(situation: Situation, decision: Decision, record: JobRecord, job: Job
         return (decision.waking(quiet.wake) if quiet.wake is not None else decision).settle()
     late = deadline.pending(situation, job, job.created)
     if late.cause is not None:
-        return _failed(situation, decision, late.cause, late.cause.sentence)
+        remedy = remedies.merge_underway(diagnose.waiting(job)) or "Look at the Job and its pod."
+        why = cause(late.cause.reason, late.cause.message, remedy)
+        return _failed(situation, decision, why, why.sentence)
     if job.pods and all(pod.phase != "Pending" for pod in job.pods):
         return decision.settle()  # its pod ended or is being deleted; the Job will say how
     why = diagnose.waiting(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemmatune_api.names import Reason
-from gemmatune_operator.diagnose import Cause
+from gemmatune_operator.diagnose import Answer, Cause
 from gemmatune_operator.settings import TRY_AGAIN
 
 _NEW_RESOURCE = "Create a new resource with another output.uri"
@@ -113,20 +113,29 @@ _OF_MERGE: dict[Reason, str] = {
     Reason.DISK_FULL: _LARGER_DISKS,
     Reason.UNSCHEDULABLE: "Add CPU nodes with the memory and disk of status.plan.merge.",
     Reason.CAPACITY_UNAVAILABLE: "Wait, or add a pool of other CPU nodes.",
-    Reason.POD_REJECTED: "Look at the events of the node that refused the pod.",
 }
 """A merge runs on CPU nodes, of which pod.resources, pod.nodeSelector, accelerator and provisioning do not speak."""
 
 
 def merge_underway(cause: Cause) -> str:
     """The remedy of a cause that a merge waits out or retries; empty where there is nothing to be done."""
-    return "" if cause.ordinary else _OF_MERGE.get(cause.reason) or underway(cause)
+    if cause.ordinary:
+        return ""
+    if cause.answer is Answer.FREE:
+        return "Nothing: the next merge begins anew."
+    remedy = _OF_MERGE.get(cause.reason) or underway(cause)
+    if cause.reason not in (Reason.HOST_OUT_OF_MEMORY, Reason.DISK_FULL):
+        return remedy
+    return f"Nothing at first: the next merge gets more, up to what the machine has. If that does not help: {remedy}"
 
 
 def merge_failed(cause: Cause, again: str = TRY_AGAIN) -> str:
     """The remedy of a run whose merge failed; what the trainer itself says comes first."""
     own = cause.said.remedy if cause.said is not None else ""
-    remedy = own or _OF_MERGE.get(cause.reason) or _GIVEN_UP.get(cause.reason, cause.remedy)
+    usual = "Raise limits.maxPreemptions." if cause.answer is Answer.FREE else cause.remedy
+    if cause.answer is Answer.COUNTED:
+        usual = _GIVEN_UP.get(cause.reason, cause.remedy)
+    remedy = own or _OF_MERGE.get(cause.reason) or usual
     if cause.reason is Reason.OUTPUT_IN_USE:
         return _FINAL[cause.reason]
     return f"{remedy.partition(f'Then {again}')[0].strip()} Then {again}: only the merge is tried again.".strip()
