@@ -13,7 +13,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.jso
 soak-machinery: setup kube ## Kill -9 at every single write of every story; each fault of the machinery five times
 	$(call step,faults of the machinery,GEMMATUNE_SOAK=1 $(PYTEST) tests/cluster -k "machinery or crash")
 
+soak-mutants: setup ## Every condition of every policy made wrong: its tests must fail
+	$(call step,mutants,GEMMATUNE_SOAK=1 $(PYTEST) tests/unit/test_mutants.py)
+
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,$(PYTEST) tests/trainer)
 
@@ -71,4 +74,4 @@ bench-trainer: setup ## Peak memory of the trainer against the planner's estimat
 
 ci: lint test test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-operator soak-faults soak-machinery ## Everything, with the benchmarks
+soak: ci bench-trainer bench-operator soak-faults soak-machinery soak-mutants ## Everything, with the benchmarks
