@@ -226,6 +226,8 @@ class JobRecord(StatusModel):
     """When its Job was first seen (RFC 3339); only of a merge."""
     overrides: Overrides | None = None
     """More memory or disk after it ran out; only of a merge."""
+    shape: dict[str, Any] | None = None
+    """Numbers of the model's config.json that the planner reads; only of a preparation that succeeded."""
 
 
 class Timers(StatusModel):

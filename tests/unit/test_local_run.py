@@ -230,6 +230,16 @@ def test_a_crashing_trainer_is_tried_again_and_ends_as_failed_with_its_log(gft: 
     assert gft.status["counters"]["attempts"] == 3
 
 
+def test_the_remedy_of_a_refused_access_is_one_for_this_machine(gft: Gft) -> None:
+    """There is no resource to annotate here: the same command tries again."""
+    code, output = gft.run(PREPARE_EXIT="11")
+    assert code == 1
+    assert "AccessDenied" in output
+    assert "annotation" not in output
+    assert "Then start `gft run` again." in gft.status["remedy"]
+    assert gft.run()[0] == 0
+
+
 def test_a_preparation_that_fails_can_be_corrected(gft: Gft) -> None:
     code, output = gft.run(PREPARE_EXIT="12")
     assert code == 1

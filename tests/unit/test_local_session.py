@@ -66,6 +66,13 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         open_session(found).__enter__()
 
 
+def test_a_time_to_keep_the_resource_holds_for_a_cluster_alone(tmp_path: Path) -> None:
+    changes = {"spec.output.uri": f"file://{tmp_path}/out", "spec.ttlAfterFinished": "1s"}
+    with open_session(validate.parse(resource(changes=changes))) as session:
+        (stored,) = session.store.list("GemmaFineTune")
+        assert "ttlAfterFinished" not in stored["spec"]
+
+
 def test_an_error_of_the_run_itself_is_not_put_on_the_output(tmp_path: Path) -> None:
     output = (tmp_path / "run").as_uri()
     found = validate.parse(resource(changes={"spec.output.uri": output, "spec.accelerator": {"cpu": {}}}))

@@ -135,6 +135,7 @@ def _go_on(store: Store, old: Object, new: Object) -> None:
 
 def _document(resource: GemmaFineTune) -> Object:
     document: Object = resource.model_dump(by_alias=True, exclude_none=True, exclude={"metadata", "status"})
+    document["spec"].pop("ttlAfterFinished", None)  # what is kept of a run here goes with its folder
     meta = resource.metadata
     document["metadata"] = {
         "name": meta.name,

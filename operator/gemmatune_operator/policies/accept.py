@@ -57,6 +57,9 @@ def model_of(situation: Situation, decision: Decision) -> GemmaModel | None:
     prepared = results.prepared(situation.observed, decision.status)
     if prepared is not None and prepared.model is not None:
         return catalog.by_config(prepared.model.shape)
+    record = decision.status.prepare
+    if record is not None and record.shape is not None and results.current(situation.observed, decision.status):
+        return catalog.by_config(record.shape)  # the preparation's pod is gone
     return catalog.by_uri(situation.spec.model.uri)
 
 

@@ -173,6 +173,7 @@ def _ended(situation: Situation, decision: Decision, record: JobRecord, job: Job
     if found is None or found.model is None or found.data is None:
         message = f"{job.name} completed, but its pod left no readable result."
         return _again(situation, decision, record, cause(Reason.RESULT_MISSING, message))
+    decision = decision.update(prepare=record.model_copy(update={"shape": found.model.shape}))
     return _prepared(situation, decision, found.model.family, found.data)
 
 

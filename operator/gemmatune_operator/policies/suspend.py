@@ -28,13 +28,28 @@ def suspend(situation: Situation, decision: Decision) -> Decision:
         decision = decision.condition(situation, ConditionType.SUSPENDED, False, Reason.SUSPENDING, message)
     else:
         message = "Nothing runs; spec.suspend: false goes on "
-        message += "with the merge." if done else "from the newest checkpoint."
+        message += "with the merge." if done else f"from {_newest(decision)}."
+        decision = _reached(decision)
         decision = decision.condition(situation, ConditionType.SUSPENDED, True, Reason.SUSPENDED, message)
     if decision.true(ConditionType.TRAINING):
         decision = decision.condition(
             situation, ConditionType.TRAINING, False, Reason.SUSPENDED, "The run is suspended."
         )
     return decision.settle()
+
+
+def _newest(decision: Decision) -> str:
+    saved = decision.status.checkpoint
+    return f"the checkpoint of step {saved.step}" if saved is not None else "the newest checkpoint"
+
+
+def _reached(decision: Decision) -> Decision:
+    """The attempt's last step with what the trainer has saved since it was asked to stop."""
+    saved, attempts = decision.status.checkpoint, decision.status.attempts
+    last = attempts[-1] if attempts else None
+    if saved is None or last is None or last.reason != Reason.SUSPENDED or (last.to_step or 0) >= saved.step:
+        return decision
+    return decision.update(attempts=[*attempts[:-1], last.model_copy(update={"to_step": saved.step})])
 
 
 def _resumed(situation: Situation, decision: Decision) -> Decision:
