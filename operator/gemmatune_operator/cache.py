@@ -22,8 +22,14 @@ Versions = dict[Key, int]
 
 STORIES = 2000
 """Jobs and pods whose Events are kept; the oldest go first."""
-TELLING = frozenset({"FailedCreate", "FailedMount", "FailedAttachVolume", "FailedScaleUp"})
+TELLING = frozenset({"FailedCreate", "FailedMount", "FailedAttachVolume", "FailedScaleUp", "TriggeredScaleUp"})
 """Events that tell what no object's status does."""
+_NOISE = ("FailedScheduling", "BackOff", "Failed", "Unhealthy", "FailedGetResourceMetric", "NodeNotReady")
+WARNINGS = ",".join(["type=Warning", f"involvedObject.kind!={names.KIND}", *(f"reason!={reason}" for reason in _NOISE)])
+"""Field selector of the Events of type Warning. It knows no "or", so it leaves out what clusters have most of and what
+a pod's status tells as well; the rest is looked through here."""
+SCALED = "reason=TriggeredScaleUp"
+"""Field selector of the one ordinary Event among them: a node is being made."""
 _DROPPED = {"progress": ("historySteps", "historyLoss")}
 """Parts of the status that no policy reads."""
 View = TypeVar("View", JobView, PodView)

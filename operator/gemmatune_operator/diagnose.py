@@ -28,8 +28,6 @@ _IMAGE_REASONS = frozenset(
 )
 _NO_CAPACITY = re.compile(r"out of resources|stockout|RESOURCE_POOL_EXHAUSTED|GCE quota|not enough resources", re.I)
 _NOT_MOUNTED = ("FailedMount", "FailedAttachVolume")
-_MOUNTED = ("Pulling", "Pulled")
-"""What the kubelet does next once the volumes are there."""
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _BY_DELETION = frozenset({Reason.INTERRUPTED, Reason.KILLED, Reason.POD_LOST})
 """How a pod ends that is deleted along with its Job."""
@@ -284,8 +282,8 @@ def waiting(job: JobView) -> Cause:
         return _not_configured(pod)
     if not pod.scheduled:
         return _not_scheduled(pod)
-    mount = _newest(pod.events, *_MOUNTED, *_NOT_MOUNTED)
-    if mount is not None and mount.reason in _NOT_MOUNTED:
+    mount = _newest(pod.events, *_NOT_MOUNTED)
+    if mount is not None and not pod.mounted:
         return _not_mounted(pod, mount.message)
     return cause(Reason.PROVISIONING, f"The pod {pod.name} starts on node {pod.node}.", pod=pod)
 

@@ -9,17 +9,14 @@ from typing import Any
 import kopf
 
 from gemmatune_api import names
-from gemmatune_operator.cache import Cache, Key, Wake
+from gemmatune_operator.cache import SCALED, WARNINGS, Cache, Key, Wake
 from gemmatune_operator.cluster import login
+from gemmatune_operator.ports import Object
 from gemmatune_operator.workqueue import Priority
 
 Enqueue = Callable[[Key, Priority], None]
 
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-_NOISE = ("FailedScheduling", "BackOff", "Failed", "Unhealthy", "FailedGetResourceMetric", "NodeNotReady")
-WARNINGS = ",".join(["type=Warning", f"involvedObject.kind!={names.KIND}", *(f"reason!={reason}" for reason in _NOISE)])
-"""The Events worth a watch. A field selector knows no "or", so the API server leaves out what clusters have most of and
-what a pod's status tells as well; the rest is looked through here."""
 
 
 def registry(enqueue: Enqueue, cache: Cache) -> kopf.OperatorRegistry:
@@ -43,12 +40,26 @@ def registry(enqueue: Enqueue, cache: Cache) -> kopf.OperatorRegistry:
         if event["type"] != "DELETED":
             wake(cache.event(event["object"]))
 
+    async def on_scaling(event: Mapping[str, Any], **_: Any) -> None:
+        if event["type"] != "DELETED":
+            wake(cache.event(_as_core(event["object"])))
+
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=handlers)(on_resource)
     kopf.on.event("batch", "v1", "jobs", registry=handlers)(on_job)
     kopf.on.event("", "v1", "pods", registry=handlers)(on_pod)
     kopf.on.event("", "v1", "events", registry=handlers)(on_warning)
+    kopf.on.event("events.k8s.io", "v1", "events", registry=handlers)(on_scaling)
     kopf.on.login(registry=handlers)(_login)
     return handlers
+
+
+def _as_core(event: Mapping[str, Any]) -> Object:
+    """An Event of events.k8s.io as the core API shows the same object.
+
+    Both show all Events, and kopf has one field selector for each: so two selections are watched.
+    """
+    last = event.get("deprecatedLastTimestamp") or event.get("eventTime")
+    return {**event, "involvedObject": event.get("regarding"), "message": event.get("note"), "lastTimestamp": last}
 
 
 async def _login(**_: Any) -> kopf.ConnectionInfo:
@@ -101,11 +112,12 @@ class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf as a watcher of four kinds: no finalizers, no annotations, no Events of its own, no scanning."""
+    """kopf as a watcher of four kinds, of Events in two selections; it leaves nothing on the objects."""
     found = kopf.OperatorSettings()
     found.watching.label_selectors["batch", "v1", "jobs"] = OURS
     found.watching.label_selectors["", "v1", "pods"] = OURS
     found.watching.field_selectors["", "v1", "events"] = WARNINGS
+    found.watching.field_selectors["events.k8s.io", "v1", "events"] = SCALED
     found.watching.chunk_size = 500
     found.persistence.diffbase_storage = _NoChanges()
     found.persistence.progress_storage = _NoProgress()

@@ -25,7 +25,7 @@ from gemmatune_operator.options import Options
 from gemmatune_operator.ports import RefusedError, UnavailableError
 from gemmatune_operator.posting import Poster
 from gemmatune_operator.reconcile import Tools, look
-from gemmatune_operator.sync import sync
+from gemmatune_operator.sync import sync, tell
 from gemmatune_operator.workqueue import Priority, WorkQueue
 
 GRACE_SECONDS = 4.0
@@ -243,6 +243,8 @@ class Process:
         for namespace in self._options.namespaces or ("",):
             try:
                 await sync(self._reached, self._cache, namespace)
+                if not self._listed:  # later the watch brings the Events
+                    await tell(self._reached, self._cache, namespace)
             except (UnavailableError, RefusedError) as error:
                 complete = False
                 log.warning("not listed", error=str(error))

@@ -40,6 +40,8 @@ class PodView:
     phase: str = ""
     node: str = ""
     scheduled: bool = False
+    mounted: bool = False
+    """Whether its sandbox runs: the kubelet makes it once all volumes are there."""
     unscheduled_message: str = ""
     waiting_reason: str = ""
     waiting_message: str = ""
@@ -182,6 +184,7 @@ def pod_view(raw: Object) -> PodView:
         phase=str(status.get("phase") or "Pending"),
         node=str(mapping(raw.get("spec")).get("nodeName") or ""),
         scheduled=not unscheduled and ("PodScheduled" in true or bool(mapping(raw.get("spec")).get("nodeName"))),
+        mounted="PodReadyToStartContainers" in true,
         unscheduled_message=str(unscheduled.get("message") or ""),
         waiting_reason=str(waiting.get("reason") or ""),
         waiting_message=str(waiting.get("message") or ""),

@@ -188,14 +188,14 @@ class Scene(Stage):
             f"{self.pods}/{name}/eviction", {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
         )
 
-    def warn(self, reason: str, message: str, component: str) -> None:
+    def warn(self, reason: str, message: str, component: str, type_: str = "Warning") -> None:
         """Posts an Event about the first attempt's pod, as the component does."""
         pod, now = self.pod("t1")["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         about = {"apiVersion": "v1", "kind": "Pod", "namespace": self.namespace, "name": pod["name"], "uid": pod["uid"]}
         event = {
             "metadata": {"generateName": f"{pod['name']}.", "namespace": self.namespace},
             "involvedObject": about,
-            "type": "Warning",
+            "type": type_,
             "reason": reason,
             "message": message,
             "source": {"component": component},

@@ -12,7 +12,7 @@ from gemmatune_api.names import ExitCode, Reason
 from gemmatune_operator.diagnose import ANSWERS
 from tests.faults import ends, nodes, waits
 from tests.faults.runner import LIMIT_SECONDS, Runner, percentile
-from tests.faults.scene import Fault
+from tests.faults.scene import NO_GPU, Fault, Next, Plant, Scene
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(5400)]
 FAULTS = [*ends.ENDS, *waits.WAITS, *nodes.NODES]
@@ -38,6 +38,17 @@ def test_latency(results: Runner) -> None:
     if results.runs >= 20:
         slow = {name: values for name, values in results.latencies.items() if percentile(values, 95) > LIMIT_SECONDS}
         assert not slow
+
+
+def test_a_node_that_is_being_made_shows(plant: Plant, operators: None) -> None:
+    """The autoscaler's good news are an ordinary Event: they take back that no node can take the pod."""
+    fault = Fault("scale-up", Reason.UNSCHEDULABLE, Next.WAITS, waits.unscheduled, NO_GPU)
+    scene = Scene(plant, fault, 0)
+    scene.begin()
+    scene.wait(lambda it: it.get("reason") == "Unschedulable", "Unschedulable", 60)
+    scene.warn("TriggeredScaleUp", "pod triggered scale-up: [{pool 0->1 (max: 4)}]", "cluster-autoscaler", "Normal")
+    scene.wait(lambda it: it["reason"] == "Provisioning" and "A node is being made" in it["message"], "good news", 25)
+    scene.close()
 
 
 def test_every_row_is_provoked() -> None:

@@ -219,7 +219,7 @@ WAITS = [
     ),
     (pending(events=(event("FailedMount", 'secret "x" not found'),)), Reason.SECRET_MISSING),
     (
-        pending(events=(event("FailedMount", 'secret "x" not found'), event("Pulling", "image", 5))),
+        pending(events=(event("FailedMount", 'secret "x" not found'),), mounted=True),
         Reason.PROVISIONING,
     ),
     (pending(events=(event("FailedAttachVolume", "busy"),)), Reason.PROVISIONING),

@@ -171,7 +171,13 @@ def test_handlers_only_enqueue() -> None:
     """Four watched kinds, and kopf leaves nothing on the objects: no create, update or delete handlers."""
     registry = handlers.registry(lambda key, priority: None, Cache())
     watching = registry._watching.get_all_handlers()
-    assert {handler.fn.__name__ for handler in watching} == {"on_resource", "on_job", "on_pod", "on_warning"}
+    assert {handler.fn.__name__ for handler in watching} == {
+        "on_resource",
+        "on_job",
+        "on_pod",
+        "on_warning",
+        "on_scaling",
+    }
     for part in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert list(part.get_all_handlers()) == []
     found = handlers.settings()
