@@ -166,21 +166,23 @@ def _settings(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
     training, length = _set(spec.training), row_length(spec, model, longest)
     share = max(1, _set(training.global_batch_size) // place.laid.replicas)
     fixed_rows, fixed_checkpointing = training.micro_batch_size, training.gradient_checkpointing
+    common = _setting(spec, place, length)
     sizes = [fixed_rows] if fixed_rows else [size for size in range(1, share + 1) if share % size == 0]
     for rows in sizes:
         if rows > 1 and fixed_rows is None and rows * length > MOST_TOKENS:
             break
         for checkpointing in (False, True) if fixed_checkpointing is None else (fixed_checkpointing,):
-            yield _setting(spec, place, rows, length, checkpointing)
+            yield replace(common, rows=rows, checkpointing=checkpointing)
 
 
-def _setting(spec: FineTuneSpec, place: _Place, rows: int, length: int, checkpointing: bool) -> Setting:
+def _setting(spec: FineTuneSpec, place: _Place, length: int) -> Setting:
+    """What all ways to cut the batch have in common, for one row without checkpointing."""
     training = _set(spec.training)
     common = Setting(
         method=spec.method,
-        rows=rows,
+        rows=1,
         length=length,
-        checkpointing=checkpointing,
+        checkpointing=False,
         packed=spec.dataset.packing is not False,
         optimizer=_set(training.optimizer),
         precision=_set(training.precision),

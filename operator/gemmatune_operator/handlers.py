@@ -19,22 +19,30 @@ Enqueue = Callable[[Key, Priority], None]
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
-def registry(enqueue: Enqueue, cache: Cache) -> kopf.OperatorRegistry:
-    """The handlers for the resource, for the Jobs and pods of its runs, and for Events about those."""
+def registry(enqueue: Enqueue, cache: Cache, listed: Callable[[], None] = lambda: None) -> kopf.OperatorRegistry:
+    """The handlers for the resource, for the Jobs and pods of its runs, and for Events about those.
+
+    `listed` is called for each object that kopf lists: a list tells nobody of what has vanished before it.
+    """
     handlers = kopf.OperatorRegistry()
 
     def wake(wakes: Iterable[Wake]) -> None:
         for key, priority in wakes:
             enqueue(key, priority)
 
+    def take(event: Mapping[str, Any], into: Callable[[str | None, Mapping[str, Any]], list[Wake]]) -> None:
+        if event["type"] is None:
+            listed()
+        wake(into(event["type"], event["object"]))
+
     async def on_resource(event: Mapping[str, Any], **_: Any) -> None:
-        wake(cache.resource(event["type"], event["object"]))
+        take(event, cache.resource)
 
     async def on_job(event: Mapping[str, Any], **_: Any) -> None:
-        wake(cache.job(event["type"], event["object"]))
+        take(event, cache.job)
 
     async def on_pod(event: Mapping[str, Any], **_: Any) -> None:
-        wake(cache.pod(event["type"], event["object"]))
+        take(event, cache.pod)
 
     async def on_warning(event: Mapping[str, Any], **_: Any) -> None:
         if event["type"] != "DELETED":

@@ -34,6 +34,8 @@ EVENTS_SECONDS = 2.0
 """How long it waits for Events that are not recorded yet."""
 FIRST_LIST_SECONDS = 2.0
 """Pause between two tries to list everything at the start."""
+SETTLING_SECONDS = 15.0
+"""After kopf's start: what it lists then was listed just before."""
 KOPF_SECONDS = 4.0
 """How long it waits for kopf to close its watches."""
 
@@ -57,6 +59,9 @@ class Process:
         self._failpoint = failpoint
         self._now = SteadyClock()
         self._cache = Cache()
+        self._missed = asyncio.Event()
+        """kopf has listed anew: a deletion may have passed unseen."""
+        self._began = 0.0
         self._ready, self._stop, self._stop_kopf = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._election: Election | None = None
         gauges = Gauges(
@@ -136,9 +141,10 @@ class Process:
 
     async def _watch(self) -> Coroutine[Any, Any, None]:
         """kopf, started; the coroutine runs until its end."""
+        self._began = asyncio.get_running_loop().time()
         ours = set(asyncio.all_tasks())
         tasks = await kopf.spawn_tasks(
-            registry=handlers.registry(self._queue.add, self._cache),
+            registry=handlers.registry(self._queue.add, self._cache, self._on_list),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=not self._options.namespaces,
@@ -148,6 +154,11 @@ class Process:
         )
         until_end: Coroutine[Any, Any, None] = kopf.run_tasks(tasks, ignored=ours)
         return until_end
+
+    def _on_list(self) -> None:
+        """kopf lists anew when it has lost its place in a watch; the first time, the first list is just over."""
+        if asyncio.get_running_loop().time() > self._began + SETTLING_SECONDS:
+            self._missed.set()
 
     def _part(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts a part of the process that lives as long as the process."""
@@ -227,7 +238,10 @@ class Process:
     async def _resync(self) -> None:
         """Every resource is looked at now and then, whatever became of its events."""
         while True:
-            await asyncio.sleep(self._options.resync)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._missed.wait(), self._options.resync)
+                await asyncio.sleep(FIRST_LIST_SECONDS)  # the rest of kopf's list comes
+            self._missed.clear()
             await self._sync()
 
     async def _first_list(self) -> None:

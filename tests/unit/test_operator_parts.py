@@ -185,6 +185,18 @@ def test_handlers_only_enqueue() -> None:
     assert not found.posting.enabled
 
 
+async def test_a_list_is_told() -> None:
+    """kopf lists anew where a watch has missed something; its objects are given without a type."""
+    told: list[str] = []
+    woken: list[Any] = []
+    registry = handlers.registry(lambda key, priority: woken.append(key), Cache(), lambda: told.append("listed"))
+    take = {handler.fn.__name__: handler.fn for handler in registry._watching.get_all_handlers()}["on_resource"]
+    await take(event={"type": "ADDED", "object": resource()})
+    assert (told, woken) == ([], [("team", "quotes")])
+    await take(event={"type": None, "object": resource()})
+    assert told == ["listed"]
+
+
 # --- options ---
 
 
