@@ -84,6 +84,8 @@ class JobView:
     deleting: bool = False
     suspended: bool = False
     """Someone (Kueue) holds its pods back, or the Job controller does not know yet that it no longer does."""
+    held: datetime | None = None
+    """Since when the Job controller holds its pods back; its coming is what tells of a Job that was made suspended."""
     resumed: datetime | None = None
     """When it last ceased to be suspended."""
     queue: str = ""
@@ -142,6 +144,7 @@ def job_view(raw: Object, pods: tuple[PodView, ...] = ()) -> JobView:
         owner_uid=owner_uid(raw),
         deleting=meta.get("deletionTimestamp") is not None,
         suspended=spec.get("suspend") is True or "Suspended" in true,
+        held=_time((true.get("Suspended") or {}).get("lastTransitionTime")),
         resumed=_resumed(status),
         queue=str(mapping(meta.get("labels")).get(gke.KUEUE_QUEUE) or ""),
         complete="Complete" in true,
