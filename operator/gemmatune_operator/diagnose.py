@@ -292,9 +292,9 @@ def _not_created(job: JobView) -> Cause:
     event = _newest(job.events, "FailedCreate")
     if event is None:
         return cause(Reason.PROVISIONING, f"The Job {job.name} is about to make its pod.")
-    if "exceeded quota" in event.message:
-        return cause(Reason.QUOTA_EXCEEDED, event.message)
-    return cause(Reason.POLICY_DENIED, event.message)
+    # Each try has another random pod name, which is no news.
+    message = re.sub(rf"\b{re.escape(job.name)}(-\d+)?-[a-z0-9]{{5}}\b", f"{job.name}-…", event.message)
+    return cause(Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.POLICY_DENIED, message)
 
 
 def _not_configured(pod: PodView) -> Cause:

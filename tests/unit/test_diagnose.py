@@ -278,6 +278,15 @@ def test_a_wait_that_needs_somebody_is_not_ordinary() -> None:
         assert 'configmap "x" not found' in found.message
 
 
+def test_a_job_that_tries_again_is_no_news() -> None:
+    """Only the pod's random name differs."""
+    tries = [
+        f'Error creating: pods "quotes-t1-{name}" is forbidden: exceeded quota: x' for name in ("rmhvn", "0-lshg2")
+    ]
+    told = {diagnose.waiting(job("quotes-t1", events=(event("FailedCreate", text),))).message for text in tries}
+    assert told == {'Error creating: pods "quotes-t1-…" is forbidden: exceeded quota: x'}
+
+
 def test_the_newest_event_tells() -> None:
     old, new = event("FailedCreate", "violates PodSecurity"), event("FailedCreate", QUOTA, 5)
     raw = [
