@@ -126,7 +126,8 @@ def settings() -> kopf.OperatorSettings:
     found.watching.label_selectors["", "v1", "pods"] = OURS
     found.watching.field_selectors["", "v1", "events"] = WARNINGS
     found.watching.field_selectors["events.k8s.io", "v1", "events"] = SCALED
-    found.watching.chunk_size = 500
+    found.watching.chunk_size = 100  # of a list that many bodies are in memory at a time ...
+    found.queueing.idle_timeout = 0.5  # ... and each for so long after it was handled: kopf's default is 5 s
     found.persistence.diffbase_storage = _NoChanges()
     found.persistence.progress_storage = _NoProgress()
     found.networking.request_timeout = 30

@@ -26,7 +26,6 @@ class Memory:
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._access: dict[tuple[str, str, str], datetime] = {}
         self._access_locks: dict[str, asyncio.Lock] = {}
-        self._live: dict[tuple[str, str], datetime] = {}
         self._planned: dict[tuple[str, str], tuple[str, Decision]] = {}
 
     def still_since(self, observed: Observed, now: datetime) -> datetime:
@@ -58,15 +57,6 @@ class Memory:
         for key in [key for key, value in self._access.items() if key[0] == namespace and value <= until]:
             del self._access[key]
 
-    def looked_live(self, namespace: str, name: str, now: datetime) -> None:
-        """All about a run was read live."""
-        self._live[namespace, name] = now
-
-    def live_due(self, observed: Observed, wake: float, now: datetime) -> bool:
-        """Whether a run that is looked at every `wake` seconds has not been read live for as long."""
-        last = self._live.setdefault((observed.namespace, observed.name), now)
-        return (now - last).total_seconds() >= 0.9 * wake
-
     def keep(self, observed: Observed, decision: Decision) -> None:
         """Keeps a decision whose status is written later, when nothing is to be created any more."""
         self._planned[observed.namespace, observed.name] = (observed.resource_version, decision)
@@ -80,4 +70,3 @@ class Memory:
         """The run is gone."""
         self._seen.pop((namespace, name), None)
         self._planned.pop((namespace, name), None)
-        self._live.pop((namespace, name), None)

@@ -83,7 +83,6 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
         if tools.cache is not None:
             tools.cache.resource("MODIFIED", observed.raw)
             tools.cache.keep_jobs(observed)
-            tools.memory.looked_live(namespace, name, now)
         await restore_access(tools, observed, now)
         observed = replace(observed, refusal=refusal, still_since=tools.memory.still_since(observed, now))
         decision = plan(observed, now, tools.settings)
@@ -114,7 +113,7 @@ async def _by_cache(tools: Tools, cache: Cache, namespace: str, name: str, now: 
     match certainty(observed, decision, changed=changes(observed, decision)):
         case Certainty.NOTHING:
             tools.journal.seen(observed, decision.status)
-            return _Undecided.LIVE if _may_know_more(tools, observed, decision, now) else decision.wake
+            return decision.wake
         case Certainty.FIRST_JOB:
             if await act(tools, observed, decision, now) is not None:
                 return _Undecided.LIVE
@@ -128,13 +127,6 @@ async def _by_cache(tools: Tools, cache: Cache, namespace: str, name: str, now: 
             return _Undecided.LIVE if await act(tools, observed, decision, now) is not None else decision.wake
         case Certainty.LIVE:
             return _Undecided.LIVE
-
-
-def _may_know_more(tools: Tools, observed: Observed, decision: Decision, now: datetime) -> bool:
-    """Whether ordinary Events, which no watch shows, may tell by now what a pod without a node waits for."""
-    pods = [pod for job in observed.jobs.values() for pod in job.pods]
-    waits = any(pod.phase == "Pending" and not pod.scheduled and pod.deleted is None for pod in pods)
-    return waits and decision.wake is not None and tools.memory.live_due(observed, decision.wake, now)
 
 
 def forget(tools: Tools, namespace: str, name: str) -> None:
