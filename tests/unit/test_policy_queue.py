@@ -41,6 +41,27 @@ def test_a_held_job_is_queued() -> None:
     assert phase_of(later.status.conditions)[0] is Phase.QUEUED
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"suspended": True}, True),
+        ({}, False),
+        ({"suspended": True, "complete": True}, False),
+        ({"suspended": True, "failure_target": True}, False),
+        ({"suspended": True, "deleting": True}, False),
+    ],
+)
+def test_who_is_held(fields: dict[str, bool], expected: bool) -> None:
+    assert queue.held(job(**fields)) == expected
+
+
+@pytest.mark.parametrize(("name", "who"), [("gpus", "Kueue"), ("", "Somebody")])
+def test_who_is_said_to_have_evicted_it(name: str, who: str) -> None:
+    found = queue.evicted(attempt(**TRAINED), job(suspended=True, queue=name))
+    assert found is not None
+    assert found.message == f"{who} suspended the Job quotes-t1 while it trained."
+
+
 def test_someone_else_suspended_it() -> None:
     found = look(attempt(), job(suspended=True, active=0))
     assert said(found, C.PROVISIONED) == ("False", "Queued")
