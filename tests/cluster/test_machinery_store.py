@@ -126,6 +126,27 @@ def test_history_is_forgotten_while_it_is_cut_off(
         story.to_the_end(180).check()
 
 
+def test_it_waits_for_its_definition(own: ControlPlane, place: str, tmp_path: Path) -> None:
+    """Started before the CustomResourceDefinition is there, the same process begins when it comes."""
+    own.api.delete(CRD)
+    wait_for(lambda: own.api.find(CRD) is None, "the definition to go")
+    process = OperatorProcess(own.kubeconfig, tmp_path / "operator.log", namespaces=[place])
+    try:
+        wait_for(lambda: "not listed" in process.server.log.read_text(), "its first try", detail=process.server.tail)
+        assert (process.probe("healthz"), process.probe("readyz")) == (200, 503)
+        own.api.create(CRD.rpartition("/")[0], definition())
+        established(own)
+        process.ready()
+        Story(Stage(own.api, place), SIMPLE).create().to_the_end().check()
+        assert process.stop(30) == 0
+        assert process.stacks() == []
+    finally:
+        process.kill()
+        if own.api.find(CRD) is None:
+            own.api.create(CRD.rpartition("/")[0], definition())
+            established(own)
+
+
 # --- resources that no schema has checked ---
 
 LOOSE: Object = {"x-kubernetes-preserve-unknown-fields": True}
