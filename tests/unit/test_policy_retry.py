@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
 from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
+from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.diagnose import Cause, cause, ended
 from gemmatune_operator.policies import remedies, retry
 from gemmatune_operator.views import Machine
 from tests.support.situations import (
     GIB,
+    NOW,
     attempt,
     decision,
     ended_pod,
@@ -337,3 +340,12 @@ def test_succeeded_is_the_end_and_running_is_none_of_its_business() -> None:
     assert retry.on_demand(situation(), succeeded).settled
     running = decision(attempt())
     assert retry.on_demand(situation(resource(annotations={ANNOTATION_RETRY: "9"})), running) == running
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rest"), [(None, 0.0), (-1, 0.0), (0, 0.0), (1, 1.0), (360, 360.0), (361, 0.0), (3600, 0.0)]
+)
+def test_a_pause_is_never_longer_than_the_longest(ahead: float | None, rest: float) -> None:
+    """An hour ahead is the word of a clock that was wrong."""
+    due = None if ahead is None else rfc3339(NOW + timedelta(seconds=ahead))
+    assert retry.pause(situation(), decision(next_attempt_time=due)) == rest

@@ -98,9 +98,9 @@ def _start(situation: Situation, decision: Decision) -> Decision:
         return ended
     if situation.observed.refusal is not None:
         return refused(situation, decision, ConditionType.PROVISIONED)
-    due = parse_time(decision.status.next_attempt_time)
-    if due is not None and due > situation.now:
-        return decision.waking((due - situation.now).total_seconds()).settle()
+    pause = retry.pause(situation, decision)
+    if pause > 0:
+        return decision.waking(pause).settle()
     if in_the_way(situation, keep=current.job):
         return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     checkpoint = decision.status.checkpoint

@@ -9,7 +9,7 @@ from gemmatune_api.defaults import FIRST_STEP_STALL_SECONDS
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import JobRecord, Overrides
 from gemmatune_operator import diagnose
-from gemmatune_operator.conditions import parse_time, rfc3339
+from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import merge as manifest
@@ -75,9 +75,9 @@ def _create(situation: Situation, decision: Decision, record: JobRecord) -> Deci
     """Creates the Job once its time has come and no earlier one can still run."""
     if situation.observed.refusal is not None:
         return refused(situation, decision, ConditionType.PROVISIONED)
-    due = parse_time(decision.status.next_attempt_time)
-    if due is not None and due > situation.now:
-        return decision.waking((due - situation.now).total_seconds()).settle()
+    pause = retry.pause(situation, decision)
+    if pause > 0:
+        return decision.waking(pause).settle()
     if in_the_way(situation, keep=record.job):
         return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     plan = decision.status.plan

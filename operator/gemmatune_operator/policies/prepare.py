@@ -8,7 +8,7 @@ from gemmatune_api.base import duration_text
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import DataStatus, JobRecord
 from gemmatune_operator import diagnose
-from gemmatune_operator.conditions import has, parse_time, rfc3339
+from gemmatune_operator.conditions import has, rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import access
@@ -89,9 +89,9 @@ def _create(situation: Situation, decision: Decision, record: JobRecord) -> Deci
     """Creates the Job once its time has come and no earlier one can still run."""
     if situation.observed.refusal is not None:
         return refused(situation, decision, ConditionType.PREPARED)
-    due = parse_time(decision.status.next_attempt_time)
-    if due is not None and due > situation.now:
-        return decision.waking((due - situation.now).total_seconds()).settle()
+    pause = retry.pause(situation, decision)
+    if pause > 0:
+        return decision.waking(pause).settle()
     if in_the_way(situation, keep=record.job):
         return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     config = config_of(situation, record.number, decision.status.plan)

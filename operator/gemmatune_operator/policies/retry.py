@@ -9,6 +9,7 @@ from typing import Any
 
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import Attempt, BudgetBase, Counters, JobRecord, Overrides
+from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
 from gemmatune_operator.policies.provisioning import SPOT
@@ -173,6 +174,16 @@ def backoff(uid: str, attempt: int, failures: int) -> float:
     spread = int.from_bytes(hashlib.sha256(f"{uid}/{attempt}".encode()).digest()[:4], "big") / 2**32
     delay = BACKOFF_SECONDS * 2.0 ** min(failures, 16)
     return min(BACKOFF_CAP_SECONDS, delay) * (1 - JITTER + 2 * JITTER * spread)
+
+
+def pause(situation: Situation, decision: Decision) -> float:
+    """Seconds until the next Job may start; 0 where its time has come.
+
+    A time further away than the longest pause was written while a clock was wrong, and counts as come.
+    """
+    due = parse_time(decision.status.next_attempt_time)
+    rest = (due - situation.now).total_seconds() if due is not None else 0.0
+    return rest if 0 < rest <= BACKOFF_CAP_SECONDS * (1 + JITTER) else 0.0
 
 
 def merge_again(situation: Situation, decision: Decision, old: JobRecord) -> Decision:
