@@ -7,6 +7,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,13 +16,23 @@ from gemmatune_api import crd, docgen, names
 HEADER = "# Generated from api/gemmatune_api by `make generate`; do not edit.\n"
 
 
+KEEP = {"helm.sh/resource-policy": "keep"}
+"""Helm leaves the definition where it is when the chart goes: with it would go every resource."""
+
+
 def files() -> Mapping[str, str]:
     """Text of each generated file by its path below the project's root."""
-    definition = yaml.safe_dump(crd.definition(), sort_keys=False, width=120, allow_unicode=True)
+    definition = crd.definition()
+    charted = {**definition, "metadata": {**definition["metadata"], "annotations": KEEP}}
     return {
-        f"crds/{names.PLURAL}.{names.GROUP}.yaml": HEADER + definition,
+        f"crds/{names.PLURAL}.{names.GROUP}.yaml": _yaml(definition),
+        "charts/gemmatune/files/crd.yaml": _yaml(charted),
         "docs/api.md": docgen.document(),
     }
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    return HEADER + yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True)
 
 
 def difference(root: Path, wanted: Mapping[str, str]) -> str:

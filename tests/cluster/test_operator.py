@@ -27,7 +27,7 @@ DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest
 def operator(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """One operator for all namespaces, as `python -m gemmatune_operator`."""
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
-    process = OperatorProcess(crd.kubeconfig, log)
+    process = OperatorProcess(crd.operator_kubeconfig, log)
     try:
         yield process.ready()
     finally:

@@ -110,7 +110,9 @@ def _run(
 
     def start() -> OperatorProcess:
         log = folder / f"{name}.log"
-        return OperatorProcess(crd.kubeconfig, log, namespaces=[namespace], command=DYING, environment=environment)
+        return OperatorProcess(
+            crd.operator_kubeconfig, log, namespaces=[namespace], command=DYING, environment=environment
+        )
 
     operator = start()
 
@@ -129,7 +131,7 @@ def _run(
 def test_killed_while_nothing_is_written(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
     """What happens while no operator runs is found by the next one, without any event of it."""
     stage = Stage(crd.api, namespace)
-    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace])
+    operator = OperatorProcess(crd.operator_kubeconfig, tmp_path / "operator.log", namespaces=[namespace])
     stage.create()
     stage.ends("p1", 0, PREPARED)
     stage.runs_now("t1")
@@ -139,7 +141,7 @@ def test_killed_while_nothing_is_written(crd: ControlPlane, namespace: str, tmp_
     wait_for(lambda: stage.job("t1")["status"].get("failed"), "the Job controller to notice")
     stage.change(limits={"maxRetries": 1})
     operator = OperatorProcess(
-        crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace], arguments=["--resync", "1"]
+        crd.operator_kubeconfig, tmp_path / "operator.log", namespaces=[namespace], arguments=["--resync", "1"]
     )
     try:
         stage.job("t2")
@@ -154,7 +156,7 @@ def test_killed_while_nothing_is_written(crd: ControlPlane, namespace: str, tmp_
 def test_the_api_server_goes_away(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
     """While the API server is away nothing is lost; when it is back, the same process goes on."""
     stage = Stage(crd.api, namespace)
-    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
+    operator = OperatorProcess(crd.operator_kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
     try:
         stage.create()
         # A Job controller whose answer is lost in the middle of a creation makes the pod twice for a moment.

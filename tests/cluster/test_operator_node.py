@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_the_trainers_own_words(crd: ControlPlane, namespace: str, node: NodeAgent, tmp_path: Path) -> None:
     """Nothing is played: the preparation's process ends by itself, and the resource says what it said."""
     stage = Stage(crd.api, namespace)
-    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace])
+    operator = OperatorProcess(crd.operator_kubeconfig, tmp_path / "operator.log", namespaces=[namespace])
     try:
         stage.create(
             model={"uri": f"file://{tmp_path}/no-model"},

@@ -65,7 +65,7 @@ def test_from_kubectl_apply_to_a_better_model(
     fake_gcs.client().bucket(bucket).blob("data/quotes.jsonl").upload_from_string(lines)
     manifest = RESOURCE.format(model=gemma_270m, bucket=bucket, steps=STEPS)
 
-    operator = OperatorProcess(crd.kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
+    operator = OperatorProcess(crd.operator_kubeconfig, tmp_path / "operator.log", namespaces=[namespace]).ready()
     try:
         crd.kubectl("apply", "-n", namespace, "-f", "-", input=manifest)
 

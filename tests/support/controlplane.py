@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support import audit, chart
 from tests.support.api import Api, Object
 from tests.support.certificates import Authority, token_key
 from tests.support.servers import LOOPBACK, Server, free_ports
 from tests.support.wait import wait_for
 from tools import kube
 
-PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "helm")
 ADMIN = ("admin", ["system:masters"])
 
 
@@ -51,6 +52,7 @@ class ControlPlane:
         self.folder = Path(tempfile.mkdtemp(prefix="gemmatune-controlplane-"))
         self.logs = self.folder / "logs"
         self.logs.mkdir()
+        self._audit_log = self.logs / "audit.log"
         self.seconds: dict[str, float] = {}
         self._servers: dict[str, Server] = {}
         self._etcd_port, self._peer_port, self.port, self._manager_port, self._scheduler_port = free_ports(5)
@@ -89,9 +91,30 @@ class ControlPlane:
     def kubeconfig_for(self, user: str, groups: Sequence[str] = (), namespace: str = "default") -> Path:
         """A self-contained kubeconfig of this user."""
         certificate, key = self.client_cert(user, groups)
-        cluster = {"server": self.server_url, "certificate-authority-data": _base64(self.ca_path)}
         credentials = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
-        path = self.folder / f"{certificate.stem}-{namespace}.kubeconfig"
+        return self._kubeconfig(f"{certificate.stem}-{namespace}", user, credentials, namespace)
+
+    @property
+    def operator_kubeconfig(self) -> Path:
+        """The kubeconfig of the operator's ServiceAccount, whose rights are the chart's (`crd` installs them)."""
+        path = self.folder / f"{chart.OPERATOR}.kubeconfig"
+        if path.exists():
+            return path
+        credentials = {"token": chart.token(self, chart.NAMESPACE, chart.OPERATOR)}
+        return self._kubeconfig(chart.OPERATOR, chart.OPERATOR, credentials, "default")
+
+    @property
+    def audit_position(self) -> int:
+        """Where the audit log ends now, for `audited`."""
+        return self._audit_log.stat().st_size if self._audit_log.exists() else 0
+
+    def audited(self, position: int = 0) -> list[audit.Request]:
+        """What ServiceAccounts of the operator's namespace have asked since then, oldest first."""
+        return list(audit.requests(self._audit_log, position))
+
+    def _kubeconfig(self, name: str, user: str, credentials: Object, namespace: str) -> Path:
+        cluster = {"server": self.server_url, "certificate-authority-data": _base64(self.ca_path)}
+        path = self.folder / f"{name}.kubeconfig"
         document = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -273,6 +296,8 @@ class ControlPlane:
     def _apiserver_flags(self) -> list[str]:
         certificate, key = self._serving
         public, private = self._token_keys
+        policy = self.folder / "audit-policy.json"
+        policy.write_text(json.dumps(audit.policy(chart.AUDITED_GROUP)))
         return [
             f"--etcd-servers=http://{LOOPBACK}:{self._etcd_port}",
             f"--bind-address={LOOPBACK}",
@@ -288,7 +313,10 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={public}",
             f"--service-account-signing-key-file={private}",
-            "--enable-admission-plugins=NodeRestriction",
+            # The second asks for the rights that a cluster may ask of whoever sets owner references.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={self._audit_log}",
         ]
 
     def _manager_flags(self) -> list[str]:

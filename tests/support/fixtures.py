@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import chart
 from tests.support.controlplane import ControlPlane, missing_programs
 from tests.support.fakegcs import FakeGcs
 from tests.support.wait import wait_for
@@ -30,14 +32,24 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """A real control plane for the whole test run; without its programs the test is skipped, in CI it fails."""
-    missing = missing_programs()
+    _skip_without(missing_programs())
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Helm: `helm("lint", path)`."""
+    _skip_without([name for name in missing_programs() if name == "helm"])
+    return chart.helm
+
+
+def _skip_without(missing: Sequence[str]) -> None:
     if missing:
         reason = f"not built: {', '.join(missing)}; run `make kube`"
         if os.environ.get("CI", "").lower() in ("true", "1"):
             pytest.fail(reason)
         pytest.skip(reason)
-    with ControlPlane() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +60,7 @@ def kubectl(control_plane: ControlPlane) -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def crd(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane with the project's CustomResourceDefinitions served."""
+    """The control plane with the CustomResourceDefinitions, the operator's rights and the admission policy."""
     files = sorted((ROOT / "crds").glob("*.yaml"))
     if not files:
         pytest.fail("crds/ holds no YAML file: run `make generate`")
@@ -56,7 +68,21 @@ def crd(control_plane: ControlPlane) -> ControlPlane:
         control_plane.kubectl("apply", "--server-side", "-f", str(file))
     # `kubectl wait` fails on a definition that has no conditions yet.
     wait_for(lambda: _established(control_plane), "the CustomResourceDefinitions to be served")
+    chart.install_access(control_plane)
     return control_plane
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_forbidden(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test in which an operator under the chart's rights was refused something for want of rights."""
+    if "crd" not in request.fixturenames:
+        yield
+        return
+    control_plane: ControlPlane = request.getfixturevalue("crd")
+    position = control_plane.audit_position
+    yield
+    refused = [found for found in control_plane.audited(position) if found.lacked_rights]
+    assert not refused, f"charts/gemmatune/templates/_rules.tpl does not grant: {refused}"
 
 
 def _established(control_plane: ControlPlane) -> bool:

@@ -1,0 +1,90 @@
+"""`helm install` on the real control plane; an upgrade brings a new definition, and the chart's end leaves the runs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from gemmatune_api import names
+from tests.support import chart
+from tests.support.api import Object
+from tests.support.controlplane import ControlPlane
+from tests.support.play import SPEC
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.cluster
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+DEFINITION = f"{names.PLURAL}.{names.GROUP}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ControlPlane]:
+    """A control plane of its own: the chart brings the CustomResourceDefinition."""
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+def restricted(cluster: ControlPlane, helm: Helm) -> Iterator[str]:
+    """A namespace at the Pod Security level `restricted`."""
+    name = "tuning"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    yield name
+    cluster.api.delete(f"/api/v1/namespaces/{name}")
+
+
+def test_install_upgrade_uninstall(cluster: ControlPlane, helm: Helm, restricted: str) -> None:
+    def run(*arguments: str) -> str:
+        flags = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", restricted)
+        return helm(*arguments, *flags).stdout
+
+    shown = run("install", "gemmatune", str(chart.CHART))
+    assert "kubectl rollout status deployment/gemmatune-operator -n tuning" in shown
+    assert "watches all namespaces" in shown
+    pod = _pod(cluster, restricted)
+    assert pod["status"]["phase"] == "Pending", "admitted at the level `restricted`; there is no node"
+    wait_for(lambda: _is_served(cluster), "the definition to be served")
+    runs = f"/apis/{names.API_VERSION}/namespaces/{restricted}/{names.PLURAL}"
+    resource = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "a"}, "spec": SPEC}
+    cluster.api.create(runs, resource)
+
+    # A definition of an earlier version: the upgrade brings the chart's.
+    cluster.api.patch(f"{DEFINITIONS}/{DEFINITION}", {"spec": {"names": {"shortNames": ["old"]}}})
+    values = ("--set=policy.install=false", "--set=namespaces={tuning}", "--force-conflicts")
+    shown = run("upgrade", "gemmatune", str(chart.CHART), *values)
+    assert "The admission policy is not installed" in shown
+    assert "watches tuning" in shown
+    found = cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")
+    assert found["spec"]["names"]["shortNames"] == [names.SHORT_NAME]
+    policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/gemmatune-operator-status"
+    assert cluster.api.find(policies) is None
+    user = f"system:serviceaccount:{restricted}:{chart.OPERATOR}"
+    wait_for(lambda: chart.allowed(cluster, user, "list", names.PLURAL, restricted), "rights in the namespace")
+    wait_for(lambda: not chart.allowed(cluster, user, "list", names.PLURAL), "no rights elsewhere")
+
+    run("uninstall", "gemmatune")
+    assert cluster.api.find(f"{runs}/a") is not None, "resources outlive the chart"
+    assert cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")["spec"]["group"] == names.GROUP
+    run("install", "gemmatune", str(chart.CHART))
+    assert cluster.api.find(f"{runs}/a") is not None
+
+
+def _pod(cluster: ControlPlane, namespace: str) -> Object:
+    """The pod of the operator's Deployment."""
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    found = wait_for(
+        lambda: cluster.api.get(path, labelSelector="app.kubernetes.io/name=gemmatune")["items"],
+        "the operator's pod",
+        detail=lambda: cluster.api.get(f"/api/v1/namespaces/{namespace}/events")["items"],
+    )
+    pod: Object = found[0]
+    return pod
+
+
+def _is_served(cluster: ControlPlane) -> bool:
+    conditions = cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")["status"].get("conditions") or []
+    return any((item["type"], item["status"]) == ("Established", "True") for item in conditions)

@@ -1,0 +1,223 @@
+"""The chart as Helm renders it: nothing wide, nothing idle, nothing misspelt."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gemmatune_api import names, yamlio
+from gemmatune_operator import options
+from gemmatune_operator.manifests import access
+from tests.support import chart
+from tests.support.api import Object
+
+pytestmark = pytest.mark.usefixtures("helm")
+ROOT = Path(__file__).resolve().parents[2]
+
+VALUES: Object = {
+    "image.repository": "registry.example.com/operator",
+    "image.tag": "1.2.3",
+    "image.pullPolicy": "Always",
+    "imagePullSecrets": [{"name": "registry"}],
+    "namespaces": ["team-a", "team-b"],
+    "trainer.image": "registry.example.com/trainer:1",
+    "trainer.imagePullPolicy": "Always",
+    "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
+    "prices": {"nvidia-l4": 0.75},
+    "hostMemory": "16Gi",
+    "logFormat": "console",
+    "extraArgs": ["--workers=32"],
+    "resources.requests": {"cpu": "2"},
+    "resources.limits": {"memory": "1Gi"},
+    "nodeSelector": {"pool": "system"},
+    "tolerations": [{"key": "system", "operator": "Exists"}],
+    "priorityClassName": "high",
+    "crd.install": False,
+    "policy.install": False,
+}
+"""Another value for each one of the chart, by dotted path."""
+
+
+def one(documents: list[Object], kind: str) -> Object:
+    (found,) = [document for document in documents if document["kind"] == kind]
+    return found
+
+
+def rights(role: Object) -> set[tuple[str, str, str]]:
+    """What a role grants, as (group, resource, verb)."""
+    return {
+        (g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]
+    }
+
+
+def test_lint() -> None:
+    done = chart.helm("lint", "--strict", str(chart.CHART))
+    assert "0 chart(s) failed" in done.stdout
+
+
+def test_every_value_changes_something() -> None:
+    defaults = set(_paths(yaml.safe_load((chart.CHART / "values.yaml").read_text())))
+    assert defaults == VALUES.keys(), "each value has another one here"
+    plain = chart.render()
+    for path, value in VALUES.items():
+        assert chart.render({path: value}) != plain, f"{path} does nothing"
+
+
+def _paths(values: Object, above: str = "") -> Iterator[str]:
+    """Dotted paths of the values; a table of free keys, and what is below resources.limits, count as one."""
+    for name, value in values.items():
+        path = f"{above}{name}"
+        if isinstance(value, dict) and value and not above.startswith("resources."):
+            yield from _paths(value, f"{path}.")
+        else:
+            yield path
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("imag.tag", "1"),
+        ("image.tagg", "1"),
+        ("trainer.imagePolicy", "Always"),
+        ("namespaces", "team-a"),
+        ("namespaces", ["Team A"]),
+        ("trainer.env", {"A": "1,B=2"}),
+        ("prices", {"nvidia-l4": "cheap"}),
+        ("resources.request", {"cpu": "1"}),
+        ("crd.install", "false"),
+        ("logFormat", "text"),
+        ("hostMemory", "16 GB"),
+        ("extraArgs", ["workers=32"]),
+        ("tolerations", [{"keys": "x"}]),
+    ],
+)
+def test_a_misspelt_value_is_refused(path: str, value: Any) -> None:
+    done = chart.helm("template", "x", str(chart.CHART), *chart.values_flags({path: value}), check=False)
+    assert done.returncode != 0
+    assert path.split(".")[-1] in done.stderr or path.split(".")[0] in done.stderr, done.stderr
+
+
+def test_every_value_is_documented() -> None:
+    """A comment above each, or above those inside it."""
+    lines = (chart.CHART / "values.yaml").read_text().splitlines()
+    for above, line, below in zip(lines, lines[1:], [*lines[2:], ""], strict=True):
+        if line and not line.startswith((" ", "#")):
+            assert above.startswith("#") or below.strip().startswith("#"), line
+
+
+def test_no_wildcard_anywhere() -> None:
+    for values in ({}, {"namespaces": ["team-a"]}):
+        for document in chart.render(values):
+            if document["kind"] in ("ClusterRole", "Role"):
+                assert not [part for right in rights(document) for part in right if "*" in part]
+                assert not [rule for rule in document["rules"] if "nonResourceURLs" in rule]
+
+
+def test_secrets_are_never_read() -> None:
+    granted = rights(one(chart.render(), "ClusterRole"))
+    assert not [right for right in granted if right[1] in ("secrets", "configmaps", "pods/exec", "pods/log")]
+
+
+def test_the_operator_holds_what_it_grants() -> None:
+    """The API server lets nobody make a Role with rights that they do not hold."""
+    (role,) = [obj for obj in access.objects("x", None) if obj["kind"] == "Role"]
+    assert rights(role) == {
+        (names.GROUP, names.PLURAL, "get"),
+        (names.GROUP, f"{names.PLURAL}/status", "patch"),
+    }
+    assert rights(role) <= rights(one(chart.render(), "ClusterRole"))
+
+
+def test_some_namespaces_only() -> None:
+    """The same rights as Roles; of the cluster, Nodes are read and nothing else."""
+    everywhere, some = chart.render(), chart.render({"namespaces": ["team-a", "team-b"]})
+    whole = rights(one(everywhere, "ClusterRole"))
+    cluster = rights(one(some, "ClusterRole"))
+    assert cluster == {("", "nodes", "get")}
+    roles = [d for d in some if d["kind"] == "Role"]
+    assert [d["metadata"]["namespace"] for d in roles] == ["team-a", "team-b"]
+    for role in roles:
+        assert rights(role) | cluster == whole
+    bindings = [d for d in some if d["kind"] == "RoleBinding"]
+    assert [d["metadata"]["namespace"] for d in bindings] == ["team-a", "team-b"]
+    account = {"kind": "ServiceAccount", "name": chart.OPERATOR, "namespace": chart.NAMESPACE}
+    assert all(d["subjects"] == [account] for d in [*bindings, one(some, "ClusterRoleBinding")])
+    selector = one(some, "ValidatingAdmissionPolicyBinding")["spec"]["matchResources"]["namespaceSelector"]
+    assert selector["matchExpressions"][0]["values"] == ["team-a", "team-b"]
+    assert "matchResources" not in one(everywhere, "ValidatingAdmissionPolicyBinding")["spec"]
+
+
+def test_the_policy_knows_the_names() -> None:
+    """What names.py says of the resource and of the trainer's fields stands in the policy too."""
+    spec = one(chart.render(), "ValidatingAdmissionPolicy")["spec"]
+    (rule,) = spec["matchConstraints"]["resourceRules"]
+    assert rule == {
+        "apiGroups": [names.GROUP],
+        "apiVersions": [names.VERSION],
+        "operations": ["UPDATE"],
+        "resources": [f"{names.PLURAL}/status"],
+    }
+    variables = {item["name"]: item["expression"] for item in spec["variables"]}
+    assert json.loads(variables["trainers"].replace("'", '"')) == list(names.TRAINER_STATUS_FIELDS)
+    assert spec["failurePolicy"] == "Fail"
+    assert all(validation["reason"] == "Forbidden" for validation in spec["validations"])
+    longest = len(names.job_name("x" * names.NAME_MAX_LENGTH, names.Role.TRAIN, 99_999_999))
+    assert longest <= 55, "the Job controller would shorten names of pods"
+
+
+def test_the_operator_understands_its_arguments() -> None:
+    values = {path: VALUES[path] for path in VALUES if path.startswith(("trainer.", "extraArgs", "namespaces", "logF"))}
+    documents = chart.render({**values, "hostMemory": "16Gi"})
+    (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "gemmatune_operator"]
+    found = options.read(container["args"], {})
+    assert found.namespaces == ("team-a", "team-b")
+    assert found.workers == 32
+    assert found.log_format == "console"
+    assert found.settings.image == "registry.example.com/trainer:1"
+    assert found.settings.image_pull_policy == "Always"
+    assert found.settings.trainer_env == {"HF_ENDPOINT": "https://hub.example.com"}
+    assert found.settings.host_memory == 16 * 2**30
+    (port,) = container["ports"]
+    assert port["containerPort"] == options.read([], {}).port
+
+
+def test_prices_reach_the_operator(tmp_path: Path) -> None:
+    documents = chart.render({"prices": {"nvidia-l4": 0.75, "tpu-v5-lite-podslice": 1.2}})
+    file = tmp_path / "prices.yaml"
+    file.write_text(one(documents, "ConfigMap")["data"]["prices.yaml"])
+    pod = one(documents, "Deployment")["spec"]["template"]["spec"]
+    assert "--prices=/etc/gemmatune/prices.yaml" in pod["containers"][0]["args"]
+    assert pod["volumes"][1]["configMap"]["name"] == one(documents, "ConfigMap")["metadata"]["name"]
+    assert options.read([f"--prices={file}"], {}).settings.prices == {"nvidia-l4": 0.75, "tpu-v5-lite-podslice": 1.2}
+
+
+def test_the_definition_is_the_trees() -> None:
+    (ours,) = yamlio.load_all((ROOT / f"crds/{names.PLURAL}.{names.GROUP}.yaml").read_text())
+    charted = one(chart.render(), "CustomResourceDefinition")
+    assert charted["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert charted == ours
+
+
+def test_versions_agree() -> None:
+    described = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert described["appVersion"] == described["version"] == project["version"]
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [("gemmatune", "gemmatune-operator"), ("tuning", "tuning-gemmatune-operator"), ("x" * 53, None)],
+)
+def test_names_of_a_release(release: str, name: str | None) -> None:
+    for document in chart.render(release=release):
+        found = document["metadata"]["name"]
+        assert len(found) <= 63
+        if document["kind"] != "CustomResourceDefinition" and name is not None:
+            assert found.startswith(name)
