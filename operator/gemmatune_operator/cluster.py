@@ -285,7 +285,7 @@ class KubernetesCluster:
         if answer.status < 400:
             return answer.status, document
         reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
-        if answer.status in (401, 429) or answer.status >= 500:
+        if answer.status in (401, 429) or answer.status >= 500 or _lacks_rights(answer.status, message):
             raise _BusyError(answer.status, reason, message, _retry_after(answer.headers.get("Retry-After")))
         raise _ApiError(answer.status, reason, message)
 
@@ -299,9 +299,14 @@ def _retry_after(header: str | None) -> float | None:
     return min(float(header), TIMEOUT_SECONDS) if header is not None and header.isdigit() else None
 
 
+def _lacks_rights(code: int, message: str) -> bool:
+    """RBAC's refusal, not a quota's or a policy's: a server that has just started knows nobody's rights (measured)."""
+    return code == 403 and " cannot " in message
+
+
 def _raise(error: _ApiError) -> NoReturn:
     """The port's exception for an answer that means the same everywhere."""
-    if isinstance(error, _BusyError):
+    if isinstance(error, _BusyError) and error.code != 403:
         raise UnavailableError(str(error)) from error
     raise RefusedError(str(error)) from error
 

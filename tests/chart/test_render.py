@@ -25,6 +25,7 @@ VALUES: Object = {
     "image.tag": "1.2.3",
     "image.pullPolicy": "Always",
     "imagePullSecrets": [{"name": "registry"}],
+    "replicas": 2,
     "namespaces": ["team-a", "team-b"],
     "trainer.image": "registry.example.com/trainer:1",
     "trainer.imagePullPolicy": "Always",
@@ -153,6 +154,20 @@ def test_some_namespaces_only() -> None:
     assert "matchResources" not in one(everywhere, "ValidatingAdmissionPolicyBinding")["spec"]
 
 
+def test_one_operator_or_several() -> None:
+    """Several elect a leader by the Lease that they may write, and by no other."""
+    alone, several = chart.render(), chart.render({"replicas": 2})
+    assert one(alone, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    assert [d for d in alone if d["kind"] in ("Role", "RoleBinding")] == []
+    assert one(several, "Deployment")["spec"]["strategy"] == {"type": "RollingUpdate"}
+    role = one(several, "Role")
+    assert role["metadata"]["namespace"] == chart.NAMESPACE
+    for rule in role["rules"]:
+        assert rule["resources"] == ["leases"]
+        assert rule["verbs"] == ["create"] or rule["resourceNames"] == [chart.OPERATOR]
+    assert rights(one(several, "ClusterRole")) == rights(one(alone, "ClusterRole"))
+
+
 def test_the_policy_knows_the_names() -> None:
     """What names.py says of the resource and of the trainer's fields stands in the policy too."""
     spec = one(chart.render(), "ValidatingAdmissionPolicy")["spec"]
@@ -172,8 +187,8 @@ def test_the_policy_knows_the_names() -> None:
 
 
 def test_the_operator_understands_its_arguments() -> None:
-    values = {path: VALUES[path] for path in VALUES if path.startswith(("trainer.", "extraArgs", "namespaces", "logF"))}
-    documents = chart.render({**values, "hostMemory": "16Gi"})
+    taken = ("trainer.", "extraArgs", "namespaces", "logFormat", "hostMemory", "replicas")
+    documents = chart.render({path: VALUES[path] for path in VALUES if path.startswith(taken)})
     (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "gemmatune_operator"]
     found = options.read(container["args"], {})
@@ -184,6 +199,8 @@ def test_the_operator_understands_its_arguments() -> None:
     assert found.settings.image_pull_policy == "Always"
     assert found.settings.trainer_env == {"HF_ENDPOINT": "https://hub.example.com"}
     assert found.settings.host_memory == 16 * 2**30
+    assert found.election is not None
+    assert found.election.name == chart.OPERATOR
     (port,) = container["ports"]
     assert port["containerPort"] == options.read([], {}).port
 

@@ -122,14 +122,16 @@ async def test_without_rights(crd: ControlPlane, namespace: str, monkeypatch: py
 class Script:
     """Answers in turn; the last one for ever."""
 
-    def __init__(self, *answers: tuple[int, dict[str, str]]) -> None:
+    def __init__(self, *answers: tuple[int, dict[str, str]], message: str = "m") -> None:
         self.answers = list(answers)
+        self.message = message
         self.requests = 0
 
     async def answer(self, _: web.Request) -> web.Response:
         self.requests += 1
         code, headers = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return web.json_response({"kind": "Status", "reason": "Scripted", "message": "m"}, status=code, headers=headers)
+        status = {"kind": "Status", "reason": "Scripted", "message": self.message}
+        return web.json_response(status, status=code, headers=headers)
 
 
 @pytest.fixture
@@ -163,6 +165,24 @@ async def test_a_busy_server_is_asked_again(serve: Any, code: int) -> None:
     assert await port.get("Job", "ns", "x") is not None
     assert script.requests == 3
     assert seen == [("get", "Job", code), ("get", "Job", code), ("get", "Job", 200)]
+
+
+async def test_a_server_that_does_not_know_our_rights_yet(serve: Any) -> None:
+    """One that has just started answers 403 for a moment; a quota or a policy means it."""
+    message = 'jobs.batch "x" is forbidden: User "u" cannot create resource "jobs"'
+    script = Script((403, {}), (403, {}), (200, {}), message=message)
+    port = await serve(script)
+    assert await port.get("Job", "ns", "x") is not None
+    script = Script((403, {}), message=message)
+    port = await serve(script)
+    with pytest.raises(RefusedError, match="cannot create"):
+        await port.create(account("ns", "x"))
+    assert script.requests == cluster.ATTEMPTS
+    script = Script((403, {}), message='pods "x" is forbidden: exceeded quota: none')
+    port = await serve(script)
+    with pytest.raises(RefusedError, match="exceeded quota"):
+        await port.create(account("ns", "x"))
+    assert script.requests == 1
 
 
 async def test_a_server_that_stays_busy(serve: Any) -> None:

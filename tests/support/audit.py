@@ -39,6 +39,8 @@ class Request:
     name: str
     code: int
     message: str
+    position: int
+    """Where in the log it stands, in bytes."""
 
     @property
     def right(self) -> tuple[str, str, str]:
@@ -57,8 +59,9 @@ def requests(log: Path, position: int = 0) -> Iterator[Request]:
         return
     with log.open("rb") as file:
         file.seek(position)
-        text = file.read().decode(errors="replace")
-    for line in text.splitlines():
+        lines = file.read().splitlines(keepends=True)
+    for line in lines:
+        begin, position = position, position + len(line)
         try:
             event = json.loads(line)
         except ValueError:
@@ -77,4 +80,5 @@ def requests(log: Path, position: int = 0) -> Iterator[Request]:
             name=target.get("name", ""),
             code=int(status.get("code", 0)),
             message=status.get("message", ""),
+            position=begin,
         )

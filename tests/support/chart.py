@@ -74,7 +74,8 @@ def render(values: Object | None = None, *, release: str = RELEASE, namespace: s
 
 @functools.cache
 def _access() -> str:
-    return json.dumps([document for document in render() if document["kind"] in ACCESS_KINDS])
+    # Two replicas: with the rights to elect a leader.
+    return json.dumps([document for document in render({"replicas": 2}) if document["kind"] in ACCESS_KINDS])
 
 
 def install_access(control_plane: ControlPlane) -> None:

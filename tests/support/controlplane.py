@@ -53,6 +53,7 @@ class ControlPlane:
         self.logs = self.folder / "logs"
         self.logs.mkdir()
         self._audit_log = self.logs / "audit.log"
+        self._starts: list[tuple[int, int]] = []
         self.seconds: dict[str, float] = {}
         self._servers: dict[str, Server] = {}
         self._etcd_port, self._peer_port, self.port, self._manager_port, self._scheduler_port = free_ports(5)
@@ -109,8 +110,16 @@ class ControlPlane:
         return self._audit_log.stat().st_size if self._audit_log.exists() else 0
 
     def audited(self, position: int = 0) -> list[audit.Request]:
-        """What ServiceAccounts of the operator's namespace have asked since then, oldest first."""
-        return list(audit.requests(self._audit_log, position))
+        """What ServiceAccounts of the operator's namespace have asked since then, oldest first.
+
+        Without what was answered before the API server was ready: it knows nobody's rights then (measured).
+        """
+        starts = self._starts
+        return [
+            request
+            for request in audit.requests(self._audit_log, position)
+            if not any(begin <= request.position < end for begin, end in starts)
+        ]
 
     def _kubeconfig(self, name: str, user: str, credentials: Object, namespace: str) -> Path:
         cluster = {"server": self.server_url, "certificate-authority-data": _base64(self.ca_path)}
@@ -169,8 +178,10 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """Start the API server and wait until it is ready."""
+        begin = self.audit_position
         self._start("kube-apiserver", self._apiserver_flags())
         self._wait_ok("kube-apiserver", f"{self.server_url}/readyz", self._admin_context())
+        self._starts.append((begin, self.audit_position))
 
     def pause_etcd(self) -> None:
         """SIGSTOP the store: the API server runs on, and every request that needs it hangs."""

@@ -44,3 +44,15 @@ a run of every kind made: each verb here was used, and none was used that is not
   resources: [nodes]
   verbs: [get]
 {{- end -}}
+
+{{/* What several operators need in their own namespace to elect a leader. */}}
+{{- define "gemmatune.leaseRules" -}}
+# create, get, update: election.py, its own Lease and no other; a right to create cannot name what it creates.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "gemmatune.name" . }}]
+  verbs: [get, update]
+{{- end -}}
