@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import chart
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import DYING, ENV_HANG, OperatorProcess
 from tests.support.proxy import ApiProxy
@@ -37,7 +38,7 @@ def start(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Start]:
             name: str = "operator", *arguments: str, kubeconfig: Path | None = None, **how: Any
         ) -> OperatorProcess:
             operator = OperatorProcess(
-                kubeconfig or crd.kubeconfig,
+                kubeconfig or crd.operator_kubeconfig,
                 tmp_path / f"{name}.log",
                 namespaces=[namespace],
                 arguments=arguments,
@@ -50,12 +51,12 @@ def start(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def candidate(start: Start, namespace: str) -> Start:
+def candidate(start: Start) -> Start:
     """Starts operators that elect a leader."""
     times = [f"--lease-duration={LEASE}", f"--renew-deadline={RENEW}", f"--retry-period={RETRY}"]
 
     def begin(name: str, **how: Any) -> OperatorProcess:
-        return start(name, "--leader-elect", f"--lease-namespace={namespace}", *times, **how)
+        return start(name, "--leader-elect", f"--lease-namespace={chart.NAMESPACE}", *times, **how)
 
     return begin
 
@@ -101,7 +102,7 @@ def test_the_leader_is_killed(crd: ControlPlane, namespace: str, candidate: Star
     story.to_the_end(seconds=180).check()
     assert standby.stop(20) == 0
     assert standby.stacks() == []
-    lease = crd.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/gemmatune-operator")
+    lease = crd.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{chart.NAMESPACE}/leases/gemmatune-operator")
     assert lease["spec"]["holderIdentity"] == ""
 
 

@@ -11,6 +11,7 @@ from gemmatune_api import names
 from gemmatune_api.names import TRAINER_SERVICE_ACCOUNT
 from tests.support import chart
 from tests.support.api import Api, ApiError, Object
+from tests.support.below import PROCESS
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import OperatorProcess
 from tests.support.play import PREPARED
@@ -55,12 +56,14 @@ def test_each_right_is_used_and_each_use_has_its_right(
     """Runs of every kind, under an operator that may do what the chart says and no more."""
     position = crd.audit_position
     election = ("--leader-elect", "--lease-namespace", chart.NAMESPACE)
-    operator = OperatorProcess(crd.operator_kubeconfig, tmp_path / "operator.log", arguments=election).ready()
+    log = tmp_path / "operator.log"
+    operator = OperatorProcess(crd.operator_kubeconfig, log, command=PROCESS, arguments=election).ready()
     try:
         stage = Stage(crd.api, namespace)
         _a_run_out_of_memory(stage, node)
         _a_run_that_is_suspended(stage)
         _a_name_that_is_taken(Stage(crd.api, namespace, "taken"))
+        _a_run_on_several_nodes(Stage(crd.api, namespace, "nodes"))
         assert 'code="403"' not in operator.metrics()
     finally:
         assert operator.stop() == 0
@@ -96,6 +99,17 @@ def _a_name_that_is_taken(stage: Stage) -> None:
     stage.api.create(stage.jobs, {"metadata": {"name": "taken-p1"}, "spec": {"template": template}})
     stage.create()
     stage.wait(lambda status: status.get("reason") == "NameConflict", "NameConflict")
+
+
+def _a_run_on_several_nodes(stage: Stage) -> None:
+    """Its Service's name is taken by somebody else at first."""
+    path = f"/api/v1/namespaces/{stage.namespace}/services"
+    stage.api.create(path, {"metadata": {"name": "nodes-t1"}, "spec": {"clusterIP": "None"}})
+    stage.create(accelerator={"gpu": {"type": "nvidia-l4", "nodes": 2}})
+    stage.ends("p1", 0, PREPARED)
+    stage.wait(lambda status: status.get("reason") == "NameConflict", "NameConflict")
+    stage.api.delete(f"{path}/nodes-t1")
+    stage.job("t1")
 
 
 def twin(crd: ControlPlane, name: str, without: str = "") -> Api:

@@ -101,8 +101,12 @@ class ControlPlane:
         path = self.folder / f"{chart.OPERATOR}.kubeconfig"
         if path.exists():
             return path
-        credentials = {"token": chart.token(self, chart.NAMESPACE, chart.OPERATOR)}
-        return self._kubeconfig(chart.OPERATOR, chart.OPERATOR, credentials, "default")
+        return self._kubeconfig(chart.OPERATOR, chart.OPERATOR, {"token": self.operator_token}, "default")
+
+    @property
+    def operator_token(self) -> str:
+        """A token of the operator's ServiceAccount."""
+        return chart.token(self, chart.NAMESPACE, chart.OPERATOR)
 
     @property
     def audit_position(self) -> int:

@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from tests.support.controlplane import ADMIN, ControlPlane
+from tests.support.controlplane import ControlPlane
 from tests.support.servers import LOOPBACK
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass
 class ApiProxy:
-    """Speaks plain HTTP to the operator and TLS, as the administrator, to the API server. A context manager."""
+    """Speaks plain HTTP to the operator and TLS, as its ServiceAccount, to the API server. A context manager."""
 
     control: ControlPlane
     faults: list[Fault] = field(default_factory=list)
@@ -125,7 +125,7 @@ class ApiProxy:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         context = ssl.create_default_context(cafile=str(self.control.ca_path))
-        context.load_cert_chain(*self.control.client_cert(*ADMIN))
+        self._identity = {"Authorization": f"Bearer {self.control.operator_token}"}
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
@@ -172,6 +172,7 @@ class ApiProxy:
 
     async def _forward(self, request: web.Request, *, lose: bool) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        headers |= self._identity
         url = f"{self.control.server_url}{request.raw_path}"
         async with self._session.request(
             request.method,

@@ -23,10 +23,14 @@ a run of every kind made: each verb here was used, and none was used that is not
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# list: why a pod waits, or a Job makes none. create: cluster.py emit.
+# list: observe.py, why a pod waits, or a Job makes none. list, watch: kopf. create: cluster.py emit.
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, list]
+  verbs: [create, list, watch]
+# create: manifests/service.py, attempts with several pods. get: reconcile.py, whose a taken name is.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [create, get]
 # create: manifests/access.py, once per namespace; never changed afterwards. The API server lets nobody grant what
 # they do not hold: the trainer's Role is `get gemmafinetunes` and `patch gemmafinetunes/status`, both above.
 - apiGroups: [""]
