@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gemmatune_api import names, yamlio
+from gemmatune_api import names, prices, yamlio
 from gemmatune_operator import options
 from gemmatune_operator.manifests import access
 from tests.support import chart
@@ -90,6 +90,7 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("namespaces", ["Team A"]),
         ("trainer.env", {"A": "1,B=2"}),
         ("prices", {"nvidia-l4": "cheap"}),
+        ("prices", {"nvidia-l4": {"onDemand": 1, "spott": 1}}),
         ("resources.request", {"cpu": "1"}),
         ("crd.install", "false"),
         ("logFormat", "text"),
@@ -206,13 +207,14 @@ def test_the_operator_understands_its_arguments() -> None:
 
 
 def test_prices_reach_the_operator(tmp_path: Path) -> None:
-    documents = chart.render({"prices": {"nvidia-l4": 0.75, "tpu-v5-lite-podslice": 1.2}})
+    table = {"nvidia-l4": 0.75, "tpu-v5-lite-podslice": dict.fromkeys(prices.MODES, 1.25)}
+    documents = chart.render({"prices": table})
     file = tmp_path / "prices.yaml"
     file.write_text(one(documents, "ConfigMap")["data"]["prices.yaml"])
     pod = one(documents, "Deployment")["spec"]["template"]["spec"]
     assert "--prices=/etc/gemmatune/prices.yaml" in pod["containers"][0]["args"]
     assert pod["volumes"][1]["configMap"]["name"] == one(documents, "ConfigMap")["metadata"]["name"]
-    assert options.read([f"--prices={file}"], {}).settings.prices == {"nvidia-l4": 0.75, "tpu-v5-lite-podslice": 1.2}
+    assert options.read([f"--prices={file}"], {}).settings.prices == table
 
 
 def test_the_definition_is_the_trees() -> None:

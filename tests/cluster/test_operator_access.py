@@ -64,6 +64,8 @@ def test_each_right_is_used_and_each_use_has_its_right(
         _a_run_that_is_suspended(stage)
         _a_name_that_is_taken(Stage(crd.api, namespace, "taken"))
         _a_run_on_several_nodes(Stage(crd.api, namespace, "nodes"))
+        _a_run_that_is_forgotten(Stage(crd.api, namespace, "brief"))
+        _a_pod_without_its_job(Stage(crd.api, namespace, "orphan"))
         assert 'code="403"' not in operator.metrics()
     finally:
         assert operator.stop() == 0
@@ -110,6 +112,23 @@ def _a_run_on_several_nodes(stage: Stage) -> None:
     stage.wait(lambda status: status.get("reason") == "NameConflict", "NameConflict")
     stage.api.delete(f"{path}/nodes-t1")
     stage.job("t1")
+
+
+def _a_run_that_is_forgotten(stage: Stage) -> None:
+    """ttlAfterFinished deletes the resource."""
+    stage.create(ttlAfterFinished="1s")
+    stage.ends("p1", 12, {"message": "no such column"})
+    wait_for(lambda: stage.api.find(f"{stage.runs}/{stage.name}") is None, "the resource to be deleted")
+
+
+def _a_pod_without_its_job(stage: Stage) -> None:
+    """Somebody deletes the Job and leaves its pod: it is deleted before another attempt begins."""
+    stage.create()
+    stage.to_training()
+    pod = stage.pod("t1")["metadata"]["name"]
+    stage.api.delete(f"{stage.jobs}/{stage.name}-t1", {"propagationPolicy": "Orphan"})
+    wait_for(lambda: stage.api.find(f"{stage.pods}/{pod}") is None, "the pod to be deleted")
+    stage.job("t2")
 
 
 def twin(crd: ControlPlane, name: str, without: str = "") -> Api:

@@ -3,10 +3,11 @@ What the operator may do in a namespace, and which code needs it. A test compare
 a run of every kind made: each verb here was used, and none was used that is not here.
 */}}
 {{- define "gemmatune.rules" -}}
-# get: observe.py, live before every decision. list: resync, rivals for an output. list, watch: kopf.
+# get: observe.py, live before every decision. list: resync, rivals for an output. list, watch: kopf. delete:
+# policies/ttl.py, after spec.ttlAfterFinished.
 - apiGroups: [gemmatune.dev]
   resources: [gemmafinetunes]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 # patch: cluster.py apply_status, the one status write of a look. What is here is also what the trainer's Role grants.
 - apiGroups: [gemmatune.dev]
   resources: [gemmafinetunes/status]
@@ -19,10 +20,10 @@ a run of every kind made: each verb here was used, and none was used that is not
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [create, get, list, watch, delete]
-# list: observe.py, how pods ended. list, watch: kopf.
+# list: observe.py, how pods ended. list, watch: kopf. delete: policies/cleanup.py, pods that outlived their Job.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, delete]
 # list: observe.py, why a pod waits, or a Job makes none. list, watch: kopf. create: cluster.py emit.
 - apiGroups: [""]
   resources: [events]
