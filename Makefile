@@ -6,6 +6,8 @@ SHELL := /bin/bash
 UV = $$(tools/uv.sh)
 RUN = $(UV) run --frozen --no-sync
 PYTEST = $(RUN) pytest
+HELM = $$(python3 tools/kube.py --print-bin)/helm
+HELM_LINT = if [ -x "$(HELM)" ]; then "$(HELM)" lint --strict charts/gemmatune; else echo "helm is not built: the chart is not linted (make kube)"; fi
 # Options for `make demo`, such as DEMO="--steps 5".
 DEMO ?=
 
@@ -13,7 +15,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,8 +56,11 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
 	$(call step,end to end,$(PYTEST) tests/e2e)
 
-lint: setup ## Style, types, import directions, generated files
-	$(call step,lint,$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy && $(RUN) lint-imports && $(RUN) python -m gemmatune_api.generate --check && $(RUN) python -m tools.docs --check)
+lint: setup ## Style, types, import directions, generated files, and the chart where Helm is built
+	$(call step,lint,$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy && $(RUN) lint-imports && $(RUN) python -m gemmatune_api.generate --check && $(RUN) python -m tools.docs --check && $(HELM_LINT))
+
+chart: setup kube ## The chart: what Helm renders, and its rights and policy on the real control plane
+	$(call step,chart,$(HELM_LINT) && $(PYTEST) tests/chart)
 
 fmt: setup ## Format the code
 	$(call step,format,$(RUN) ruff format . && $(RUN) ruff check --fix .)
