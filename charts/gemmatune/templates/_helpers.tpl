@@ -1,6 +1,6 @@
 {{/* Name of the operator's objects: gemmatune-operator, or RELEASE-gemmatune-operator for a release of another name. */}}
 {{- define "gemmatune.name" -}}
-{{- $release := .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- $release := .Release.Name | trunc 36 | trimSuffix "-" -}}
 {{- if contains "gemmatune" $release }}{{ $release }}{{ else }}{{ $release }}-gemmatune{{ end }}-operator
 {{- end -}}
 
