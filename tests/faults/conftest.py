@@ -72,7 +72,7 @@ def operators(plant: Plant) -> Iterator[None]:
 
 
 def _told(plant: Plant, name: str) -> tuple[Path, Path]:
-    return plant.control_plane.kubeconfig, plant.folder / f"{name}.log"
+    return plant.control_plane.operator_kubeconfig, plant.folder / f"{name}.log"
 
 
 @contextlib.contextmanager

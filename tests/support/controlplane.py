@@ -54,6 +54,7 @@ class ControlPlane:
         self.logs.mkdir()
         self._audit_log = self.logs / "audit.log"
         self._starts: list[tuple[int, int]] = []
+        self._looked_at = 0
         self.seconds: dict[str, float] = {}
         self._servers: dict[str, Server] = {}
         self._etcd_port, self._peer_port, self.port, self._manager_port, self._scheduler_port = free_ports(5)
@@ -124,6 +125,11 @@ class ControlPlane:
             for request in audit.requests(self._audit_log, position)
             if not any(begin <= request.position < end for begin, end in starts)
         ]
+
+    def newly_audited(self) -> list[audit.Request]:
+        """What they have asked since the last call."""
+        position, self._looked_at = self._looked_at, self.audit_position
+        return [request for request in self.audited(position) if request.position < self._looked_at]
 
     def _kubeconfig(self, name: str, user: str, credentials: Object, namespace: str) -> Path:
         cluster = {"server": self.server_url, "certificate-authority-data": _base64(self.ca_path)}
