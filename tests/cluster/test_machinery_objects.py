@@ -29,7 +29,8 @@ def start(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def begin(name: str = "operator", kubeconfig: Path | None = None) -> OperatorProcess:
-            operator = OperatorProcess(kubeconfig or crd.kubeconfig, tmp_path / f"{name}.log", namespaces=[namespace])
+            log = tmp_path / f"{name}.log"
+            operator = OperatorProcess(kubeconfig or crd.operator_kubeconfig, log, namespaces=[namespace])
             stack.callback(operator.kill)
             running.append(operator)
             return operator.ready()
@@ -166,7 +167,7 @@ def test_the_clock_jumps(crd: ControlPlane, namespace: str, tmp_path: Path, seco
     shift = tmp_path / "shift"
     shift.write_text("0")
     operator = OperatorProcess(
-        crd.kubeconfig,
+        crd.operator_kubeconfig,
         tmp_path / "operator.log",
         namespaces=[namespace],
         command=DYING,

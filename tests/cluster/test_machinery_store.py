@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from gemmatune_api import names
+from tests.support import chart
 from tests.support.api import ApiError, Object
 from tests.support.controlplane import ControlPlane, missing_programs
 from tests.support.fixtures import ROOT
@@ -30,11 +31,12 @@ CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{names.PLURAL}.{
 
 @pytest.fixture(scope="module")
 def own(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    """A second control plane, with the CustomResourceDefinition."""
+    """A second control plane, with the CustomResourceDefinition and the operator's rights."""
     assert not missing_programs()
     with ControlPlane() as running:
         running.api.create(CRD.rpartition("/")[0], definition())
         established(running)
+        chart.install_access(running)
         yield running
 
 
@@ -54,7 +56,9 @@ def operator(own: ControlPlane, place: str, tmp_path: Path) -> Iterator[Callable
 
     def begin(kubeconfig: Path | None = None) -> OperatorProcess:
         log = tmp_path / "operator.log"
-        found = OperatorProcess(kubeconfig or own.kubeconfig, log, namespaces=[place], arguments=["--resync", "5"])
+        found = OperatorProcess(
+            kubeconfig or own.operator_kubeconfig, log, namespaces=[place], arguments=["--resync", "5"]
+        )
         started.append(found)
         return found.ready()
 
@@ -64,6 +68,7 @@ def operator(own: ControlPlane, place: str, tmp_path: Path) -> Iterator[Callable
             assert each.probe("healthz") == 200
             assert each.stop(30) == 0, each.server.tail()
             assert each.stacks() == []
+        assert not [request for request in own.newly_audited() if request.lacked_rights]
     finally:
         for each in started:
             each.kill()

@@ -31,7 +31,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 def operator(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """An operator below the check for what is not built yet."""
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
-    process = OperatorProcess(crd.kubeconfig, log, command=below.PROCESS)
+    process = OperatorProcess(crd.operator_kubeconfig, log, command=below.PROCESS)
     try:
         yield process.ready()
     finally:
