@@ -32,6 +32,7 @@ VALUES: Object = {
     "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
     "prices": {"nvidia-l4": 0.75},
     "hostMemory": "16Gi",
+    "tpuWebhook": False,
     "logFormat": "console",
     "extraArgs": ["--workers=32"],
     "resources.requests": {"cpu": "2"},
@@ -188,7 +189,7 @@ def test_the_policy_knows_the_names() -> None:
 
 
 def test_the_operator_understands_its_arguments() -> None:
-    taken = ("trainer.", "extraArgs", "namespaces", "logFormat", "hostMemory", "replicas")
+    taken = ("trainer.", "extraArgs", "namespaces", "logFormat", "hostMemory", "replicas", "tpuWebhook")
     documents = chart.render({path: VALUES[path] for path in VALUES if path.startswith(taken)})
     (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "gemmatune_operator"]
@@ -200,6 +201,7 @@ def test_the_operator_understands_its_arguments() -> None:
     assert found.settings.image_pull_policy == "Always"
     assert found.settings.trainer_env == {"HF_ENDPOINT": "https://hub.example.com"}
     assert found.settings.host_memory == 16 * 2**30
+    assert found.settings.tpu_webhook is False
     assert found.election is not None
     assert found.election.name == chart.OPERATOR
     (port,) = container["ports"]

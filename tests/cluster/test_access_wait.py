@@ -78,7 +78,7 @@ def test_waiting_for_access(
     stage = Stage(crd.api, namespace)
     environment = f"{ENV_GCS_ENDPOINT}={gate.endpoint}"
     operator = OperatorProcess(
-        crd.kubeconfig,
+        crd.operator_kubeconfig,
         tmp_path / "operator.log",
         namespaces=[namespace],
         arguments=["--trainer-env", environment],

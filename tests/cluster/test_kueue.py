@@ -68,7 +68,7 @@ def kueue(crd: ControlPlane) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def operator(kueue: None, crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
-    process = OperatorProcess(crd.kubeconfig, log)
+    process = OperatorProcess(crd.operator_kubeconfig, log)
     try:
         yield process.ready()
     finally:

@@ -26,7 +26,7 @@ def operator(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder: Path = tmp_path_factory.mktemp("operator")
     prices = folder / "prices.yaml"
     prices.write_text("nvidia-l4: {onDemand: 3600, spot: 1800}\n")
-    process = OperatorProcess(crd.kubeconfig, folder / "operator.log", arguments=["--prices", str(prices)])
+    process = OperatorProcess(crd.operator_kubeconfig, folder / "operator.log", arguments=["--prices", str(prices)])
     try:
         yield process.ready()
     finally:

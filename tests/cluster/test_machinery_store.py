@@ -135,7 +135,7 @@ def test_it_waits_for_its_definition(own: ControlPlane, place: str, tmp_path: Pa
     """Started before the CustomResourceDefinition is there, the same process begins when it comes."""
     own.api.delete(CRD)
     wait_for(lambda: own.api.find(CRD) is None, "the definition to go")
-    process = OperatorProcess(own.kubeconfig, tmp_path / "operator.log", namespaces=[place])
+    process = OperatorProcess(own.operator_kubeconfig, tmp_path / "operator.log", namespaces=[place])
     try:
         wait_for(lambda: "not listed" in process.server.log.read_text(), "its first try", detail=process.server.tail)
         assert (process.probe("healthz"), process.probe("readyz")) == (200, 503)

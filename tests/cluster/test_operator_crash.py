@@ -56,7 +56,7 @@ def test_killed_at_the_deletion_of_a_finished_run(crd: ControlPlane, make_namesp
 
     def start() -> OperatorProcess:
         return OperatorProcess(
-            crd.kubeconfig, log, namespaces=[stage.namespace], command=DYING, environment=environment
+            crd.operator_kubeconfig, log, namespaces=[stage.namespace], command=DYING, environment=environment
         )
 
     points = {"before delete GemmaFineTune", "after delete GemmaFineTune"}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 def stage(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Stage]:
     """A resource that is not created yet, and an operator for its namespace."""
     log = tmp_path / "operator.log"
-    process = OperatorProcess(crd.kubeconfig, log, namespaces=[namespace])
+    process = OperatorProcess(crd.operator_kubeconfig, log, namespaces=[namespace])
     try:
         process.ready()
         yield Stage(crd.api, namespace)

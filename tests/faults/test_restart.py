@@ -20,12 +20,12 @@ def test_a_restart_forgets_no_reason(crd: ControlPlane, namespace: str, tmp_path
     crd.api.create(quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
     wait_for(lambda: crd.api.get(f"{quotas}/none").get("status", {}).get("hard"), "the quota to hold")
     stage = Stage(crd.api, namespace)
-    first = OperatorProcess(crd.kubeconfig, tmp_path / "first.log", namespaces=[namespace]).ready()
+    first = OperatorProcess(crd.operator_kubeconfig, tmp_path / "first.log", namespaces=[namespace]).ready()
     stage.create()
     stage.wait(lambda it: it.get("reason") == "QuotaExceeded", "QuotaExceeded", 60)
     first.kill()
     before = stage.resource
-    second = OperatorProcess(crd.kubeconfig, tmp_path / "second.log", namespaces=[namespace]).ready()
+    second = OperatorProcess(crd.operator_kubeconfig, tmp_path / "second.log", namespaces=[namespace]).ready()
     try:
         wait_for(lambda: _looked(second), "the new process to look", detail=second.metrics)
         after = stage.resource

@@ -28,6 +28,10 @@ a run of every kind made: each verb here was used, and none was used that is not
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list, watch]
+# list, watch: kopf, what autoscalers say of pods in the newer kind of Event.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [list, watch]
 # create: manifests/service.py, attempts with several pods. get: reconcile.py, whose a taken name is.
 - apiGroups: [""]
   resources: [services]
