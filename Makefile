@@ -8,6 +8,8 @@ RUN = $(UV) run --frozen --no-sync
 PYTEST = $(RUN) pytest
 HELM = $$(python3 tools/kube.py --print-bin)/helm
 HELM_LINT = if [ -x "$(HELM)" ]; then "$(HELM)" lint --strict charts/gemmatune; else echo "helm is not built: the chart is not linted (make kube)"; fi
+# What is provoked on purpose: causes, kills, and faults of API server, store, objects and processes.
+FAULTS = tests/faults $(wildcard tests/cluster/test_machinery_*.py) tests/cluster/test_operator_crash.py
 # Options for `make demo`, such as DEMO="--steps 5".
 DEMO ?=
 
@@ -15,7 +17,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator docs
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,17 +31,17 @@ demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
-test: setup kube ## All tests but the faults: unit, golden, real control plane, trainer, end to end
-	$(call step,tests,$(PYTEST) tests --ignore=tests/faults)
+test: setup kube ## All tests but the faults: unit, golden, real control plane, chart, trainer, end to end
+	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests $(addprefix --ignore=,$(FAULTS)))
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
 	$(call step,unit tests,$(PYTEST) tests/unit tests/golden)
 
 test-cluster: setup kube ## What runs against the real control plane
-	$(call step,cluster tests,$(PYTEST) tests/cluster)
+	$(call step,cluster tests,$(PYTEST) tests/cluster tests/chart $(addprefix --ignore=,$(FAULTS)))
 
-test-faults: setup kube ## Every cause of an attempt's end or wait, provoked on the real control plane
-	$(call step,faults,$(PYTEST) tests/faults)
+test-faults: setup kube ## Every cause of an attempt's end, and faults of the machinery, on the real control plane
+	$(call step,faults,$(PYTEST) -n 2 --dist load $(FAULTS))
 
 soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.json
 	$(call step,faults 20 times,FAULT_RUNS=20 FAULT_RESULTS=bench/results/faults.json $(PYTEST) tests/faults)
