@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gemmatune_api import names
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import (
     Artifacts,
@@ -348,6 +349,9 @@ def test_budgets_stand_in_condition_and_attempt() -> None:
     last = look(running(counters=Counters(attempts=4, retries=3)), failed_job(137))
     assert last.status.attempts[0].message.endswith("(retry 3 of 3, preemptions 0 of 20).")
     assert "limits.maxRetries (3) is used up (retry 3 of 3, preemptions 0 of 20)." in training_message(last)
+    # What is tried again by itself asks nobody for the annotation; a run that has ended does.
+    assert names.ANNOTATION_RETRY not in found.status.attempts[0].remedy
+    assert names.ANNOTATION_RETRY in last.status.attempts[0].remedy
     fatal = look(running(), failed_job(12))
     assert "retry" not in fatal.status.attempts[0].message
 
