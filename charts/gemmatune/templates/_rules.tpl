@@ -3,7 +3,7 @@ What the operator may do in a namespace, and which code needs it. A test compare
 a run of every kind made: each verb here was used, and none was used that is not here.
 */}}
 {{- define "gemmatune.rules" -}}
-# get: observe.py, live before every decision. list: resync, rivals for an output. list, watch: kopf. delete:
+# get: observe.py, live before a write that depends on it. list: resync, rivals for an output. list, watch: kopf. delete:
 # policies/ttl.py, after spec.ttlAfterFinished.
 - apiGroups: [gemmatune.dev]
   resources: [gemmafinetunes]
