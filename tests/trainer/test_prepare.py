@@ -181,7 +181,7 @@ def test_fewer_rows_than_a_step_are_refused(config):
 
 def test_all_rows_cut_away_is_refused(config, tmp_path):
     write_small_model(tmp_path / "model", "2")
-    with pytest.raises(DataInvalid, match="no row is left: all 24 rows are longer"):
+    with pytest.raises(DataInvalid, match="no row is left to train on: all 24 rows are longer"):
         prepare(config(max_length=3, too_long="drop"), StopFlag())
 
 

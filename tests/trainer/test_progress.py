@@ -22,6 +22,7 @@ from gemmatune_trainer.history import History
 from gemmatune_trainer.ownership import Claim
 from gemmatune_trainer.progress import ApiSink, FileSink, Reporter, open_sink
 from gemmatune_trainer.storage import open_storage
+from tests.support.chart import token
 from tests.support.controlplane import ControlPlane
 from tests.support.wait import wait_for
 
@@ -118,6 +119,9 @@ def test_without_a_place_for_the_status(monkeypatch: pytest.MonkeyPatch) -> None
     reporter.close()
 
 
+JOB = "quotes-t1"
+
+
 @pytest.fixture
 def pod(
     crd: ControlPlane, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,11 +134,15 @@ def pod(
         api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", account)
         if allowed:
             grant(crd, namespace, rest)
-        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account['metadata']['name']}/token"
+        name = account["metadata"]["name"]
+        containers = [{"name": "trainer", "image": "x"}]
+        own = api.create(
+            f"/api/v1/namespaces/{namespace}/pods",
+            {"metadata": {"name": f"{JOB}-abcde"}, "spec": {"serviceAccountName": name, "containers": containers}},
+        )
         folder = tmp_path / "account"
         folder.mkdir()
-        (folder / "token").write_text(api.create(path, request)["status"]["token"])
+        (folder / "token").write_text(token(crd, namespace, name, own))
         (folder / "ca.crt").write_bytes(crd.ca_path.read_bytes())
         monkeypatch.setenv(ENV_SERVICE_ACCOUNT_DIR, str(folder))
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -149,6 +157,8 @@ def pod(
             f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}",
             {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "quotes"}, "spec": spec},
         )
+        path = f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}/quotes/status"
+        api.patch(path, {"status": {"job": JOB}})
         return RunIdentity(name="quotes", namespace=namespace, uid=made["metadata"]["uid"])
 
     return make
@@ -185,7 +195,7 @@ def test_the_status_on_the_api_server(crd: ControlPlane, pod: Callable[[bool], R
     second.artifacts(Artifacts(adapter="gs://b/out/adapter", sha256="0" * 64))
     second.close()
     status = status_of(crd, identity)
-    assert status.keys() == {"progress", "checkpoint", "artifacts", "samples"}
+    assert status.keys() == {"job", "progress", "checkpoint", "artifacts", "samples"}
     assert status["progress"]["stepText"] == "40/40"
     assert status["samples"] == [{"prompt": "prompt", "before": "before"}]
     stranger = Reporter(ApiSink(ApiServer.of_pod(), identity.model_copy(update={"uid": "another"})))  # type: ignore[arg-type]

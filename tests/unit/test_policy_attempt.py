@@ -76,6 +76,16 @@ def test_a_recorded_attempt_without_a_job_is_created_not_vanished() -> None:
     assert found.status.counters == ONE
 
 
+def test_a_plan_that_somebody_removed_is_made_again() -> None:
+    lost = decision(an_attempt(start_time=None), counters=ONE).update(plan=None)
+    found = look(lost)
+    assert created(found) == ["quotes-t1"]
+    assert found.status.plan is not None
+    unknown = look(lost, raw=resource({"model": {"uri": "hf://my-org/own-model"}}))
+    assert said(unknown, C.FAILED) == ("True", "InvalidSpec")
+    assert created(unknown) == []
+
+
 def test_an_attempt_after_a_pause_says_so() -> None:
     resumed = look(decision(an_attempt(end_time=rfc3339(NOW)), counters=ONE))
     assert resumed.status.attempts[1].job == "quotes-t2"

@@ -40,7 +40,8 @@ def planned(situation: Situation, decision: Decision) -> Decision:
     """
     spec, status = situation.spec, decision.status
     model = model_of(situation, decision)
-    plan, fixed = status.plan, open_attempt(status) is not None or trained(status)
+    plan = status.plan
+    fixed = plan is not None and (open_attempt(status) is not None or trained(status))
     if model is not None and not fixed:
         plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
         decision = _with_plan(decision, plan)

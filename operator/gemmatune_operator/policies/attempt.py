@@ -8,7 +8,7 @@ from datetime import timedelta
 from gemmatune_api.base import duration_text
 from gemmatune_api.fit import merges
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
-from gemmatune_api.status import Attempt, Plan
+from gemmatune_api.status import Attempt
 from gemmatune_operator import diagnose
 from gemmatune_operator.conditions import has, parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, fail
@@ -17,7 +17,7 @@ from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt, trained
 from gemmatune_operator.policies import cost, deadline, describe, provisioning, queue, remedies, retry
-from gemmatune_operator.policies.accept import config_of
+from gemmatune_operator.policies.accept import config_of, planned
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
 from gemmatune_operator.policies.outcome import GOES_ON, STOPPED, Outcome
@@ -33,6 +33,11 @@ from gemmatune_operator.views import JobView
 
 KEPT = 20
 """Attempts that the status shows; counters know of all."""
+
+_NO_PLAN = (
+    "status.plan is gone, and what the model needs is not known without it.",
+    "Create a new resource with another output.uri.",
+)
 
 
 def attempt(situation: Situation, decision: Decision) -> Decision:
@@ -96,6 +101,10 @@ def _start(situation: Situation, decision: Decision) -> Decision:
         return decision  # a broken spec was not recorded
     if (ended := _over(situation, decision)) is not None:
         return ended
+    if decision.status.plan is None:
+        decision = planned(situation, decision)  # somebody has changed the status by hand
+    if decision.settled or (plan := decision.status.plan) is None:
+        return decision if decision.settled else fail(situation, decision, Reason.INVALID_SPEC, *_NO_PLAN)
     if situation.observed.refusal is not None:
         return refused(situation, decision, ConditionType.PROVISIONED)
     pause = retry.pause(situation, decision)
@@ -111,7 +120,6 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     current = current.model_copy(update=changes)
     current = current.model_copy(update={"cost_per_hour": cost.rate(situation, decision, current)})
     decision = decision.update(attempts=[*decision.status.attempts[:-1], current], next_attempt_time=None)
-    plan = _plan(decision)
     config = config_of(situation, current.number, plan, current.overrides)
     timers = decision.timers.model_dump(by_alias=True, exclude_none=True)
     resource = situation.run.model_copy(update={"status": {"timers": timers}})
@@ -125,12 +133,6 @@ def _over(situation: Situation, decision: Decision) -> Decision | None:
         return fail(situation, decision, *describe.problems(situation.problems))
     limit = deadline.used_up(situation, decision) or cost.used_up(situation, decision)
     return fail(situation, decision, limit.reason, limit.message, limit.remedy) if limit is not None else None
-
-
-def _plan(decision: Decision) -> Plan:
-    if decision.status.plan is None:
-        raise ValueError("an attempt was recorded before the plan was made")
-    return decision.status.plan
 
 
 def _seen(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> tuple[Decision, Attempt]:
