@@ -41,7 +41,8 @@ test-cluster: setup kube ## What runs against the real control plane
 	$(call step,cluster tests,$(PYTEST) tests/cluster tests/chart $(addprefix --ignore=,$(FAULTS)))
 
 test-faults: setup kube ## Every cause of an attempt's end, and faults of the machinery, on the real control plane
-	$(call step,faults,$(PYTEST) -n 2 --dist loadfile $(FAULTS))
+	$(call step,causes,$(PYTEST) tests/faults)
+	$(call step,faults of the machinery,$(PYTEST) -n 2 --dist loadfile $(filter-out tests/faults,$(FAULTS)))
 
 soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.json
 	$(call step,faults 20 times,FAULT_RUNS=20 FAULT_RESULTS=bench/results/faults.json $(PYTEST) tests/faults)
