@@ -275,5 +275,6 @@ def test_progress_is_cheap(crd: ControlPlane, namespace: str, start: Start) -> N
     before = requests()
     for step in range(50):
         story.stage.trainer(progress={"step": step, "totalSteps": 100, "heartbeat": f"2026-03-01T12:00:{step:02d}Z"})
+    wait_for(settled, "the operator to have seen the last write")
     assert requests() == before
     assert operator.stop(20) == 0
