@@ -1,13 +1,15 @@
 """Token-level labels against files written by hand, and the promises behind them on the real Gemma 3 tokenizer.
 
 A file holds a generation, a tokenizer, a dataset block and a row; then the tokens with `|` between them, `·` for a
-leading space, `⏎` for a newline, trained spans in [brackets].
+leading space, `⏎` for a newline, trained spans in [brackets]. Where a control token itself holds `|` (Gemma 4), the
+file names another separator.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,8 @@ class Golden:
         head, body = path.read_text(encoding="utf-8").split("\n\n", 1)
         fields = dict(line.split(": ", 1) for line in head.splitlines())
         tokens, trained, inside = [], [], False
-        for token in "|".join(body.split("\n")).strip("|").split("|"):
+        separator = fields.get("separator", "|")
+        for token in separator.join(body.split("\n")).strip(separator).split(separator):
             inside = inside or token.startswith("[")
             tokens.append(token.removeprefix("[").removesuffix("]").replace("·", " ").replace("⏎", "\n"))
             trained.append(inside)
@@ -109,7 +112,7 @@ def test_every_format_has_a_file_for_each_generation():
         for kind in ("text", "instruct", "chat")
         if getattr(golden.dataset, kind)
     }
-    assert kinds == {(generation, kind) for generation in "123" for kind in ("text", "instruct", "chat")}
+    assert kinds == {(generation, kind) for generation in "1234" for kind in ("text", "instruct", "chat")}
 
 
 # What stands between control tokens is tokenised as the model's own tokenizer does it.
@@ -188,11 +191,43 @@ def test_the_saved_chat_template_refuses_what_was_not_trained(chat_tokenizers):
         chat_tokenizers["3"].apply_chat_template([{"role": "assistant", "content": "x"}], tokenize=False)
 
 
-def test_gemma_3s_rendering_is_the_published_one():
-    """The exact text of a system message, two turns and a generation prompt, as Gemma 3's model card shows it."""
-    conversation = Conversation("Be kind.", (Turn("user", "Hi"), Turn("assistant", "Hello", True)))
-    assert "".join(part.text for part in render(conversation, RULES)) == (
-        "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n"
+PUBLISHED = [("1", "gemma"), ("2", "gemma"), ("3", "gemma3"), ("4", "gemma4_v2"), ("4", "gemma4_v5")]
+"""Chat templates of the published instruct checkpoints, as TRL ships them; of Gemma 4 the first and the newest."""
+
+
+@pytest.mark.parametrize(("generation", "name"), PUBLISHED)
+@pytest.mark.parametrize("system", ["", "Be brief. "])
+def test_rows_and_prompts_are_rendered_as_the_published_template_does(generation, name, system):
+    if system and generation in "12":  # their own refuses a system message: it is folded as Gemma 3's does
+        name = "gemma3"
+    rules = catalog.rules(generation)
+    turns = (Turn("user", "One?"), Turn("assistant", "1.", True), Turn("user", "Two?"), Turn("assistant", "2.", True))
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    render_published = published_template(name)
+    segments = render(Conversation(system, turns), rules)
+    assert "".join(part.text for part in segments) == render_published(messages, False)
+    block = RunDataset.model_validate({**DATASET, "instruct": {"systemText": system} if system else {}})
+    asked = "".join(part.text for part in prompt("One?", block, rules))
+    assert asked == render_published(messages[: 2 if system else 1], True)
+
+
+def published_template(name: str) -> Callable[[list[dict[str, str]], bool], str]:
+    """One of TRL's copies of published templates, compiled as transformers does; TRL itself is not imported."""
+    from importlib.util import find_spec
+
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    package = find_spec("trl")
+    assert package is not None
+    assert package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "chat_templates" / f"{name}.jinja"
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    template = environment.from_string(path.read_text(encoding="utf-8"))
+    return lambda messages, opening: template.render(
+        messages=messages, bos_token="<bos>", add_generation_prompt=opening, raise_exception=pytest.fail
     )
 
 
