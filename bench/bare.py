@@ -1,6 +1,7 @@
 """The ceiling: a bare asyncio client that makes the operator's calls in the operator's order, without kopf or policy.
 
-A new run: its Job is created; when no other run waits for its Job, its status is applied; Events are recorded last.
+A new run: its Job is created; when no other run has come for a moment (as the operator's work queue counts it), its
+status is applied; Events are recorded last.
 A finished Job: the resource's last status is applied. Texts are templates; nothing is planned or compared.
 """
 
@@ -8,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import functools
 import json
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bench.load import APPLY, OPERATOR, Client, Object, Paths, Server, Stages, fill
 from gemmatune_api import names
+from gemmatune_operator.workqueue import LOOK_AGAIN_SECONDS, PATIENCE_SECONDS, QUIET_SECONDS
 
 WORKERS = 16
 Work = Callable[[], Awaitable[None]]
@@ -28,6 +33,8 @@ class Bare:
         self._client, self._stages, self._namespace = client, stages, namespace
         self._paths = Paths(namespace)
         self._lines: tuple[deque[Work], deque[Work], deque[Work]] = (deque(), deque(), deque())
+        self._patient: deque[tuple[float, Work]] = deque()
+        self._urgent_until = 0.0
         self._some = asyncio.Event()
         self._runs: dict[str, Object] = {}
         self._done: set[str] = set()
@@ -46,15 +53,25 @@ class Bare:
                 group.create_task(self._work(events=number == 0))
 
     def _add(self, urgency: int, work: Work) -> None:
+        if urgency == 0:
+            self._urgent_until = time.monotonic() + QUIET_SECONDS
         self._lines[urgency].append(work)
         self._some.set()
 
+    def _grow_impatient(self) -> None:
+        """Statuses of new runs have their turn."""
+        now = time.monotonic()
+        while self._patient and now >= min(self._urgent_until, self._patient[0][0] + PATIENCE_SECONDS):
+            self._lines[1].append(self._patient.popleft()[1])
+
     async def _work(self, events: bool) -> None:
         while True:
+            self._grow_impatient()
             line = next((line for line in self._lines[: 3 if events else 2] if line), None)
-            if line is None:
+            if line is None or (line is self._lines[2] and self._patient):
                 self._some.clear()
-                await self._some.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._some.wait(), LOOK_AGAIN_SECONDS if self._patient else None)
                 if not any(self._lines[:2]) and not events:
                     await asyncio.sleep(0.001)
                 continue
@@ -80,7 +97,9 @@ class Bare:
     async def _first_job(self, name: str) -> None:
         uid = self._runs[name]["uid"]
         await self._client.send("POST", self._paths.jobs, fill(self._stages.prepare, self._namespace, name, uid))
-        self._add(1, lambda: self._status(name, self._stages.preparing, ["Valid", "Preparing"]))
+        status = functools.partial(self._status, name, self._stages.preparing, ["Valid", "Preparing"])
+        self._patient.append((time.monotonic(), status))
+        self._some.set()
 
     async def _status(self, name: str, status: str, reasons: list[str]) -> None:
         meta = self._runs[name]

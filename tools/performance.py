@@ -107,6 +107,16 @@ REPORTS: dict[str, Report] = {
                 title="Targets",
             ),
             Table(
+                rows=lambda found: [found["ceiling"]],
+                columns={
+                    "First Jobs a second": lambda row: spread(row["burst_per_second"], 0),
+                    "Ends a second": lambda row: spread(row["finish_per_second"], 0),
+                    "Wait at 100/s, p50 (s)": lambda row: spread(row["paced_p50"], 3),
+                    "Wait of one, p50 (ms)": lambda row: f"{row['idle_p50_ms']:.1f}",
+                },
+                title="The ceiling, in the same run",
+            ),
+            Table(
                 rows=lambda found: found["growth"],
                 columns={
                     "Resources": lambda row: f"{row['resources']:,}",

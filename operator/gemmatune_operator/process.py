@@ -219,7 +219,7 @@ class Process:
             return "the API server has not answered yet"
         return None if self._ready.is_set() else "starting"
 
-    async def _look(self, key: Key) -> float | None:
+    async def _look(self, key: Key) -> float | Priority | None:
         if self._tools is None:
             raise UnavailableError("not logged in yet")
         namespace, name = key

@@ -22,6 +22,7 @@ from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError,
 from gemmatune_operator.posting import Emit
 from gemmatune_operator.settings import Settings
 from gemmatune_operator.views import job_view, mapping, owner_uid
+from gemmatune_operator.workqueue import Priority
 
 LOOKS = 5
 """Looks in one call: a conflict, or a Job that cannot be created, is planned for again."""
@@ -58,13 +59,15 @@ async def reconcile(
 
     Without `memory` nothing counts as stalled.
     """
-    return await look(Tools(cluster, settings, memory or Memory()), namespace, name, now)
+    wake = await look(Tools(cluster, settings, memory or Memory()), namespace, name, now)
+    return 0.0 if isinstance(wake, Priority) else wake
 
 
-async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float | None:
+async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float | Priority | None:
     """Brings one run a step further.
 
-    Returns the seconds until it wants to be called again without an event, or None: only on an event.
+    Returns the seconds until it wants to be called again without an event, or None: only on an event; or how urgently
+    it wants to be called again at once.
 
     Raises:
         RefusedError: the API server refuses the status itself.
@@ -96,7 +99,9 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
     return AFTER_CONFLICTS
 
 
-async def _by_cache(tools: Tools, cache: Cache, namespace: str, name: str, now: datetime) -> float | _Undecided | None:
+async def _by_cache(
+    tools: Tools, cache: Cache, namespace: str, name: str, now: datetime
+) -> float | Priority | _Undecided | None:
     """The look, as far as what the watches have shown is enough for it.
 
     A new run's Job comes before its status: that is written when no other run waits for its Job.
@@ -118,7 +123,7 @@ async def _by_cache(tools: Tools, cache: Cache, namespace: str, name: str, now: 
             if await act(tools, observed, decision, now) is not None:
                 return _Undecided.LIVE
             tools.memory.keep(observed, replace(decision, create=()))
-            return 0.0
+            return Priority.PATIENT
         case Certainty.STATUS:
             try:
                 await write_status(tools, observed, decision)

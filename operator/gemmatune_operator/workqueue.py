@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable
@@ -17,6 +18,12 @@ Key = TypeVar("Key", bound=Hashable)
 BACKOFF_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 300.0
 JITTER = 0.25
+QUIET_SECONDS = 0.1
+"""How long nothing urgent must have come before patient keys have their turn."""
+PATIENCE_SECONDS = 3.0
+"""How long a patient key waits for that at most."""
+LOOK_AGAIN_SECONDS = 0.05
+"""How often an idle worker looks whether it is that quiet."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +35,8 @@ class Priority(IntEnum):
     """Something may have to be created: a new resource, a changed spec, a Job that ended."""
     ROUTINE = 1
     """Probably only the status changes."""
+    PATIENT = 2
+    """What was to be done has been done, and is only to be told: that waits until nothing urgent comes for a moment."""
 
 
 @dataclass(slots=True)
@@ -39,8 +48,8 @@ class _Entry:
 class WorkQueue(Generic[Key]):
     """Calls `handle(key)` for every key that was added, in a bounded number of workers.
 
-    `handle` answers with the seconds after which the key shall come again, or None; when it raises, the key comes
-    again after a growing delay.
+    `handle` answers with the seconds after which the key shall come again, a priority with which it shall come again at
+    once, or None; when it raises, the key comes again after a growing delay.
 
     Args:
         handle: the work.
@@ -52,7 +61,7 @@ class WorkQueue(Generic[Key]):
 
     def __init__(
         self,
-        handle: Callable[[Key], Awaitable[float | None]],
+        handle: Callable[[Key], Awaitable[float | Priority | None]],
         *,
         workers: int,
         picked: Callable[[float], None] = lambda seconds: None,
@@ -67,8 +76,10 @@ class WorkQueue(Generic[Key]):
         self._again: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._lines: tuple[dict[Key, None], dict[Key, None]] = ({}, {})
+        self._lines: tuple[dict[Key, None], ...] = tuple({} for _ in Priority)
         self._wakeup = asyncio.Event()
+        self._urgent_until = 0.0
+        """Until then patient keys wait."""
         self._stopping = False
         self._live = 0
 
@@ -103,6 +114,8 @@ class WorkQueue(Generic[Key]):
         """Adds a key; one that waits already only rises in priority, one that is worked on comes again afterwards."""
         if self._stopping:
             return
+        if priority is Priority.URGENT:
+            self._urgent_until = time.monotonic() + QUIET_SECONDS
         if key in self._active:
             self._again[key] = min(priority, self._again.get(key, priority))
             return
@@ -155,22 +168,29 @@ class WorkQueue(Generic[Key]):
                 return
             if key is None:
                 self._wakeup.clear()
-                await self._wakeup.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wakeup.wait(), LOOK_AGAIN_SECONDS if self._waiting else None)
                 continue
             await self._process(key)
 
     def _next(self) -> Key | None:
-        for line in self._lines:
-            for key in line:
-                del line[key]
-                entry = self._waiting.pop(key)
-                self._active[key] = time.monotonic()
-                self._picked(time.monotonic() - entry.since)
-                return key
+        now = time.monotonic()
+        for priority, line in zip(Priority, self._lines, strict=True):
+            key = next(iter(line), None)
+            if key is None or (priority is Priority.PATIENT and not self._has_its_turn(key, now)):
+                continue
+            del line[key]
+            self._active[key] = now
+            self._picked(now - self._waiting.pop(key).since)
+            return key
         return None
+
+    def _has_its_turn(self, key: Key, now: float) -> bool:
+        return now >= min(self._urgent_until, self._waiting[key].since + PATIENCE_SECONDS)
 
     async def _process(self, key: Key) -> None:
         began, failed = time.monotonic(), False
+        wake: float | Priority | None
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
@@ -189,7 +209,9 @@ class WorkQueue(Generic[Key]):
         again = self._again.pop(key, None)
         if again is not None and not failed:
             self.add(key, again)
-        if wake is not None:
+        if isinstance(wake, Priority):
+            self.add(key, wake)
+        elif wake is not None:
             self.add_after(key, wake)
 
     def _failed(self, key: Key) -> float:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.below import PROCESS
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import OperatorProcess
 from tests.support.proxy import ApiProxy, Fault
+from tests.support.soak import only_in_soak
 from tests.support.stage import Stage
-from tests.support.story import FALLBACK, INTERRUPTED, SIMPLE, Story
+from tests.support.story import FALLBACK, INTERRUPTED, MERGED, SIMPLE, WIDE, Story
 from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -52,9 +54,9 @@ def operator(proxy: ApiProxy, namespace: str, tmp_path: Path) -> Iterator[Operat
 
 
 @pytest.fixture
-def story(crd: ControlPlane, operator: OperatorProcess, namespace: str) -> Story:
-    """A story whose resource does not exist yet."""
-    return Story(Stage(crd.api, namespace), INTERRUPTED)
+def story(crd: ControlPlane, operator: OperatorProcess, namespace: str, request: pytest.FixtureRequest) -> Story:
+    """A story whose resource does not exist yet; another plot comes by `indirect`."""
+    return Story(Stage(crd.api, namespace), getattr(request, "param", INTERRUPTED))
 
 
 def disturb(proxy: ApiProxy, **how: object) -> dict[str, Fault]:
@@ -62,13 +64,39 @@ def disturb(proxy: ApiProxy, **how: object) -> dict[str, Fault]:
     return {what: proxy.fault(method, path, times=2, **how) for what, (method, path) in WRITES.items()}
 
 
-@pytest.mark.parametrize(
+CODES = pytest.mark.parametrize(
     ("code", "retry_after"), [(409, None), (429, 1), (500, None)], ids=["409", "429 with Retry-After", "500"]
+)
+
+
+@CODES
+@pytest.mark.parametrize(
+    "story", [INTERRUPTED, pytest.param(MERGED, marks=only_in_soak)], indirect=True, ids=lambda plot: plot.name
 )
 def test_every_kind_of_write_is_refused(proxy: ApiProxy, story: Story, code: int, retry_after: int | None) -> None:
     faults = disturb(proxy, code=code, retry_after=retry_after)
     story.create().to_the_end(180).check()
     assert [what for what, fault in faults.items() if fault.met == 0] == [], "a write that was not disturbed"
+
+
+@CODES
+def test_rarer_writes_are_refused(
+    proxy: ApiProxy, crd: ControlPlane, namespace: str, tmp_path: Path, code: int, retry_after: int | None
+) -> None:
+    """Services of attempts on two nodes, and pods that outlived their Job."""
+    how = {"code": code, "retry_after": retry_after, "times": 2}
+    faults = [proxy.fault("POST", "/services$", **how), proxy.fault("DELETE", "/pods/", **how)]
+    log = tmp_path / "operator.log"
+    operator = OperatorProcess(proxy.kubeconfig, log, namespaces=[namespace], command=PROCESS).ready()
+    try:
+        Story(Stage(crd.api, namespace), WIDE).create().to_the_end(180).check()
+        assert [fault.met for fault in faults] == [2, 2]
+        services = crd.api.get(f"/api/v1/namespaces/{namespace}/services")["items"]
+        assert sorted(item["metadata"]["name"] for item in services) == ["quotes-t1", "quotes-t2"]
+        assert operator.stop(30) == 0
+        assert operator.stacks() == []
+    finally:
+        operator.kill()
 
 
 def test_every_kind_of_write_loses_its_answer(proxy: ApiProxy, story: Story) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gemmatune_api import names
+from tests.support.below import PROCESS
 from tests.support.controlplane import ControlPlane
-from tests.support.operator_process import OperatorProcess
+from tests.support.operator_process import MODULE, OperatorProcess
 from tests.support.play import PREPARED
 from tests.support.proxy import ApiProxy
 from tests.support.stage import Stage
@@ -28,9 +29,11 @@ def start(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Start]:
     running: list[OperatorProcess] = []
     with ExitStack() as stack:
 
-        def begin(name: str = "operator", kubeconfig: Path | None = None) -> OperatorProcess:
-            log = tmp_path / f"{name}.log"
-            operator = OperatorProcess(kubeconfig or crd.operator_kubeconfig, log, namespaces=[namespace])
+        def begin(
+            name: str = "operator", kubeconfig: Path | None = None, command: Sequence[str] = MODULE
+        ) -> OperatorProcess:
+            log, reached = tmp_path / f"{name}.log", kubeconfig or crd.operator_kubeconfig
+            operator = OperatorProcess(reached, log, namespaces=[namespace], command=command)
             stack.callback(operator.kill)
             running.append(operator)
             return operator.ready()
@@ -123,8 +126,8 @@ def test_created_again_while_it_trains(crd: ControlPlane, namespace: str, start:
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
 def test_two_operators_by_mistake(crd: ControlPlane, namespace: str, start: Start, plot: Plot) -> None:
     """Both live, without election: nothing is doubled or lost, and no Event is repeated."""
-    start("one")
-    start("two")
+    start("one", command=PROCESS)
+    start("two", command=PROCESS)
     Story(Stage(crd.api, namespace), plot).create().to_the_end(180).check()
 
 

@@ -20,6 +20,7 @@ from gemmatune_operator.cache import Cache
 from gemmatune_operator.ports import Object
 from gemmatune_operator.reconcile import Tools, look
 from gemmatune_operator.settings import Settings
+from gemmatune_operator.workqueue import Priority
 
 NAMESPACE, NAME = "team", "quotes"
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -125,7 +126,8 @@ class Play:
         self.now += timedelta(seconds=seconds)
         self.tell()
         tools = replace(self.tools, cluster=self.cluster, settings=self.settings)
-        self.wake = asyncio.run(look(tools, NAMESPACE, self.name, self.now))
+        wake = asyncio.run(look(tools, NAMESPACE, self.name, self.now))
+        self.wake = 0.0 if isinstance(wake, Priority) else wake
 
     def restart(self) -> None:
         """The operator starts anew: what only its process knew is forgotten."""

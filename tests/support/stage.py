@@ -91,27 +91,32 @@ class Stage:
     def pod(self, suffix: str) -> Object:
         """Waits for the pod of a Job."""
         self.job(suffix)
-        selector = f"batch.kubernetes.io/job-name={self.name}-{suffix}"
-        found = wait_for(lambda: self.api.get(self.pods, labelSelector=selector)["items"], f"a pod of {suffix}")
+        found = wait_for(lambda: self.pods_of(suffix), f"a pod of {suffix}")
         assert len(found) == 1, f"{suffix} has {len(found)} pods"
         pod: Object = found[0]
         return pod
 
-    def pod_status(self, suffix: str, status: Object) -> None:
-        """Plays the kubelet."""
-        pod = self.pod(suffix)["metadata"]["name"]
+    def pods_of(self, suffix: str) -> list[Object]:
+        """The pods that a Job has now."""
+        selector = f"batch.kubernetes.io/job-name={self.name}-{suffix}"
+        found: list[Object] = self.api.get(self.pods, labelSelector=selector)["items"]
+        return found
+
+    def pod_status(self, suffix: str, status: Object, pod: str = "") -> None:
+        """Plays the kubelet; `pod` names one of several."""
+        pod = pod or self.pod(suffix)["metadata"]["name"]
         for item in status.get("containerStatuses", []):
             item.update({"image": "x", "imageID": "x", "ready": False, "restartCount": 0})
         self.api.patch(f"{self.pods}/{pod}/status", {"status": status}, STRATEGIC)
 
-    def runs_now(self, suffix: str) -> None:
+    def runs_now(self, suffix: str, pod: str = "") -> None:
         """The pod of a Job runs."""
         state = {"running": {"startedAt": rfc3339(datetime.now(UTC))}}
-        self.pod_status(suffix, {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": state}]})
+        self.pod_status(suffix, {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": state}]}, pod)
 
-    def ends(self, suffix: str, code: int, message: Object | str = "", reason: str = "") -> None:
+    def ends(self, suffix: str, code: int, message: Object | str = "", reason: str = "", pod: str = "") -> None:
         """The container of a Job's pod ends."""
-        self.pod_status(suffix, ended(code, message, reason, datetime.now(UTC)))
+        self.pod_status(suffix, ended(code, message, reason, datetime.now(UTC)), pod)
 
     def trainer(self, **fields: Any) -> None:
         """The trainer applies its status fields."""

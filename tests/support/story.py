@@ -23,12 +23,13 @@ _AWAY = (requests.ConnectionError, requests.Timeout)
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happens to a run: `phase` must have been reached, and the pod of `job` must exist."""
+    """One thing that happens to a run: `phase` must have been reached, and the pods of `job` must exist."""
 
     what: str
     act: Callable[[Stage], object]
     phase: str = ""
     job: str = ""
+    pods: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Plot:
     spec: Mapping[str, Any] = field(default_factory=dict)
     phase: str = "Succeeded"
     jobs: tuple[str, ...] = ()
-    """Jobs that it makes, each with one pod."""
+    """Jobs that it makes."""
+    hosts: int = 1
+    """Pods of each attempt; preparations and merges have one."""
     counters: tuple[int, int, int, int] = (0, 0, 0, 0)
     """attempts, retries, preemptions, outOfMemory."""
     reasons: tuple[str, ...] = ()
@@ -78,6 +81,16 @@ def disrupted(job: str) -> Step:
 def prepared(job: str = "p1") -> Step:
     """The preparation succeeds."""
     return ends(job, 0, PREPARED)
+
+
+def on_all(job: str, what: str, act: Callable[[Stage, str], object], phase: str = "") -> Step:
+    """Something happens to both pods of an attempt on two nodes."""
+
+    def each(stage: Stage) -> None:
+        for pod in stage.pods_of(job):
+            act(stage, pod["metadata"]["name"])
+
+    return Step(f"{job} {what}", each, phase, job, 2)
 
 
 INTERRUPTED = Plot(
@@ -162,7 +175,26 @@ MERGED = Plot(
     counters=(1, 0, 0, 0),
     reasons=("Completed",),
 )
-PLOTS = (INTERRUPTED, CORRECTED, FALLBACK, MERGED)
+WIDE = Plot(
+    "wide",
+    (
+        prepared(),
+        on_all("t1", "runs", lambda stage, pod: stage.runs_now("t1", pod)),
+        Step(
+            "its Job is deleted, and its pods stay",
+            lambda stage: stage.api.delete(f"{stage.jobs}/{stage.name}-t1", {"propagationPolicy": "Orphan"}),
+            "Training",
+        ),
+        on_all("t2", "runs", lambda stage, pod: stage.runs_now("t2", pod)),
+        on_all("t2", "exits 0", lambda stage, pod: stage.ends("t2", 0, DONE, pod=pod), "Training"),
+    ),
+    {"accelerator": {"gpu": {"type": "nvidia-l4", "nodes": 2}}},
+    jobs=("p1", "t1", "t2"),
+    hosts=2,
+    counters=(2, 1, 0, 0),
+    reasons=("JobVanished", "Completed"),
+)
+PLOTS = (INTERRUPTED, CORRECTED, FALLBACK, MERGED, WIDE)
 
 
 class Story:
@@ -196,7 +228,7 @@ class Story:
         if len(self.done) == len(self.plot.steps):
             return bool(phase == self.plot.phase)
         step = self.plot.steps[len(self.done)]
-        if step.phase in ("", phase) and (not step.job or step.job in self.pods):
+        if step.phase in ("", phase) and (not step.job or len(self.pods.get(step.job, ())) >= step.pods):
             step.act(self.stage)
             self.done.append(step.what)
         return False
@@ -240,7 +272,8 @@ class Story:
         plot, status = self.plot, self.stage.status
         assert sorted(self.made) == sorted(plot.jobs), "Jobs that were made"
         assert {name: len(uids) for name, uids in self.made.items()} == dict.fromkeys(plot.jobs, 1), "a Job was doubled"
-        assert {name: len(uids) for name, uids in self.pods.items()} == dict.fromkeys(plot.jobs, 1), "a pod was doubled"
+        pods = {job: plot.hosts if job.startswith("t") else 1 for job in plot.jobs}
+        assert {name: len(uids) for name, uids in self.pods.items()} == pods, "a pod was doubled"
         attempts, retries, preemptions, memory = plot.counters
         assert status["counters"] == {
             "attempts": attempts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -18,10 +19,10 @@ class Desk:
 
     def __init__(self) -> None:
         self.started: list[str] = []
-        self.active: dict[str, asyncio.Future[float | None]] = {}
+        self.active: dict[str, asyncio.Future[float | Priority | None]] = {}
         self.most = 0
 
-    async def handle(self, key: str) -> float | None:
+    async def handle(self, key: str) -> float | Priority | None:
         assert key not in self.active, f"{key} is worked on twice at once"
         self.started.append(key)
         self.active[key] = asyncio.get_running_loop().create_future()
@@ -40,7 +41,7 @@ class Desk:
 
         await asyncio.wait_for(wait(), DEADLINE)
 
-    def finish(self, key: str, wake: float | None = None) -> None:
+    def finish(self, key: str, wake: float | Priority | None = None) -> None:
         self.active[key].set_result(wake)
 
     def fail(self, key: str) -> None:
@@ -100,6 +101,49 @@ async def test_creations_come_before_the_rest() -> None:
         desk.finish(desk.started[-1])
         await desk.until(lambda expected=expected: desk.started[-1] == expected)  # type: ignore[misc]
     desk.finish("status")
+    await ended(queue, task)
+
+
+async def test_what_is_only_to_be_told_waits_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "QUIET_SECONDS", 0.2)
+    queue, desk, task = await running(workers=2)
+    queue.add("new", Priority.URGENT)
+    await desk.until(lambda: desk.started == ["new"])
+    desk.finish("new", Priority.PATIENT)
+    await desk.until(lambda: queue.depth == 1)
+    began = time.monotonic()
+    queue.add("next", Priority.URGENT)
+    await desk.until(lambda: desk.started == ["new", "next"])
+    await desk.until(lambda: desk.started == ["new", "next", "new"])
+    assert time.monotonic() - began >= 0.15, "a worker was free all the time"
+    for key in ("new", "next"):
+        desk.finish(key)
+    await ended(queue, task)
+
+
+async def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "QUIET_SECONDS", 60.0)
+    monkeypatch.setattr(workqueue, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(workqueue, "LOOK_AGAIN_SECONDS", 0.02)
+    queue, desk, task = await running(workers=2)
+    queue.add("new", Priority.URGENT)
+    await desk.until(lambda: desk.started == ["new"])
+    desk.finish("new", Priority.PATIENT)
+    await desk.until(lambda: desk.started == ["new", "new"])
+    desk.finish("new")
+    await ended(queue, task)
+
+
+async def test_patience_ends_with_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "QUIET_SECONDS", 60.0)
+    queue, desk, task = await running()
+    queue.add("new", Priority.URGENT)
+    await desk.until(lambda: desk.started == ["new"])
+    desk.finish("new", Priority.PATIENT)
+    await desk.until(lambda: queue.depth == 1)
+    queue.add("new", Priority.ROUTINE)
+    await desk.until(lambda: desk.started == ["new", "new"])
+    desk.finish("new")
     await ended(queue, task)
 
 
