@@ -159,7 +159,11 @@ class KubernetesCluster:
     async def delete(self, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
         """Deletes the object with exactly this UID (and version, where given), its dependents first.
 
-        An absent one is no error, and neither is one that is not exactly this one: it stays.
+        An absent one is no error.
+
+        Raises:
+            ConflictError: what has the name is not exactly this one any more; it stays.
+            RefusedError, UnavailableError.
         """
         exactly = {"uid": uid, **({"resourceVersion": version} if version else {})}
         options = {"propagationPolicy": "Foreground", "preconditions": exactly}
@@ -167,7 +171,9 @@ class KubernetesCluster:
             request = _Request("delete", kind, "DELETE", _path(kind, namespace, name), options)
             await self._write(f"delete {kind}", request)
         except _ApiError as error:
-            if error.code not in (404, 409):  # 409: another object has the name, or it has changed
+            if error.code == 409:
+                raise ConflictError(str(error)) from error
+            if error.code != 404:
                 _raise(error)
 
     async def apply_status(self, obj: Object) -> Object:

@@ -48,6 +48,10 @@ class Cluster(Protocol):
         """Deletes the object with exactly this UID, its dependents first; an absent one is no error.
 
         `version` is the resourceVersion that it must still have; a newer one stays.
+
+        Raises:
+            ConflictError: what has the name is not exactly this one any more.
+            RefusedError, UnavailableError.
         """
 
     async def apply_status(self, obj: Object) -> Object:

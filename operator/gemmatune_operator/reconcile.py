@@ -91,9 +91,9 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
         decision = plan(observed, now, tools.settings)
         try:
             await write_status(tools, observed, decision)
+            refusal = await act(tools, observed, decision, now)
         except ConflictError:
             continue
-        refusal = await act(tools, observed, decision, now)
         if refusal is None:
             return decision.wake
     return AFTER_CONFLICTS
@@ -173,7 +173,11 @@ def _filled(fields: Object) -> Object:
 
 
 async def act(tools: Tools, observed: Observed, decision: Decision, now: datetime) -> Refusal | None:
-    """Deletes and creates; the answer is a Job that could not be created."""
+    """Deletes and creates; the answer is a Job that could not be created.
+
+    Raises:
+        ConflictError: what was to be deleted is not what was observed any more.
+    """
     for item in decision.delete:
         await tools.cluster.delete(item.kind, observed.namespace, item.name, item.uid, item.version)
     for obj in decision.create:

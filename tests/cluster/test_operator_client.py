@@ -58,7 +58,8 @@ async def test_create_get_list_delete(
     found = await port.list_objects("ServiceAccount", namespace, {"team": "a"})
     assert sorted(item["metadata"]["name"] for item in found) == ["four", "one", "three", "two"], "over several pages"
     assert len(await port.list_objects("ServiceAccount", namespace, {"team": "a", "size": "s"})) == 3
-    await port.delete("ServiceAccount", namespace, "one", "another-uid")
+    with pytest.raises(ConflictError):
+        await port.delete("ServiceAccount", namespace, "one", "another-uid")
     assert await port.get("ServiceAccount", namespace, "one") is not None, "another UID is another object"
     await port.delete("ServiceAccount", namespace, "one", made["metadata"]["uid"])
     await port.delete("ServiceAccount", namespace, "one", made["metadata"]["uid"])

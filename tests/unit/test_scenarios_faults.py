@@ -39,6 +39,19 @@ def test_a_conflict_is_planned_anew(play: Play) -> None:
     assert (always.calls.count("apply_status"), wake) == (LOOKS, 1.0)
 
 
+def test_a_deletion_that_meets_another_version_is_planned_anew(play: Play) -> None:
+    """Nobody would hear of it otherwise: what was to go has not changed, and no watch tells of it."""
+    play.look()
+    play.prepared()
+    play.runs("quotes-t1")
+    play.store.write_spec(names.KIND, NAMESPACE, "quotes", {**play.resource["spec"], "suspend": True})
+    conflicts = [ConflictError("another version")]
+    moody = Moody(play.cluster, lambda name: conflicts.pop() if name == "delete" and conflicts else None)
+    asyncio.run(reconcile(moody, NAMESPACE, "quotes", play.now, play.settings))
+    assert moody.calls.count("delete") == 2
+    assert play.job("quotes-t1")["metadata"]["deletionTimestamp"]
+
+
 def test_nothing_is_created_before_it_is_recorded(play: Play) -> None:
     moody = Moody(play.cluster, lambda name: UnavailableError("away") if name == "apply_status" else None)
     with pytest.raises(UnavailableError):

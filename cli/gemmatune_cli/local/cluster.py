@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemmatune_api.names import FIELD_MANAGER_OPERATOR
 from gemmatune_cli.local.store import Store
-from gemmatune_operator.ports import Object
+from gemmatune_operator.ports import ConflictError, Object
 
 NODE = "localhost"
 
@@ -41,10 +41,18 @@ class EmbeddedCluster:
         return self._store.create(obj)
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
-        """Deletes the object with exactly this UID, and version where one is given."""
+        """Deletes the object with exactly this UID, and version where one is given.
+
+        Raises:
+            ConflictError: what has the name is not exactly this one any more.
+        """
         found = self._store.get(kind, namespace, name)
-        if found is not None and version in ("", found["metadata"]["resourceVersion"]):
-            self._store.delete(kind, namespace, name, uid)
+        if found is None:
+            return
+        meta = found["metadata"]
+        if meta["uid"] != uid or version not in ("", meta["resourceVersion"]):
+            raise ConflictError(f"{kind} {name} has changed")
+        self._store.delete(kind, namespace, name, uid)
 
     async def apply_status(self, obj: Object) -> Object:
         """Applies the operator's fields of the status.
