@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 from gemmatune_api import checks_accelerator, checks_data, checks_pod
 from gemmatune_api.base import ApiModel, seconds
@@ -202,6 +203,24 @@ def provisioning(spec: FineTuneSpec) -> Iterator[Problem]:
         )
 
 
+def tracking(spec: FineTuneSpec) -> Iterator[Problem]:
+    """A tracking server that can be reached by its URI, without a password in it: the URI stands in logs and reports."""
+    mlflow = spec.tracking.mlflow if spec.tracking else None
+    if mlflow is None:
+        return
+    path = "spec.tracking.mlflow.uri"
+    try:
+        parts = urlsplit(mlflow.uri)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.scheme == "file"):
+        yield Problem(
+            path, "is no tracking server", "Write https://HOST, http://HOST or file:///PATH.", shown(mlflow.uri)
+        )
+    elif parts.username or parts.password:
+        yield Problem(path, "holds a user or password, which others can read", "Use tracking.mlflow.secretRef.")
+
+
 def durations(spec: FineTuneSpec) -> Iterator[Problem]:
     """Durations that a clock can count: more than nothing, and no more than ten years."""
     limits, fallback = spec.limits, spec.provisioning and spec.provisioning.fallback
@@ -240,6 +259,7 @@ RULES: tuple[Rule, ...] = (
     checks_accelerator.mesh,
     checks_accelerator.batch,
     provisioning,
+    tracking,
     checks_pod.labels,
     checks_pod.selectors,
     checks_pod.tolerations,

@@ -29,7 +29,6 @@ WARMUP_FRACTION = 0.03
 LEARNING_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 1e-5}
 SECRET_KEYS = {"hf": ("HF_TOKEN",), "kaggle": ("KAGGLE_USERNAME", "KAGGLE_KEY"), "ms": ("MODELSCOPE_API_TOKEN",)}
 """Keys of a secretRef by URI scheme."""
-WANDB_KEY = "WANDB_API_KEY"
 FIRST_STEP_STALL_SECONDS = 45 * 60
 """Longest time to the first step, which loads the model and may compile."""
 

@@ -25,7 +25,7 @@ class SecretRef(ApiModel):
     name: ObjectName
     """Name of the Secret."""
     key: ObjectKey | None = None
-    """Key in it. Default by use: HF_TOKEN for hf://, WANDB_API_KEY for wandb."""
+    """Key in it. Default by use: HF_TOKEN for hf://, WANDB_API_KEY for wandb, MLFLOW_TRACKING_TOKEN for mlflow."""
 
 
 class LocalObjectReference(ApiModel):
@@ -225,14 +225,14 @@ class WandbSpec(ApiModel):
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Team or user. Default: the key's own."""
     secret_ref: SecretRef | None = None
-    """Secret with WANDB_API_KEY; absent: offline."""
+    """Secret with WANDB_API_KEY; absent: offline, as files under output.uri/report/wandb."""
 
 
 class MlflowSpec(ApiModel):
     """MLflow."""
 
     uri: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Tracking server."""
+    """Tracking server: http://, https:// or file://."""
     secret_ref: SecretRef | None = None
     """Secret with its token."""
 
@@ -241,7 +241,7 @@ class TrackingSpec(ApiModel):
     """Experiment trackers."""
 
     tensorboard: bool | None = None
-    """Event files under output.uri/report. Default false."""
+    """Event files under output.uri/report/tensorboard. Default false."""
     wandb: WandbSpec | None = None
     """Weights & Biases."""
     mlflow: MlflowSpec | None = None

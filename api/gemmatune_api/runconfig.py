@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import total_steps, warmup_steps
+from gemmatune_api.runtracking import RunTracking, run_tracking
 from gemmatune_api.spec import ChatFormat, FineTuneSpec, InstructFormat, TargetModules, TextFormat, TrainingSpec
 from gemmatune_api.status import Overrides, Plan
 
@@ -203,6 +204,8 @@ class RunConfig(ApiModel):
     """Where results go."""
     samples: RunSamples
     """What is generated."""
+    tracking: RunTracking | None = None
+    """Experiment trackers."""
     stall_seconds: int | None = None
     """Seconds without a sign of life after which the trainer ends itself; before the first step at least 2,700."""
 
@@ -287,6 +290,7 @@ def build(
         ),
         output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
         samples=_samples(spec),
+        tracking=run_tracking(spec.tracking),
         stall_seconds=seconds(spec.limits.stall_timeout) if spec.limits and spec.limits.stall_timeout else None,
     )
 

@@ -63,9 +63,6 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
     Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
-    Refusal("tracking.tensorboard", "experiment trackers are not built yet", values=(True,)),
-    Refusal("tracking.wandb", "experiment trackers are not built yet"),
-    Refusal("tracking.mlflow", "experiment trackers are not built yet"),
 )
 
 

@@ -222,10 +222,10 @@ def test_what_only_pydantic_sees(stage: Stage) -> None:
 
 def test_not_supported_yet(stage: Stage) -> None:
     """A field without behaviour is refused by name, never ignored."""
-    stage.create(tracking={"tensorboard": True})
+    stage.create(samples={"prompts": [{"text": "a"}]})
     status = stage.wait_phase("Failed")
     assert status["reason"] == "NotSupportedYet"
-    assert "spec.tracking.tensorboard" in status["message"]
+    assert "spec.samples.prompts[0]" in status["message"]
 
 
 def test_does_not_fit(stage: Stage) -> None:

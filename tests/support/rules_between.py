@@ -18,7 +18,13 @@ def provisioning(**fields: Any) -> Changes:
     return {"spec.provisioning": fields}
 
 
+def mlflow(uri: str) -> Changes:
+    return {"spec.tracking": {"mlflow": {"uri": uri}}}
+
+
 GOOD: dict[str, Changes] = {
+    "trackers": {"spec.tracking": {"tensorboard": True, "wandb": {"project": "a"}, "mlflow": {"uri": "https://a:1/b"}}},
+    "a tracker's folder": mlflow("file:///mlruns"),
     "the smallest": {},
     "xla on tpu": {"spec.accelerator": TPU},
     "keras on cpu": {"spec.accelerator": {"cpu": {"devices": 4}}, "spec.backend": "keras", "spec.mesh": {"data": 4}},
@@ -195,6 +201,9 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
     ),
     "accelerator: none": ({"spec.accelerator": {}}, "spec.accelerator", "exactly one of gpu, tpu and cpu", "Add one"),
     "accelerator: two": ({"spec.accelerator.cpu": {}}, "spec.accelerator", "exactly one of gpu, tpu", "gpu and cpu"),
+    "tracking: no server": (mlflow("mlflow"), "spec.tracking.mlflow.uri", "is no tracking server", "https://HOST"),
+    "tracking: half an address": (mlflow("http://[a"), "spec.tracking.mlflow.uri", "is no tracking", "https://HOST"),
+    "tracking: a password": (mlflow("https://a:b@c"), "spec.tracking.mlflow.uri", "holds a user", "secretRef"),
     "provisioning: reservation without name": (
         provisioning(mode="reservation"),
         "spec.provisioning.reservation",

@@ -253,7 +253,6 @@ def test_the_reference_names_everything() -> None:
     assert "| `spec.backend` | `xla`, `keras` | this backend is not built yet |" in text
     assert "| `spec.model.uri` | `kaggle://`, `ms://`, `pvc://` | this source is not built yet |" in text
     assert "| `spec.accelerator.gpu.count` | more than 1 | training on several GPUs is not built yet |" in text
-    assert "| `spec.tracking.tensorboard` | `true` | experiment trackers are not built yet |" in text
     assert "| `spec.full` | any | full tuning is not built yet |" in text
 
 

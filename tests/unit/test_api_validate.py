@@ -190,7 +190,7 @@ def test_every_problem_comes_at_once() -> None:
             "spec.dataset.maxLen": 5,
             "spec.training": {"maxSteps": 1, "epochs": 1, "seed": "x"},
             "spec.accelerator": {"gpu": {"type": "l4", "count": "8"}},
-            "spec.tracking": {"tensorboard": True},
+            "spec.samples": {"prompts": [{"text": "a"}]},
         },
     )
 
@@ -201,7 +201,7 @@ def test_every_problem_comes_at_once() -> None:
         "spec.training.seed": Reason.INVALID_SPEC,
         "spec.accelerator.gpu.count": Reason.INVALID_SPEC,
         "spec.accelerator.gpu.type": Reason.INVALID_SPEC,
-        "spec.tracking.tensorboard": Reason.NOT_SUPPORTED_YET,
+        "spec.samples.prompts[0]": Reason.NOT_SUPPORTED_YET,
     }
 
 

@@ -143,6 +143,14 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "pod.env[].valueFrom.configMapKeyRef.name": (FROM_CONFIG, "other"),
     "pod.env[].valueFrom.configMapKeyRef.key": (FROM_CONFIG, "other"),
     "pod.env[].valueFrom.configMapKeyRef.optional": (FROM_CONFIG, True),
+    "tracking.tensorboard": ({}, True),
+    "tracking.wandb.project": (WANDB, "b"),
+    "tracking.wandb.entity": (WANDB, "b"),
+    "tracking.wandb.secretRef.name": ({"tracking": {"wandb": {"project": "a", **SECRET}}}, "b"),
+    "tracking.wandb.secretRef.key": ({"tracking": {"wandb": {"project": "a", **SECRET}}}, "b"),
+    "tracking.mlflow.uri": (MLFLOW, "http://b"),
+    "tracking.mlflow.secretRef.name": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
+    "tracking.mlflow.secretRef.key": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
     "limits.deadline": (DEADLINE, "2h"),
     "limits.pendingDeadline": (DEADLINE, "2h"),
 }
@@ -164,14 +172,6 @@ REFUSED: dict[str, tuple[Object, Any]] = {
     "accelerator.cpu.devices": ({"accelerator": {"gpu": None, "cpu": {}}}, 4),
     "mesh.data": ({}, 2),
     "mesh.model": ({}, 2),
-    "tracking.tensorboard": ({}, True),
-    "tracking.wandb.project": (WANDB, "b"),
-    "tracking.wandb.entity": (WANDB, "b"),
-    "tracking.wandb.secretRef.name": ({"tracking": {"wandb": {"project": "a", **SECRET}}}, "b"),
-    "tracking.wandb.secretRef.key": ({"tracking": {"wandb": {"project": "a", **SECRET}}}, "b"),
-    "tracking.mlflow.uri": (MLFLOW, "http://b"),
-    "tracking.mlflow.secretRef.name": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
-    "tracking.mlflow.secretRef.key": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""
 

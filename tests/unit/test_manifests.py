@@ -166,6 +166,17 @@ def test_tokens_of_model_and_data() -> None:
     assert tokens(resource(model={"uri": "gs://models/gemma-2-2b"}), Role.TRAIN) == {}
 
 
+def test_keys_of_trackers_go_to_the_attempt_alone() -> None:
+    wandb = {"project": "gemma", "secretRef": {"name": "wandb"}}
+    mlflow = {"uri": "https://mlflow.example", "secretRef": {"name": "tracking", "key": "token"}}
+    found = resource(model={"uri": "gs://models/gemma-2-2b"}, tracking={"wandb": wandb, "mlflow": mlflow})
+    assert tokens(found, Role.TRAIN) == {
+        "WANDB_API_KEY": ("wandb", "WANDB_API_KEY"),
+        "MLFLOW_TRACKING_TOKEN": ("tracking", "token"),
+    }
+    assert tokens(found, Role.PREPARE) == tokens(found, Role.MERGE) == {}
+
+
 def test_tolerations_of_accelerators_stay_away_from_the_preparation() -> None:
     wanted = [
         {"key": "dedicated", "operator": "Exists"},

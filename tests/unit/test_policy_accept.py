@@ -46,7 +46,7 @@ def test_accepted_with_plan_and_resolved_defaults() -> None:
         ({"dataset": None}, Reason.INVALID_SPEC, "spec.dataset"),
         ({"surprise": 1}, Reason.INVALID_SPEC, "spec.surprise"),
         ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}, None, "spec.accelerator.tpu"),
-        ({"tracking": {"tensorboard": True}}, Reason.NOT_SUPPORTED_YET, "spec.tracking.tensorboard"),
+        ({"samples": {"prompts": [{"text": "a"}]}}, Reason.NOT_SUPPORTED_YET, "spec.samples.prompts[0]"),
     ],
 )
 def test_refused(spec: dict[str, Any], reason: Reason | None, path: str) -> None:
@@ -63,7 +63,7 @@ def test_refused(spec: dict[str, Any], reason: Reason | None, path: str) -> None
 
 
 def test_a_contradiction_is_told_before_a_missing_feature() -> None:
-    found = accept(situation(resource({"tracking": {"tensorboard": True}, "training": {"maxSteps": 0}})), NEW)
+    found = accept(situation(resource({"samples": {"prompts": [{"text": "a"}]}, "training": {"maxSteps": 0}})), NEW)
     assert said(found, A) == ("False", "InvalidSpec")
 
 
