@@ -204,7 +204,7 @@ def provisioning(spec: FineTuneSpec) -> Iterator[Problem]:
 
 
 def tracking(spec: FineTuneSpec) -> Iterator[Problem]:
-    """A tracking server that can be reached by its URI, without a password in it: the URI stands in logs and reports."""
+    """A tracking server's URI, without a password in it: it stands in logs and reports."""
     mlflow = spec.tracking.mlflow if spec.tracking else None
     if mlflow is None:
         return

@@ -21,7 +21,7 @@ def render(result: Result) -> str:
         .render(
             result=result,
             method=method_text(result),
-            settings=settings(result),
+            settings=settings(result.config),
             evaluated=(number(result.history.evaluations[0].loss), number(result.evaluated.loss))
             if result.evaluated
             else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,13 +20,27 @@ _SPEED_STEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The steps since the point before: `loss` is their mean, the rest is as at `step` (speed in tokens a second)."""
+    """The steps since the point before: `loss` is their mean, the rest is as at `step`.
+
+    `tokens_per_second` is over the newest steps, `memory` in bytes (0: not known).
+    """
 
     step: int
     loss: float
     learning_rate: float
     gradient_norm: float
     tokens_per_second: float
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The beginning of an attempt: the step that it went on from, when (RFC 3339), and on what device."""
+
+    attempt: int
+    step: int
+    time: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +52,22 @@ class Evaluated:
 
 
 class History:
-    """Points every `every` steps, the evaluations, and the speed of the newest steps of this attempt."""
+    """Points every `every` steps, the evaluations, the attempts, and the speed of the newest steps of this one.
+
+    Of the attempts it knows those that the checkpoint it was restored from had behind it, and this one.
+    """
 
     def __init__(
-        self, every: int, points: list[Point] | None = None, evaluations: list[Evaluated] | None = None
+        self,
+        every: int,
+        points: list[Point] | None = None,
+        evaluations: list[Evaluated] | None = None,
+        attempts: list[Begun] | None = None,
     ) -> None:
         self._every = every
         self.points = points or []
         self.evaluations = evaluations or []
+        self.attempts = attempts or []
         self._waiting: list[Step] = []
         self._recent: deque[Step] = deque(maxlen=_SPEED_STEPS)
 
@@ -53,15 +76,22 @@ class History:
         """The history that a checkpoint carries."""
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
         points = [Point(**point) for point in data["points"]]
-        return cls(every, points, [Evaluated(**item) for item in data["evaluations"]])
+        evaluations = [Evaluated(**item) for item in data["evaluations"]]
+        return cls(every, points, evaluations, [Begun(**item) for item in data.get("attempts", [])])
 
     def save(self, folder: Path) -> None:
         """Writes it into a checkpoint's folder."""
         data = {
             "points": [asdict(point) for point in self.points],
             "evaluations": [asdict(item) for item in self.evaluations],
+            "attempts": [asdict(item) for item in self.attempts],
         }
         (folder / FILE).write_text(json.dumps(data), encoding="utf-8")
+
+    def begin(self, attempt: int, step: int, device: str) -> None:
+        """An attempt begins after `step`."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.attempts.append(Begun(attempt, step, now, device))
 
     def add(self, step: Step) -> Point | None:
         """Takes a step; the point it completes, where it does."""
@@ -75,6 +105,7 @@ class History:
             learning_rate=step.learning_rate,
             gradient_norm=step.gradient_norm,
             tokens_per_second=round(self.tokens_per_second, 1),
+            memory=step.memory,
         )
         self._waiting.clear()
         self.points.append(point)

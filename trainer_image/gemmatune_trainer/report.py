@@ -9,6 +9,7 @@ from gemmatune_trainer.history import thin
 from gemmatune_trainer.pages import environment
 
 if TYPE_CHECKING:
+    from gemmatune_api.runconfig import RunConfig
     from gemmatune_trainer.result import Result
 
 _CHART_POINTS = 400
@@ -45,7 +46,7 @@ def render(result: Result) -> str:
         charts=charts,
         samples=list(zip(result.prompts, result.before, result.after, strict=False)),
         facts=_facts(result),
-        settings=settings(result),
+        settings=settings(result.config),
         data=_data(result),
     )
 
@@ -90,9 +91,8 @@ def _data(result: Result) -> list[tuple[str, str]]:
     ]
 
 
-def settings(result: Result) -> list[tuple[str, str]]:
+def settings(config: RunConfig) -> list[tuple[str, str]]:
     """The settings of a run as rows of a table, by their names in the resource."""
-    config = result.config
     blocks: dict[str, Any] = {
         "model": config.model,
         "dataset": config.dataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from gemmatune_api.base import duration_text
 from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer import backends, manifest, ownership
+from gemmatune_trainer import backends, manifest, ownership, report
 from gemmatune_trainer.backends.base import Backend, Step, Verification
 from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
@@ -29,6 +30,7 @@ from gemmatune_trainer.result import Result
 from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
+from gemmatune_trainer.tracking import Tracking, open_tracking
 from gemmatune_trainer.versions import versions
 from gemmatune_trainer.watchdog import Watchdog
 
@@ -51,6 +53,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     fence = ownership.Fence.take(storage, claimed, config.attempt)
     scratch = _scratch(config)
     watchdog = _watchdog(config, reporter, stop)
+    tracking = Tracking([])
     try:
         reporter.start()
         checkpoints = Checkpoints(
@@ -67,8 +70,9 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         before = samples.before(backend, storage)
         reporter.samples(samples.prompts, before, None)
         evaluation = Evaluation(config, backend, rows.evaluation, scratch)
+        tracking = open_tracking(config, report.settings(config), scratch, newest.step if newest else 0)
         attempt = Attempt(
-            config, stop, backend, evaluation, checkpoints, reporter, watchdog, rows.rows, total_steps, newest
+            config, stop, backend, evaluation, checkpoints, reporter, tracking, watchdog, rows.rows, total_steps, newest
         )
         attempt.train(rows)
         result = Result(
@@ -92,9 +96,16 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         log.info("done", manifest=artifacts.manifest)
         return _completed(artifacts.manifest, total_steps, result)
     finally:
-        watchdog.stop()
-        reporter.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        _end(watchdog, reporter, tracking, scratch)
+
+
+def _end(watchdog: Watchdog, reporter: Reporter, tracking: Tracking, scratch: Path) -> None:
+    """The end of an attempt, whether it came well or by the exception that is passing through."""
+    watchdog.stop()
+    reporter.close()
+    error = sys.exception()
+    tracking.close("finished" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed")
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _verified(backend: Backend, folder: Path, rows: prepared.PreparedData) -> Verification:
@@ -212,6 +223,7 @@ class Attempt:
         evaluation: Evaluation,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        tracking: Tracking,
         watchdog: Watchdog,
         rows: int,
         total_steps: int,
@@ -223,6 +235,7 @@ class Attempt:
         self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._reporter = reporter
+        self._tracking = tracking
         self._watchdog = watchdog
         self._rows = rows
         self._total_steps = total_steps
@@ -230,6 +243,7 @@ class Attempt:
         self._steps_per_epoch = steps_per_epoch(rows, config.training.global_batch_size)
         every = config.training.log_every_steps
         self.history = History.restored(every, start.folder) if start else History(every)
+        self.history.begin(config.attempt, start.step if start else 0, config.device)
         if start:
             evaluation.restore(start.folder)
         self._watch = LossWatch(point.loss for point in self.history.points)
@@ -283,6 +297,7 @@ class Attempt:
             raise LossDiverged(f"at step {step.number} {trouble}", step=step.number)
         point = self.history.add(step)
         if point is not None:
+            self._tracking.point(point)
             left = (self._total_steps - step.number) * self.history.seconds_per_step
             log.info(
                 "step",
@@ -303,6 +318,7 @@ class Attempt:
 
     def _evaluate(self) -> None:
         self._evaluation.run(self._step, self.history, self.micro_batch)
+        self._tracking.evaluated(self.history.evaluations[-1])
 
     def _write(self, folder: Path) -> None:
         self._backend.save_state(folder)

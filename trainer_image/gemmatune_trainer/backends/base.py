@@ -23,7 +23,7 @@ class Step:
     """One optimizer step that was done.
 
     `number` counts from 1, `loss` is the mean over the step's labelled tokens (nats), `gradient_norm` is that before
-    clipping, `seconds` the time since the step before.
+    clipping, `seconds` the time since the step before, `memory` the bytes that training takes of its device.
     """
 
     number: int
@@ -33,6 +33,7 @@ class Step:
     tokens: int
     labelled_tokens: int
     seconds: float
+    memory: int = 0
 
 
 class Training(Protocol):

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Rows, Step, Training
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss
+from gemmatune_trainer.backends.usage import memory
 from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import collate, pack
 
@@ -138,6 +139,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
             tokens=self._tokens,
             labelled_tokens=self._labelled,
             seconds=now - self._step_started,
+            memory=memory(self.args.device),
         )
         self._step_started = now
         self._tokens = self._labelled = 0
