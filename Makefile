@@ -17,7 +17,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-operator
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,9 @@ bench-operator: setup kube ## The operator's speed beside a bare client and an e
 bench-trainer: setup ## Peak memory of the trainer against the planner's estimate
 	$(call step,trainer benchmark,$(RUN) python -m bench.memory)
 
+bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
+	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
+
 ci: lint test test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-operator soak-faults soak-machinery soak-mutants ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants ## Everything, with the benchmarks

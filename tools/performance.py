@@ -66,6 +66,31 @@ REPORTS: dict[str, Report] = {
             ),
         ),
     ),
+    "prepare.json": Report(
+        title="Preparation of data",
+        command="make bench-prepare",
+        text="One prepare process on real quotes with the tokenizer of the real Gemma 3 270M, from a local file to the "
+        "tokenised rows, 1% of them held out. Rows a second count from the start of the process to its end; per "
+        "processor second they do not depend on what else the machine does.",
+        tables=(
+            Table(
+                rows=lambda found: found["measurements"],
+                columns={
+                    "Rows": lambda row: f"{row['rows']:,}",
+                    "Tokens": lambda row: f"{row['tokens']:,}",
+                    "Seconds": lambda row: f"{row['seconds']:,.0f}",
+                    "Rows/s": lambda row: f"{row['rows'] / row['seconds']:,.0f}",
+                    "Rows per processor second": lambda row: f"{row['rows'] / row['cpu_seconds']:,.0f}",
+                    "Peak memory (MiB)": lambda row: _mib(row["peak"]),
+                },
+            ),
+            Table(
+                rows=lambda found: [found],
+                columns={"Peak memory a row more costs (bytes)": lambda row: f"{row['bytes_per_row']:.1f}"},
+                title="Growth",
+            ),
+        ),
+    ),
     "faults.json": Report(
         title="Faults, and how soon they show",
         command="make soak-faults",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 
 from gemmatune_api import template
+from gemmatune_api.base import OBJECT_NAME_PATTERN
+from gemmatune_api.claims import SCHEME
 from gemmatune_api.defaults import DATASET, backend_of
 from gemmatune_api.errors import Problem, shown
 from gemmatune_api.placement import SecretRef
@@ -41,6 +43,22 @@ def _uri(path: str, uri: str) -> Iterator[Problem]:
         yield Problem(path, f"is no {scheme}:// URI", f"Write {form}.", shown(uri))
     elif any(ord(character) < 32 for character in uri):
         yield Problem(path, "has a line break or another control character", "Remove it.", shown(uri))
+    elif scheme == SCHEME:
+        yield from _claim(path, uri)
+
+
+def _claim(path: str, uri: str) -> Iterator[Problem]:
+    """A claim's name is that of an object, and the path stays inside its volume."""
+    claim, _, inside = uri.removeprefix(f"{SCHEME}://").partition("/")
+    if re.fullmatch(OBJECT_NAME_PATTERN, claim) is None:
+        yield Problem(
+            path,
+            "names a claim that cannot exist: small letters, digits, - and . are possible",
+            "Write pvc://CLAIM/PATH with the PersistentVolumeClaim's name.",
+            shown(claim),
+        )
+    elif ".." in inside.split("/"):
+        yield Problem(path, "has a .. in its path", "Write the path without it.", shown(uri))
 
 
 def _hub_only(path: str, uri: str, field: str, value: object, why: str) -> Iterator[Problem]:
@@ -84,7 +102,7 @@ def dataset(spec: FineTuneSpec) -> Iterator[Problem]:
     yield from _uri(f"{path}.uri", data.uri)
     if data.eval_uri is not None:
         yield from _uri(f"{path}.evalUri", data.eval_uri)
-        if not data.eval_uri.startswith("hf://") and data.eval_uri.rstrip("/") == data.uri.rstrip("/"):
+        if not data.eval_uri.startswith(("hf://", "ms://")) and data.eval_uri.rstrip("/") == data.uri.rstrip("/"):
             yield Problem(
                 f"{path}.evalUri",
                 "names the rows that are trained",

@@ -237,7 +237,9 @@ def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | N
 
 def _inputs(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
     """Bytes of what a pod downloads: the weights unless they are mounted, and the tokenised rows."""
-    weights = 0 if spec.model.uri.startswith("file://") else model.stored_bytes * model.checkpoint_parameters
+    weights = (
+        0 if spec.model.uri.startswith(("file://", "pvc://")) else model.stored_bytes * model.checkpoint_parameters
+    )
     return weights + (UNKNOWN_DATA if rows is None else rows * setting.length * 8)
 
 

@@ -41,7 +41,7 @@ class RunModel(ApiModel):
     """The model to load."""
 
     uri: str
-    """hf://ORG/NAME, gs://BUCKET/PATH or file:///PATH."""
+    """hf://ORG/NAME, ms://ORG/NAME, gs://BUCKET/PATH, pvc://CLAIM/PATH or file:///PATH."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
 

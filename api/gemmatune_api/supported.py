@@ -49,12 +49,11 @@ def _text(value: str | int | bool) -> str:
 
 
 _USE_TORCH = "Use backend torch with accelerator.gpu or accelerator.cpu."
-_USE_HUB_OR_BUCKET = "Use hf://, gs:// or file://."
+_USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
 _ONE_GPU = "Use one GPU; a larger one where memory is short."
 
 REFUSED: tuple[Refusal, ...] = (
-    Refusal("model.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, schemes=("kaggle", "ms", "pvc")),
-    Refusal("dataset.uri", "this source is not built yet", _USE_HUB_OR_BUCKET, schemes=("ms", "pvc")),
+    Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
     Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
     Refusal("full", "full tuning is not built yet", "Use lora or qlora."),

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from rich.console import Console
 
+from gemmatune_api.claims import claim_of
 from gemmatune_api.errors import InvalidResourceError
 from gemmatune_api.names import KIND, ConditionType, Phase
 from gemmatune_api.spec import GemmaFineTune
@@ -81,7 +82,7 @@ def check_machine(resource: GemmaFineTune) -> None:
     """Refuses what this machine cannot do, before anything is started.
 
     Raises:
-        CommandError: no torch, or no GPU for a resource that wants one.
+        CommandError: no torch, a volume of a cluster, or no GPU for a resource that wants one.
     """
     if importlib.util.find_spec("torch") is None:
         raise CommandError(
@@ -89,6 +90,13 @@ def check_machine(resource: GemmaFineTune) -> None:
             "Run it as: uv run --extra torch gft run FILE",
         )
     spec = resource.spec
+    sources = {"model.uri": spec.model.uri, "dataset.uri": spec.dataset.uri, "dataset.evalUri": spec.dataset.eval_uri}
+    for field, uri in sources.items():
+        if claim_of(uri) is not None:
+            raise CommandError(
+                f"spec.{field}: {uri} is on a volume of a cluster, which this machine does not have",
+                "Copy it here and write file:///PATH, or apply the resource to the cluster.",
+            )
     if spec.accelerator.gpu is not None and not (_GPUS.is_dir() and any(_GPUS.iterdir())):
         raise CommandError(
             f"spec.accelerator.gpu: this machine has no NVIDIA GPU (wanted: {spec.accelerator.gpu.type})",

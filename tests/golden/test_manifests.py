@@ -156,6 +156,30 @@ def test_a_merge_speaks_to_the_api_server_and_reads_the_model() -> None:
     assert RunConfig.from_env(variables(merge)[names.ENV_RUN]["value"]).device == "cpu"
 
 
+def test_each_pod_mounts_read_only_the_claims_that_it_reads() -> None:
+    claims = {job["metadata"]["labels"][names.LABEL_ROLE]: claims_of(job) for job in jobs("merge-claims")}
+    models, data = f"{names.DEFAULT_CLAIMS}/models", f"{names.DEFAULT_CLAIMS}/team-data"
+    assert claims == {
+        "prepare": {models: "models", data: "team-data"},
+        "train": {models: "models"},
+        "merge": {models: "models"},
+    }
+
+
+def claims_of(job: Object) -> dict[str, str]:
+    """Claims by the path that they are mounted at, all of them read-only."""
+    volumes = {
+        volume["name"]: volume.get("persistentVolumeClaim") for volume in job["spec"]["template"]["spec"]["volumes"]
+    }
+    found = {}
+    for mount in trainer(job)["volumeMounts"]:
+        if claim := volumes[mount["name"]]:
+            assert mount["readOnly"] is True
+            assert claim["readOnly"] is True
+            found[mount["mountPath"]] = claim["claimName"]
+    return found
+
+
 @pytest.mark.parametrize("case", cases())
 def test_requests_are_never_above_limits(case: str) -> None:
     from gemmatune_operator.manifests.quantities import parse
@@ -166,12 +190,12 @@ def test_requests_are_never_above_limits(case: str) -> None:
             assert parse(resources["requests"][name]) <= parse(limit), (job["metadata"]["name"], name)
             if name in ("nvidia.com/gpu", "google.com/tpu"):
                 assert resources["requests"][name] == limit
-        shared = [v for v in job["spec"]["template"]["spec"]["volumes"] if "medium" in v["emptyDir"]]
+        shared = [v for v in job["spec"]["template"]["spec"]["volumes"] if "medium" in v.get("emptyDir", {})]
         assert parse(shared[0]["emptyDir"]["sizeLimit"]) <= parse(resources["limits"]["memory"]) / 4
         scratch = sum(
             parse(volume["emptyDir"]["sizeLimit"])
             for volume in job["spec"]["template"]["spec"]["volumes"]
-            if "medium" not in volume["emptyDir"]
+            if "medium" not in volume.get("emptyDir", {"medium": ""})
         )
         assert scratch <= parse(resources["limits"]["ephemeral-storage"])
 

@@ -64,6 +64,18 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "is no pvc:// URI",
         "pvc://CLAIM",
     ),
+    "model: claim of no object": (
+        {"spec.model": {"uri": "pvc://My_Claim/m"}},
+        "spec.model.uri",
+        "names a claim that cannot exist",
+        "PersistentVolumeClaim's name",
+    ),
+    "dataset: path out of its volume": (
+        {"spec.dataset.uri": "pvc://data/../m.jsonl"},
+        "spec.dataset.uri",
+        "has a .. in its path",
+        "without it",
+    ),
     "model: line break": ({"spec.model": {"uri": "gs://b/a\nb"}}, "spec.model.uri", "control character", "Remove"),
     "model: revision of a bucket": (
         {"spec.model": {"uri": "gs://b/m", "revision": "v1"}},

@@ -182,7 +182,7 @@ def test_what_files_do_not_have_is_refused(tmp_path):
     assert "names no file" in refusal(InvalidConfig, f"file://{tmp_path}/*.csv", tmp_path)
     assert "takes in a.txt" in refusal(DataInvalid, glob_with_text(tmp_path), tmp_path)
     assert "no absolute path" in refusal(InvalidConfig, "file://a.jsonl", tmp_path)
-    assert "cannot be read" in refusal(InvalidConfig, "ms://org/name", tmp_path)
+    assert "cannot be read" in refusal(InvalidConfig, "kaggle://org/name/x", tmp_path)
 
 
 def glob_with_text(folder: Path) -> str:

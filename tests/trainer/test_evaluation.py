@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -20,7 +17,6 @@ from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import ExitCode
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.data import prepared
-from gemmatune_trainer.data.spool import held_out
 from gemmatune_trainer.storage import open_storage
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.support.wait import wait_for
@@ -29,18 +25,6 @@ from tests.trainer.test_torch_backend import LENGTHS, Watcher, largest_differenc
 
 MakeConfig = Callable[..., RunConfig]
 ADAPTER = "adapter_model.safetensors"
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=200), st.floats(0.001, 0.499))
-def test_the_share_is_kept_and_equal_documents_stay_together(documents: list[int], fraction: float) -> None:
-    digests = np.array(documents, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    held = held_out(digests, fraction)
-    assert held.sum() >= max(1, fraction * len(documents) - 1e-9)
-    most = max(documents.count(document) for document in documents)
-    assert held.sum() <= max(1, fraction * len(documents)) + most
-    assert not set(digests[held]) & set(digests[~held])
-    again = held_out(digests[::-1], fraction)[::-1]
-    assert (held == again).all(), "the order of the documents does not matter"
 
 
 def run(host: TrainerHost, role: str, config: RunConfig, folder: Path) -> TrainerProcess:

@@ -19,6 +19,7 @@ from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import (
     DEFAULT_CACHE,
     ENV_CACHE,
+    ENV_CLAIMS,
     ENV_GCS_ENDPOINT,
     ENV_RUN,
     ENV_SERVICE_ACCOUNT,
@@ -98,6 +99,27 @@ def test_a_process_prepares_and_says_what_it_found(config, tmp_path):
     data = prepared.load(storage, storage.uri, message.data.hash, tmp_path / "loaded")
     assert data.rows == 24
     assert [path for path in (tmp_path / "cache" / "data").rglob("*") if path.is_file()] == []
+
+
+def test_model_and_data_are_read_from_mounted_volumes(config, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENV_CLAIMS, str(tmp_path / "claims"))
+    by_file = prepare(config(), StopFlag())
+    (tmp_path / "claims" / "team-data" / "deep").mkdir(parents=True)
+    (tmp_path / "model").rename(tmp_path / "claims" / "team-data" / "gemma")
+    (tmp_path / "quotes.jsonl").rename(tmp_path / "claims" / "team-data" / "deep" / "quotes.jsonl")
+    volumes = config(f"file://{tmp_path}/other")
+
+    def on_claim(**uris: str) -> RunConfig:
+        blocks = {name: getattr(volumes, name).model_copy(update={"uri": uri}) for name, uri in uris.items()}
+        return volumes.model_copy(update=blocks)
+
+    found = prepare(on_claim(model="pvc://team-data/gemma", dataset="pvc://team-data/deep/*.jsonl"), StopFlag())
+    assert found.data == by_file.data
+    assert found.model == by_file.model
+    with pytest.raises(InvalidConfig, match="no volume of the claim 'absent' is mounted"):
+        prepare(on_claim(model="pvc://absent/gemma", dataset="pvc://team-data/deep"), StopFlag())
+    with pytest.raises(InvalidConfig, match="does not exist"):
+        prepare(on_claim(model="pvc://team-data/gemma", dataset="pvc://team-data/nothing.jsonl"), StopFlag())
 
 
 def test_a_second_preparation_reuses_the_rows(config, tmp_path):

@@ -251,7 +251,7 @@ def test_the_reference_names_everything() -> None:
     for item in REFUSED:
         assert f"| {item.why} | {item.remedy} |" in text
     assert "| `spec.backend` | `xla`, `keras` | this backend is not built yet |" in text
-    assert "| `spec.model.uri` | `kaggle://`, `ms://`, `pvc://` | this source is not built yet |" in text
+    assert "| `spec.model.uri` | `kaggle://` | this source is not built yet |" in text
     assert "| `spec.accelerator.gpu.count` | more than 1 | training on several GPUs is not built yet |" in text
     assert "| `spec.full` | any | full tuning is not built yet |" in text
 

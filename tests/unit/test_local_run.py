@@ -322,6 +322,14 @@ def test_what_this_machine_cannot_do_is_refused(gft: Gft) -> None:
     assert not gft.state.exists()
 
 
+def test_a_volume_of_a_cluster_is_refused_before_anything_starts(gft: Gft) -> None:
+    gft.write(dataset={"uri": "pvc://team-data/x.jsonl", "text": {"template": "{text}"}})
+    code, output = gft.run()
+    assert code == 1
+    assert "spec.dataset.uri: pvc://team-data/x.jsonl is on a volume of a cluster" in " ".join(output.split())
+    assert not gft.state.exists()
+
+
 def test_a_suspended_resource_runs_nothing(gft: Gft) -> None:
     gft.write(suspend=True)
     code, output = gft.run()

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 from gemmatune_api import catalog
 from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunModel
+from gemmatune_trainer import claims
 from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import local_path, open_storage
+from gemmatune_trainer.tokens import model_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 _SMALL = ("*.json", "tokenizer.model", "*.jinja")
 _WEIGHTS = "*.safetensors"
 _HASHED_BYTES = 1 << 20
-_HUB_TOKEN = "HF_TOKEN"
 
 
 def cache_folder(name: str) -> Path:
@@ -111,7 +112,12 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
     with naming(f"model.uri: {model.uri}"):
         if scheme == "hf":
             return _fetch_hub(model, weights, revision)
-        found = _fetch_folder(model) if scheme == "file" else _fetch_bucket(model, weights)
+        if scheme == "ms":
+            found = _fetch_modelscope(model, weights)
+        elif scheme in ("file", "pvc"):
+            found = _fetch_folder(model)
+        else:
+            found = _fetch_bucket(model, weights)
     if revision is not None and found.revision != revision:
         raise InvalidConfig(
             f"model.uri: the files of {model.uri} changed since the run was prepared",
@@ -133,7 +139,7 @@ def hub_name(uri: str) -> str:
 def _fetch_hub(model: RunModel, weights: bool, revision: str | None) -> ModelFiles:
     from huggingface_hub import HfApi, snapshot_download
 
-    token = os.environ.get(_HUB_TOKEN) or False
+    token = model_token(model.uri) or False
     name = hub_name(model.uri)
     commit = revision or HfApi(token=token).model_info(name, revision=model.revision).sha
     if not commit:
@@ -151,7 +157,7 @@ def _fetch_hub(model: RunModel, weights: bool, revision: str | None) -> ModelFil
 
 
 def _fetch_folder(model: RunModel) -> ModelFiles:
-    folder = local_path(model.uri)
+    folder = Path(claims.path_of(model.uri)) if model.uri.startswith("pvc://") else local_path(model.uri)
     if not folder.is_dir():
         raise InvalidConfig(f"model.uri: {folder} is no directory", "Name the directory that holds config.json.")
     digest = hashlib.sha256()
@@ -167,13 +173,31 @@ def _fetch_bucket(model: RunModel, weights: bool) -> ModelFiles:
     storage = open_storage(model.uri)
     objects = [item for item in storage.list() if "/" not in item.name and _wanted(item.name, True)]
     listing = "".join(f"{item.name} {item.size} {item.generation}\n" for item in objects)
+    wanted = [item.name for item in objects if _wanted(item.name, weights)]
+    return _downloaded(
+        model, weights, listing, lambda folder: storage.download({name: folder / name for name in wanted})
+    )
+
+
+def _fetch_modelscope(model: RunModel, weights: bool) -> ModelFiles:
+    from gemmatune_trainer.modelscope import Repository
+
+    repository = Repository("models", model.uri, model.revision, model_token(model.uri))
+    files = [file for file in repository.files() if "/" not in file.path and _wanted(file.path, True)]
+    listing = "".join(f"{file.path} {file.size} {file.sha256}\n" for file in files)
+    wanted = [file for file in files if _wanted(file.path, weights)]
+    return _downloaded(model, weights, listing, lambda folder: repository.download(wanted, folder))
+
+
+def _downloaded(model: RunModel, weights: bool, listing: str, download: Callable[[Path], None]) -> ModelFiles:
+    """The model's folder in the cache, filled by `download` where it is not there; its revision is the listing's."""
     revision = hashlib.sha256(listing.encode()).hexdigest()[:16]
     folder = cache_folder("models") / hashlib.sha256(f"{model.uri} {revision} {weights}".encode()).hexdigest()[:16]
-    if not folder.is_dir() and objects:
+    if not folder.is_dir() and listing:
         temporary = folder.with_suffix(f".{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         log.info("downloading the model", uri=model.uri, weights=weights)
-        storage.download({item.name: temporary / item.name for item in objects if _wanted(item.name, weights)})
+        download(temporary)
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster

@@ -96,9 +96,11 @@ def _reach(uri: str) -> Storage:
     return storage
 
 
-def _read(dataset: RunDataset, scratch: Path, stop: StopFlag, name: str = "documents") -> Spool:
-    """The documents of the data, kept below `scratch`."""
-    rows = _watched(open_rows(dataset, cache_folder("")), stop)
+def _read(
+    dataset: RunDataset, scratch: Path, stop: StopFlag, name: str = "documents", secret_of: str | None = None
+) -> Spool:
+    """The documents of the data, kept below `scratch`; `secret_of` as open_rows has it."""
+    rows = _watched(open_rows(dataset, cache_folder(""), secret_of), stop)
     return spool.write(documents(rows, dataset), scratch / f"{name}.jsonl")
 
 
@@ -107,7 +109,7 @@ def _evaluation(config: RunConfig, scratch: Path, stop: StopFlag, seconds: float
 
     def read() -> Spool | None:
         source = evaluation_source(config.dataset, cache_folder(""))
-        return _read(source, scratch, stop, "evaluation") if source is not None else None
+        return _read(source, scratch, stop, "evaluation", config.dataset.uri) if source is not None else None
 
     return granted(config.dataset.eval_uri or "", read, seconds, config.run.namespace)
 

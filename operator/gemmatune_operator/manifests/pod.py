@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemmatune_api import names
+from gemmatune_api.claims import claims
 from gemmatune_api.defaults import backend_of
 from gemmatune_api.names import Role
 from gemmatune_api.placement import EnvVar, PodSpec
@@ -89,7 +90,7 @@ def template(
         },
         "tolerations": [*_away(), *needs.tolerations],
         "containers": [_container(spec, role, config, needs, settings)],
-        "volumes": _volumes(needs),
+        "volumes": [*_volumes(needs), *_claim_volumes(claims(spec, role))],
     }
     if needs.subdomain:
         pod["subdomain"] = needs.subdomain
@@ -132,6 +133,7 @@ def _container(spec: FineTuneSpec, role: Role, config: RunConfig, needs: Needs, 
             {"name": "cache", "mountPath": names.DEFAULT_CACHE},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
+            *_claim_mounts(claims(spec, role)),
         ],
     }
 
@@ -149,6 +151,20 @@ def _volumes(needs: Needs) -> list[Object]:
         {"name": "cache", "emptyDir": {"sizeLimit": text(cache)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": text(TMP_BYTES)}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": text(needs.shared_memory)}},
+    ]
+
+
+def _claim_volumes(found: Sequence[str]) -> list[Object]:
+    return [
+        {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        for number, claim in enumerate(found)
+    ]
+
+
+def _claim_mounts(found: Sequence[str]) -> list[Object]:
+    return [
+        {"name": f"claim-{number}", "mountPath": f"{names.DEFAULT_CLAIMS}/{claim}", "readOnly": True}
+        for number, claim in enumerate(found)
     ]
 
 

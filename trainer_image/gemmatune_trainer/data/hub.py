@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmatune_api.names import ENV_DATASET_TOKEN
 from gemmatune_api.runconfig import RunDataset
-from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
+from gemmatune_trainer.data.readers import SUPPORTED, Opener, read, reader_of
 from gemmatune_trainer.data.rows import Row
+from gemmatune_trainer.data.splits import chosen_split, split_of_evaluation
 from gemmatune_trainer.errors import AccessDenied, DataInvalid, HubUnavailable, InvalidConfig, TrainerError, text_of
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_MODEL_TOKEN = "HF_TOKEN"
-EVALUATION_SPLITS = ("validation", "test", "train")
-"""The splits of a repository that are evaluated on, the first that there is."""
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +42,16 @@ class HubFile:
         commit, _, path = path.partition("/")
         return cls(place, commit, path)
 
+    @property
+    def place(self) -> str:
+        """The file as the hub's file system names it."""
+        return f"datasets/{self.repository}@{self.commit}/{self.path}"
 
-def token() -> str | bool:
-    """The hub token for data; False where there is none (then none of the user's own is sent either)."""
-    return os.environ.get(ENV_DATASET_TOKEN) or os.environ.get(_MODEL_TOKEN) or False
 
+def hub_rows(dataset: RunDataset, cache: Path, token: str | None) -> Iterator[Row]:
+    """The rows of one split of one configuration, file after file.
 
-def hub_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
-    """The rows of one split of one configuration; each file is downloaded when its first row is asked for.
+    With `limit` a file is read in blocks as its rows are asked for; else it is downloaded whole.
 
     Raises:
         AccessDenied: the repository is gated or private, or does not exist.
@@ -59,67 +59,62 @@ def hub_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
         DataInvalid: the split has files of a kind that is not read.
         HubUnavailable: the hub does not answer.
     """
-    from huggingface_hub import hf_hub_download
-
-    files = [HubFile.of(uri) for uri in _files(dataset, cache)]
+    files = [HubFile.of(uri) for uri in chosen_split(_splits(dataset, cache, token), dataset)]
     unknown = next((file.path for file in files if reader_of(file.path) is None), None)
     if unknown is not None:
         raise DataInvalid(f"{dataset.uri}: {unknown} is of a kind that is not read", f"Use data in {SUPPORTED}.")
+    source = _blocks(token) if dataset.limit is not None else _whole(cache, token)
     for file in files:
-        local = hf_hub_download(
+        yield from read(source(file), file.path)
+
+
+def _blocks(token: str | None) -> Callable[[HubFile], Opener]:
+    """Files of which only the blocks that are read are fetched."""
+    from huggingface_hub import HfFileSystem
+
+    system = HfFileSystem(token=token or False, skip_instance_cache=True)
+    return lambda file: partial(system.open, file.place, "rb", block_size=_BLOCK_BYTES)
+
+
+def _whole(cache: Path, token: str | None) -> Callable[[HubFile], Path]:
+    """Files that are downloaded when they are asked for."""
+    from huggingface_hub import hf_hub_download
+
+    def download(file: HubFile) -> Path:
+        found = hf_hub_download(
             file.repository,
             file.path,
             repo_type="dataset",
             revision=file.commit,
             cache_dir=cache,
-            token=token(),
+            token=token or False,
             library_name="gemmatune",
         )
-        yield from read(Path(local), file.path)
+        return Path(found)
+
+    return download
 
 
-def evaluation_split(dataset: RunDataset, used: str | None, cache: Path) -> str:
-    """The split of a repository to evaluate on; `used` is the one that is trained on, where it is the same repository.
+def evaluation_split(dataset: RunDataset, used: str | None, cache: Path, token: str | None) -> str:
+    """The split of a repository to evaluate on; see `splits.split_of_evaluation`.
 
     Raises:
         InvalidConfig: it has no other split.
         AccessDenied, DataInvalid, HubUnavailable: as hub_rows.
     """
-    splits = _splits(dataset, cache)
-    found = next((split for split in EVALUATION_SPLITS if split in splits and split != used), None)
-    if found is None:
-        raise InvalidConfig(
-            f"dataset.evalUri: {dataset.uri} has the splits {_names(splits)}, none of them to evaluate on",
-            f"Name a repository with a split {' or '.join(EVALUATION_SPLITS)}, or use dataset.evalFraction.",
-        )
-    return found
+    return split_of_evaluation(_splits(dataset, cache, token), dataset, used)
 
 
-def _names(splits: Mapping[str, object]) -> str:
-    return ", ".join(map(repr, splits)) or "none"
-
-
-def _files(dataset: RunDataset, cache: Path) -> list[str]:
-    """The files of the split."""
-    splits = _splits(dataset, cache)
-    if dataset.split not in splits:
-        raise InvalidConfig(
-            f"dataset.split: {dataset.uri} has no split {dataset.split!r}, it has {_names(splits)}",
-            "Correct dataset.split.",
-        )
-    return splits[dataset.split]
-
-
-def _splits(dataset: RunDataset, cache: Path) -> dict[str, list[str]]:
+def _splits(dataset: RunDataset, cache: Path, token: str | None) -> dict[str, list[str]]:
     """Files by split, as the datasets library finds them (README.md's configurations, or names of files)."""
     import datasets
     from datasets.data_files import EmptyDatasetError
 
     name = dataset.uri.removeprefix("hf://").removeprefix("datasets/").strip("/")
-    commit = _commit(name, dataset)
+    commit = _commit(name, dataset, token)
     # The hub's dataset viewer would only add checksums and column types, which nobody asks for here.
     datasets.config.USE_PARQUET_EXPORT = False
-    download = datasets.DownloadConfig(cache_dir=cache / "downloads", token=token(), disable_tqdm=True)
+    download = datasets.DownloadConfig(cache_dir=cache / "downloads", token=token or False, disable_tqdm=True)
     try:
         builder = datasets.load_dataset_builder(
             f"hf://datasets/{name}",
@@ -127,10 +122,10 @@ def _splits(dataset: RunDataset, cache: Path) -> dict[str, list[str]]:
             revision=commit,
             cache_dir=str(cache / "builders"),
             download_config=download,
-            token=token(),
+            token=token or False,
         )
     except datasets.exceptions.DatasetNotFoundError as error:  # its description is public, its files are not
-        who = "the token may not read it" if token() else "there is no token"
+        who = "the token may not read it" if token else "there is no token"
         raise AccessDenied(
             f"dataset.uri: {dataset.uri} is gated, and {who}",
             f"Accept the conditions on the page of {name}, and set dataset.secretRef to a token of that account.",
@@ -145,13 +140,13 @@ def _splits(dataset: RunDataset, cache: Path) -> dict[str, list[str]]:
     return {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
 
 
-def _commit(name: str, dataset: RunDataset) -> str:
+def _commit(name: str, dataset: RunDataset, token: str | None) -> str:
     """The commit of the revision, which all files are then read at."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = HfApi(token=token(), library_name="gemmatune").dataset_info(name, revision=dataset.revision).sha
+        found = HfApi(token=token or False, library_name="gemmatune").dataset_info(name, revision=dataset.revision).sha
     except HfHubHTTPError as error:
         raise _refused(error, dataset) from error
     if not found:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import compress, islice
+from functools import partial
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,10 @@ import pyarrow as pa
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.status import DataStatus
+from gemmatune_trainer.data.digests import held_out
 from gemmatune_trainer.data.formats import Document
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.spool import Spool, held_out
+from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import render
 from gemmatune_trainer.data.tokenize import RowTokenizer, Tokens, fit
 from gemmatune_trainer.errors import DataInvalid
@@ -134,8 +138,8 @@ def _split(spool: Spool, dataset: RunDataset, evaluation: Spool | None) -> tuple
     """The documents to train on, and those to evaluate on (None: there shall be none)."""
     if evaluation is not None or dataset.eval_fraction is None:
         return spool, evaluation
-    held = held_out(spool.digests, dataset.eval_fraction)
-    return compress(spool, ~held), compress(spool, held)
+    held = partial(held_out, spool.digests, dataset.eval_fraction)
+    return compress(spool, map(operator.not_, held())), compress(spool, held())
 
 
 def _none_left(counts: _Counts, dataset: RunDataset, what: str) -> DataInvalid:
@@ -156,9 +160,7 @@ def fitted_rows(
     Raises:
         DataInvalid: a row is too long and tooLong is fail.
     """
-    remaining = iter(documents)
-    while group := list(islice(remaining, BATCH_ROWS)):
-        encoded = tokenizer.encode_batch([render(document, tokenizer.rules) for _, document in group])
+    for group, encoded in _encoded_ahead(documents, tokenizer):
         for (where, _), tokens in zip(group, encoded, strict=True):
             length = len(tokens.input_ids)
             counts.longest = max(counts.longest, length)
@@ -180,13 +182,39 @@ def fitted_rows(
             yield fitted.tokens
 
 
+_Group = list[tuple[str, Document]]
+
+
+def _encoded_ahead(documents: _Documents, tokenizer: RowTokenizer) -> Iterator[tuple[_Group, list[Tokens]]]:
+    """Groups of documents with their tokens; the tokenizer, which needs no Python, takes the next group meanwhile."""
+    remaining = iter(documents)
+
+    def encoded(group: _Group) -> list[Tokens]:
+        return tokenizer.encode_batch([render(document, tokenizer.rules) for _, document in group])
+
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as worker:
+        waiting: tuple[_Group, Future[list[Tokens]]] | None = None
+        while group := list(islice(remaining, BATCH_ROWS)):
+            begun = worker.submit(encoded, group)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = group, begun
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
 def _batches(rows: Iterator[Tokens]) -> Iterator[pa.RecordBatch]:
     while group := list(islice(rows, BATCH_ROWS)):
-        columns = [
-            pa.array([row.input_ids for row in group], _SCHEMA.field(0).type),
-            pa.array([[label != IGNORED for label in row.labels] for row in group], _SCHEMA.field(1).type),
-        ]
-        yield pa.record_batch(columns, schema=_SCHEMA)
+        offsets = np.cumsum([0, *(len(row.input_ids) for row in group)], dtype=np.int32)
+        ids = np.fromiter(chain.from_iterable(row.input_ids for row in group), np.int32, offsets[-1])
+        labels = np.fromiter(chain.from_iterable(row.labels for row in group), np.int32, offsets[-1])
+        bits = np.packbits(labels != IGNORED, bitorder="little")
+        values = (
+            pa.Array.from_buffers(pa.int32(), len(ids), [None, pa.py_buffer(ids)]),
+            pa.Array.from_buffers(pa.bool_(), len(ids), [None, pa.py_buffer(bits)]),
+        )
+        begins = pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
+        yield pa.record_batch([pa.ListArray.from_arrays(begins, column) for column in values], schema=_SCHEMA)
 
 
 def find(storage: Storage, name: str) -> DataStatus | None:
@@ -262,9 +290,10 @@ class PreparedData:
             raise IndexError(f"row {index} of {self.rows}")
         batch_index = int(np.searchsorted(self._begins, index, side="right")) - 1
         batch, place = self._batches[batch_index], index - int(self._begins[batch_index])
-        ids: Sequence[int] = batch.column(0)[place].values.to_pylist()
-        trained = batch.column(1)[place].values.to_pylist()
-        return list(ids), [token if label else IGNORED for token, label in zip(ids, trained, strict=True)]
+        begin, end = batch.column(0).offsets[place].as_py(), batch.column(0).offsets[place + 1].as_py()
+        ids = batch.column(0).values[begin:end].to_numpy()
+        trained = batch.column(1).values[begin:end].to_numpy(zero_copy_only=False)
+        return ids.tolist(), np.where(trained, ids, IGNORED).tolist()
 
 
 def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedData:

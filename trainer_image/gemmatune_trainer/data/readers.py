@@ -1,4 +1,4 @@
-"""Reads local files of rows: jsonl, json, csv, tsv (all also with .gz) and parquet, with bounded memory."""
+"""Reads files of rows: jsonl, json, csv, tsv (all also with .gz) and parquet, with bounded memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,13 +16,17 @@ from gemmatune_trainer.data.rows import Row, described
 from gemmatune_trainer.errors import DataInvalid
 
 _PARQUET_BATCH = 256
+_PARQUET_BUFFER = 1 << 20
+"""Bytes of a column that are read at once; without it a whole row group is, however large."""
 _SAVE_AS_UTF8 = "Save the file as UTF-8."
 csv.field_size_limit(sys.maxsize)
 
-Reader = Callable[[Path, str], Iterator[Row]]
+Opener = Callable[[], BinaryIO]
+"""Opens a file to read bytes from; remote ones fetch only what is read."""
+Reader = Callable[[Opener, str], Iterator[Row]]
 
 
-def read(path: Path, label: str) -> Iterator[Row]:
+def read(source: Path | Opener, label: str) -> Iterator[Row]:
     """The rows of one file; `label` is its name for people, whose ending decides the format.
 
     Raises:
@@ -30,10 +35,12 @@ def read(path: Path, label: str) -> Iterator[Row]:
     reader = reader_of(label)
     if reader is None:
         raise DataInvalid(f"{label}: no format is known by this ending", f"Use {SUPPORTED}.")
-    if path.stat().st_size == 0:
-        raise DataInvalid(f"{label} is empty", "Correct spec.dataset.uri, or fill the file.")
+    opener = (lambda: source.open("rb")) if isinstance(source, Path) else source
+    with opener() as file:
+        if not file.read(1):
+            raise DataInvalid(f"{label} is empty", "Correct spec.dataset.uri, or fill the file.")
     try:
-        yield from reader(path, label)
+        yield from reader(opener, label)
     except UnicodeDecodeError as error:
         raise DataInvalid(f"{label} is no UTF-8: {error.reason} at byte {error.start}", _SAVE_AS_UTF8) from error
     except (gzip.BadGzipFile, EOFError) as error:
@@ -48,13 +55,19 @@ def reader_of(name: str) -> Reader | None:
     return None if packed and reader is _parquet else reader
 
 
-def _open(path: Path, label: str) -> gzip.GzipFile | io.BufferedReader:
-    # The label decides, as for the format: a downloaded file may lie under another name.
-    return gzip.GzipFile(path, "rb") if label.lower().endswith(".gz") else path.open("rb")
+@contextmanager
+def _open(opener: Opener, label: str) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked where the label says so: a downloaded file may lie under another name."""
+    with opener() as file:
+        if label.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            yield file
 
 
-def _json_lines(path: Path, label: str) -> Iterator[Row]:
-    with _open(path, label) as file:
+def _json_lines(opener: Opener, label: str) -> Iterator[Row]:
+    with _open(opener, label) as file:
         for number, line in enumerate(file, start=1):
             where = f"{label} line {number}"
             try:
@@ -85,12 +98,12 @@ def _object(value: Any, where: str) -> Row:
     return Row(value, where)
 
 
-def _json(path: Path, label: str) -> Iterator[Row]:
+def _json(opener: Opener, label: str) -> Iterator[Row]:
     """A list of objects, which is read as a whole, or else one object a line, which many .json files are."""
-    if _first_byte(path, label) != b"[":
-        yield from _json_lines(path, label)
+    if _first_byte(opener, label) != b"[":
+        yield from _json_lines(opener, label)
         return
-    with _open(path, label) as file:
+    with _open(opener, label) as file:
         text = file.read().decode("utf-8-sig")
     try:
         values = json.loads(text)
@@ -104,25 +117,25 @@ def _json(path: Path, label: str) -> Iterator[Row]:
         yield _object(value, where)
 
 
-def _first_byte(path: Path, label: str) -> bytes:
+def _first_byte(opener: Opener, label: str) -> bytes:
     """The first byte that is not white space."""
-    with _open(path, label) as file:
+    with _open(opener, label) as file:
         for line in file:
             if text := line.removeprefix(b"\xef\xbb\xbf").strip():
                 return text[:1]
     return b""
 
 
-def _comma_separated(path: Path, label: str) -> Iterator[Row]:
-    yield from _separated(path, label, ",")
+def _comma_separated(opener: Opener, label: str) -> Iterator[Row]:
+    yield from _separated(opener, label, ",")
 
 
-def _tab_separated(path: Path, label: str) -> Iterator[Row]:
-    yield from _separated(path, label, "\t")
+def _tab_separated(opener: Opener, label: str) -> Iterator[Row]:
+    yield from _separated(opener, label, "\t")
 
 
-def _separated(path: Path, label: str, delimiter: str) -> Iterator[Row]:
-    with _open(path, label) as raw, io.TextIOWrapper(cast(BinaryIO, raw), encoding="utf-8-sig", newline="") as file:
+def _separated(opener: Opener, label: str, delimiter: str) -> Iterator[Row]:
+    with _open(opener, label) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] = []
         line = 1
@@ -152,17 +165,18 @@ def _header(cells: list[str], where: str) -> list[str]:
     return cells
 
 
-def _parquet(path: Path, label: str) -> Iterator[Row]:
+def _parquet(opener: Opener, label: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with opener() as source, pyarrow.parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{label} row {number}")
+            for group in range(file.num_row_groups):  # asked for all of them, it reads ahead
+                for batch in file.iter_batches(batch_size=_PARQUET_BATCH, row_groups=[group]):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(values, f"{label} row {number}")
     except pyarrow.ArrowException as error:
         raise DataInvalid(f"{label} is no Parquet file that can be read: {error}", "Write the file anew.") from error
 

@@ -1,47 +1,54 @@
-"""Rows from where the data is: files (file://), a bucket (gs://) or a datasets repository of the hub (hf://)."""
+"""Rows from where the data is: files (file://, pvc://), a bucket (gs://), or a repository of a hub (hf://, ms://)."""
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from gemmatune_api.runconfig import RunDataset
+from gemmatune_trainer import claims
+from gemmatune_trainer.data.pattern import WILDCARDS, Pattern
 from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
 from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig, naming
 from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
+from gemmatune_trainer.tokens import scheme_of, token_for
 
+SOURCES = "hf://, ms://, gs://, pvc:// or file://"
 FILE_SPLIT = "train"
 """The one split that files have."""
-_WILDCARDS = re.compile(r"[*?\[]")
 _CORRECT_URI = "Correct spec.dataset.uri."
 
 
-def open_rows(dataset: RunDataset, cache: Path) -> Iterator[Row]:
+def open_rows(dataset: RunDataset, cache: Path, secret_of: str | None = None) -> Iterator[Row]:
     """The rows of a dataset, file after file, in the order of the files' names.
 
     A file is fetched (below the folder `cache`, where it is not local) only when its first row is asked for.
+    `secret_of`: the URI that dataset.secretRef belongs to, where that is another than the dataset's own.
 
     Raises:
         InvalidConfig: no such file, repository, configuration or split.
         DataInvalid: there is no row, or a file cannot be read; names file and line.
         AccessDenied, StorageUnavailable, HubUnavailable: the source refuses or does not answer.
     """
-    scheme = dataset.uri.partition("://")[0]
+    scheme = scheme_of(dataset.uri)
+    token = token_for(dataset.uri, secret_of or dataset.uri)
     if scheme == "hf":
         from gemmatune_trainer.data.hub import hub_rows
 
-        rows = hub_rows(dataset, cache / "hub")
-    elif scheme in ("file", "gs"):
+        rows = hub_rows(dataset, cache / "hub", token)
+    elif scheme == "ms":
+        from gemmatune_trainer.data.modelscope import modelscope_rows
+
+        rows = modelscope_rows(dataset, cache / "data", token)
+    elif scheme in ("file", "pvc", "gs"):
         _check_file_options(dataset)
-        rows = _local_rows(dataset.uri) if scheme == "file" else _bucket_rows(dataset.uri, cache / "data")
+        rows = _bucket_rows(dataset.uri, cache / "data") if scheme == "gs" else _local_rows(dataset.uri)
     else:
-        raise InvalidConfig(f"dataset.uri: {dataset.uri!r} cannot be read", "Use hf://, gs:// or file://.")
+        raise InvalidConfig(f"dataset.uri: {dataset.uri!r} cannot be read", f"Use {SOURCES}.")
     with naming(f"dataset.uri: {dataset.uri}"):
         yield from _at_least_one(rows, dataset.uri)
 
@@ -61,12 +68,17 @@ def evaluation_source(dataset: RunDataset, cache: Path) -> RunDataset | None:
     changes = {"uri": dataset.eval_uri, "limit": None, "split": FILE_SPLIT}
     own = {} if same else {"config": None, "revision": None}
     found = dataset.model_copy(update={**changes, **own})
-    if not found.uri.startswith("hf://"):
-        return found
-    from gemmatune_trainer.data.hub import evaluation_split
+    token = token_for(found.uri, dataset.uri)
+    used = dataset.split if same else None
+    if scheme_of(found.uri) == "hf":
+        from gemmatune_trainer.data import hub
 
-    split = evaluation_split(found, dataset.split if same else None, cache / "hub")
-    return found.model_copy(update={"split": split})
+        return found.model_copy(update={"split": hub.evaluation_split(found, used, cache / "hub", token)})
+    if scheme_of(found.uri) == "ms":
+        from gemmatune_trainer.data import modelscope
+
+        return found.model_copy(update={"split": modelscope.evaluation_split(found, used, token)})
+    return found
 
 
 def _at_least_one(rows: Iterator[Row], uri: str) -> Iterator[Row]:
@@ -94,45 +106,6 @@ def _check_file_options(dataset: RunDataset) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A path that may hold wildcards, split where the first of them stands.
-
-    `*`, `?` and `[...]` stay within one directory, `**` does not. An empty `rest` means the directory `base` itself.
-    """
-
-    base: str
-    rest: str
-
-    @classmethod
-    def of(cls, path: str) -> Pattern:
-        """The pattern of a path with `/` between its parts."""
-        parts = path.split("/")
-        fixed = next((index for index, part in enumerate(parts) if _WILDCARDS.search(part)), len(parts) - 1)
-        return cls("/".join(parts[:fixed]), "/".join(parts[fixed:]))
-
-    def matches(self, name: str) -> bool:
-        """Whether a name relative to `base` is meant; of a directory, what lies directly in it and can be read."""
-        if not self.rest:
-            return "/" not in name and reader_of(name) is not None
-        return re.fullmatch(_expression(self.rest), name) is not None
-
-
-def _expression(pattern: str) -> str:
-    """A regular expression for a glob pattern."""
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", pattern, flags=re.DOTALL)
-    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def one(token: str) -> str:
-        if token in special:
-            return special[token]
-        if token.startswith("[") and len(token) > 1:
-            return "[^" + token[2:] if token.startswith("[!") else token
-        return re.escape(token)
-
-    return "".join(one(token) for token in tokens)
-
-
 def _check_found(names: list[str], uri: str) -> list[str]:
     """The names sorted; refused where there is none, or one that cannot be read."""
     if not names:
@@ -146,19 +119,27 @@ def _check_found(names: list[str], uri: str) -> list[str]:
 
 
 def _local_rows(uri: str) -> Iterator[Row]:
-    path = unquote(uri.removeprefix("file://").removeprefix("localhost"))
-    if not path.startswith("/"):
-        raise InvalidConfig(f"dataset.uri: {uri} is no absolute path", "Use file:///PATH.")
+    path = _local_path(uri)
     if Path(path).is_file():
         yield from read(Path(path), PurePosixPath(path).name)
         return
-    if not Path(path).is_dir() and not _WILDCARDS.search(path):
+    if not Path(path).is_dir() and not WILDCARDS.search(path):
         raise InvalidConfig(f"dataset.uri: {uri} does not exist", _CORRECT_URI)
     pattern = Pattern(path, "") if Path(path).is_dir() else Pattern.of(path)
     base = Path(pattern.base or "/")
     found = [name for name in _files_below(base, pattern) if pattern.matches(name)]
     for name in _check_found(found, uri):
         yield from read(base / name, name)
+
+
+def _local_path(uri: str) -> str:
+    """The path of a file:// or pvc:// URI; it may hold wildcards, and end with `/`."""
+    if scheme_of(uri) == "pvc":
+        return claims.path_of(uri)
+    path = unquote(uri.removeprefix("file://").removeprefix("localhost"))
+    if not path.startswith("/"):
+        raise InvalidConfig(f"dataset.uri: {uri} is no absolute path", "Use file:///PATH.")
+    return path
 
 
 def _files_below(base: Path, pattern: Pattern) -> Iterator[str]:
@@ -178,7 +159,7 @@ def _bucket_rows(uri: str, cache: Path) -> Iterator[Row]:
         raise InvalidConfig(f"dataset.uri: {uri} names no bucket", "Use gs://BUCKET/PATH.")
     pattern = Pattern.of(path)
     storage = open_storage(f"gs://{bucket}/{pattern.base}".rstrip("/"))
-    wild = _WILDCARDS.search(pattern.rest) is not None
+    wild = WILDCARDS.search(pattern.rest) is not None
     names = [item.name for item in storage.list("" if wild else pattern.rest)]
     if pattern.rest and not wild and pattern.rest not in names:
         # No such object: the path may be that of a folder.

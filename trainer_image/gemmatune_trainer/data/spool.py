@@ -8,13 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from gemmatune_trainer.data import digests
 from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn
 from gemmatune_trainer.errors import DataInvalid
 
-_DIGEST_BYTES = 8
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,6 @@ class Spool:
     """SHA-256 over all documents in order (hex); places do not count."""
     duplicates: int
     """Documents that repeat another."""
-    digests: npt.NDArray[np.uint64]
-    """A hash of each document, shape [rows]: equal documents have equal ones."""
 
     def __iter__(self) -> Iterator[tuple[str, Document]]:
         with self.path.open(encoding="utf-8") as file:
@@ -36,17 +32,22 @@ class Spool:
                 where, content = json.loads(line)
                 yield where, _document(content)
 
+    @property
+    def digests(self) -> Path:
+        """The file of the documents' hashes (digests.py)."""
+        return _digests_of(self.path)
+
 
 def write(documents: Iterable[tuple[str, Document]], path: Path) -> Spool:
-    """Writes documents into the file `path`. Memory: 8 bytes a document.
+    """Writes documents into the file `path`, and their hashes beside it. Memory does not grow with their number.
 
     Raises:
         DataInvalid: a text holds half of a character (a lone surrogate), which no tokenizer takes.
     """
     whole = hashlib.sha256()
-    digests = bytearray()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    rows = 0
+    with path.open("wb", _BUFFER_BYTES) as file, _digests_of(path).open("wb") as hashes:
         for where, document in documents:
             content = json.dumps(_content(document), ensure_ascii=False)
             try:
@@ -57,20 +58,14 @@ def write(documents: Iterable[tuple[str, Document]], path: Path) -> Spool:
                     "Write the character whole: a \\u escape of a surrogate needs its other half.",
                 ) from error
             whole.update(data + b"\n")
-            digests += hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
-            file.write(f"[{json.dumps(where)}, {content}]\n")
-    each = np.frombuffer(bytes(digests), dtype="<u8")
-    return Spool(path, len(each), whole.hexdigest(), len(each) - len(np.unique(each)), each)
+            hashes.write(hashlib.blake2b(data, digest_size=digests.DIGEST_BYTES).digest())
+            file.write(b"[%s, %s]\n" % (json.dumps(where).encode(), data))
+            rows += 1
+    return Spool(path, rows, whole.hexdigest(), digests.duplicates(_digests_of(path)))
 
 
-def held_out(digests: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which documents are kept for evaluation: at least `fraction` of them, and at least one; shape [rows].
-
-    It depends on the documents alone, not on their order, and equal documents are never on both sides.
-    """
-    unique, counts = np.unique(digests, return_counts=True)
-    enough = int(np.searchsorted(np.cumsum(counts), max(1.0, fraction * len(digests)))) + 1
-    return np.isin(digests, unique[:enough])
+def _digests_of(path: Path) -> Path:
+    return path.with_suffix(".digests")
 
 
 def _content(document: Document) -> object:

@@ -28,7 +28,8 @@ class Tokens(NamedTuple):
     @property
     def labelled(self) -> int:
         """Tokens with a loss; the first token of a row is predicted from nothing and never counts."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        rest = self.labels[1:]
+        return len(rest) - rest.count(IGNORED)
 
     def cut(self, length: int) -> Tokens:
         """The first `length` tokens."""
