@@ -286,6 +286,8 @@ class CheckpointStatus(StatusModel):
     """Step."""
     uri: str
     """Its prefix."""
+    note: str | None = None
+    """Which newer ones this attempt found damaged and did not use."""
 
 
 class Artifacts(StatusModel):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gemmatune_trainer.backends.base import Snapshot
 from gemmatune_trainer.checkpoints import Checkpoints
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable
 from gemmatune_trainer.ownership import Claim, Fence, claim
@@ -54,8 +55,9 @@ def make(tmp_path: Path) -> Callable[..., Checkpoints]:
     return build
 
 
-def writer(step: int) -> Callable[[Path], None]:
-    return lambda folder: (folder / "state").write_text(f"state of {step}") and None
+def taker(step: int) -> Callable[[], Snapshot]:
+    """A snapshot of that step."""
+    return lambda: lambda folder: (folder / "state").write_text(f"state of {step}") and None
 
 
 def steps(root: Path) -> list[int]:
@@ -69,7 +71,7 @@ def test_the_newest_whole_one_is_restored_and_older_ones_are_pruned(
     checkpoints = make(saved=lambda step, uri: told.append((step, uri)))
     assert checkpoints.newest() is None
     for step in (5, 10, 15):
-        checkpoints.save(step, writer(step))
+        checkpoints.save(step, taker(step))
     checkpoints.wait()
     assert steps(tmp_path / "out") == [10, 15]
     assert [step for step, _ in told] == [5, 10, 15]
@@ -83,7 +85,7 @@ def test_the_newest_whole_one_is_restored_and_older_ones_are_pruned(
 def test_a_damaged_one_is_passed_over(make: Callable[..., Checkpoints], tmp_path: Path, damage: str) -> None:
     checkpoints = make()
     for step in (5, 10):
-        checkpoints.save(step, writer(step))
+        checkpoints.save(step, taker(step))
     checkpoints.wait()
     folder = tmp_path / "out" / "checkpoints" / "step-00000010"
     if damage == "manifest":
@@ -96,7 +98,7 @@ def test_a_damaged_one_is_passed_over(make: Callable[..., Checkpoints], tmp_path
     found = second.newest()
     assert found is not None
     assert found.step == 5
-    second.save(10, writer(11))  # the step is done anew, in the damaged one's place
+    second.save(10, taker(11))  # the step is done anew, in the damaged one's place
     second.wait()
     again = make(attempt=3).newest()
     assert again is not None
@@ -106,7 +108,7 @@ def test_a_damaged_one_is_passed_over(make: Callable[..., Checkpoints], tmp_path
 @pytest.mark.parametrize("key", ["resumeHash", "dataHash"])
 def test_another_runs_checkpoint_is_passed_over(make: Callable[..., Checkpoints], key: str) -> None:
     checkpoints = make()
-    checkpoints.save(5, writer(5))
+    checkpoints.save(5, taker(5))
     checkpoints.wait()
     assert make(attempt=2, **{key: "other"}).newest() is None
 
@@ -115,10 +117,11 @@ def test_saving_waits_for_the_upload_in_flight(make: Callable[..., Checkpoints],
     checkpoints = make()
     storage: Slow = make.storage  # type: ignore[attr-defined]
     storage.gate.clear()
-    checkpoints.save(5, writer(5))  # returns at once: the upload goes on beside training
+    checkpoints.save(5, taker(5))  # returns at once: the upload goes on beside training
     assert checkpoints.last_step is None
     written: list[int] = []
-    second = threading.Thread(target=lambda: checkpoints.save(10, lambda folder: written.append(10)))
+    take = taker(10)
+    second = threading.Thread(target=lambda: checkpoints.save(10, lambda: (written.append(10), take())[1]))
     second.start()
     second.join(0.2)
     assert second.is_alive()
@@ -134,12 +137,12 @@ def test_an_upload_that_failed_is_told(make: Callable[..., Checkpoints]) -> None
     checkpoints = make()
     storage: Slow = make.storage  # type: ignore[attr-defined]
     storage.error = StorageUnavailable("the bucket is away")
-    checkpoints.save(5, writer(5))
+    checkpoints.save(5, taker(5))
     with pytest.raises(StorageUnavailable, match="away"):
         checkpoints.wait()
     storage.error = None
     checkpoints.poll()
-    checkpoints.save(10, writer(10))
+    checkpoints.save(10, taker(10))
     checkpoints.wait()
     assert checkpoints.last_step == 10
 
@@ -150,21 +153,21 @@ def test_nothing_is_trusted_that_a_newer_attempt_has_fenced_off(
     checkpoints = make()
     storage: Slow = make.storage  # type: ignore[attr-defined]
     storage.gate.clear()
-    checkpoints.save(5, writer(5))
+    checkpoints.save(5, taker(5))
     heir = make(attempt=2)
     storage.gate.set()
     with pytest.raises(Interrupted, match="attempt 2"):
         checkpoints.wait()
     assert heir.newest() is None
     assert not (tmp_path / "out" / "checkpoints" / "step-00000005" / "manifest.json").exists()
-    heir.save(7, writer(7))
+    heir.save(7, taker(7))
     heir.wait()
     assert steps(tmp_path / "out") == [7], "what the interrupted upload left is swept up"
 
 
 def test_the_manifest_names_what_it_vouches_for(make: Callable[..., Checkpoints], tmp_path: Path) -> None:
     checkpoints = make()
-    checkpoints.save(5, writer(5))
+    checkpoints.save(5, taker(5))
     checkpoints.wait()
     folder = tmp_path / "out" / "checkpoints" / "step-00000005"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -173,7 +176,7 @@ def test_the_manifest_names_what_it_vouches_for(make: Callable[..., Checkpoints]
 
 
 def test_when_a_checkpoint_is_due() -> None:
-    by_steps = _Schedule(every_steps=10, every_seconds=None, step=3, time=0.0)
-    assert [step for step in range(4, 40) if by_steps.due(step, 0.0)] == [13, 23, 33]
-    by_time = _Schedule(every_steps=None, every_seconds=60, step=0, time=100.0)
+    by_steps = _Schedule(every_steps=10, every_seconds=None, time=0.0)
+    assert [step for step in range(4, 40) if by_steps.due(step, 0.0)] == [10, 20, 30]
+    by_time = _Schedule(every_steps=None, every_seconds=60, time=100.0)
     assert [now for now in range(100, 300, 25) if by_time.due(1, float(now))] == [175, 250]

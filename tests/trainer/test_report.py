@@ -116,7 +116,7 @@ def test_history_means_over_the_steps_between_points(tmp_path: Path) -> None:
     assert history.add(step(1, 4.0)) is None
     point = history.add(step(2, 2.0))
     assert point == Point(2, 3.0, 1e-4, 1.0, 200.0)
-    history.save(tmp_path)
+    history.snapshot()(tmp_path)
     assert History.restored(2, tmp_path).points == [point]
 
 

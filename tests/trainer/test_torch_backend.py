@@ -104,7 +104,7 @@ def test_a_saved_state_resumes_bit_equal(make_config: MakeConfig, tmp_path: Path
     config = make_config(**changes)
     rows = ListedRows(LENGTHS)
     first = make_backend(config)
-    save = Watcher(lambda step: first.save_state(tmp_path / "state") if step == 2 else None)
+    save = Watcher(lambda step: first.snapshot()(tmp_path / "state") if step == 2 else None)
     first.train(rows, len(LENGTHS), 5, None, save)
     second = make_backend(config)
     rest = Watcher()
@@ -129,7 +129,7 @@ def test_a_state_saved_amid_a_step_is_that_of_the_last_step(make_config: MakeCon
     stopped = make_backend(config)
     with pytest.raises(KeyboardInterrupt):
         stopped.train(rows, len(LENGTHS), 4, None, Stop())
-    stopped.save_state(tmp_path / "state")
+    stopped.snapshot()(tmp_path / "state")
     resumed = make_backend(config)
     rest = Watcher()
     resumed.train(rows, len(LENGTHS), 4, tmp_path / "state", rest)

@@ -8,19 +8,25 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemmatune_trainer.errors import explain
+from gemmatune_trainer.backends.base import Snapshot
+from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
-from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, crc32c, files_below
+from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, StoredObject, crc32c, files_below
 
 FOLDER = "checkpoints/"
 MANIFEST = "manifest.json"
 _VERSION = 1
 _NAME = re.compile(r"^checkpoints/step-(\d+)/")
+_LOOK_SECONDS = 0.1
+_TRIES = 3
+"""How often files are sent that arrive damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Restored:
 
     step: int
     folder: Path
+    uri: str
 
 
 def prefix_of(step: int) -> str:
@@ -58,100 +65,157 @@ class Checkpoints:
         self._identity = dict(identity)
         self._keep = keep
         self._saved = saved
-        self._upload: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._uploads: dict[int, Future[None]] = {}
+        self._lock = threading.Lock()
+        self._passed_over: dict[int, str] = {}
         self.last_step: int | None = None
         """Step of the newest checkpoint of this attempt whose manifest has landed."""
+        self.blocked = 0.0
+        """Seconds that training has waited for checkpoints."""
 
     def newest(self) -> Restored | None:
-        """The newest checkpoint of this run that is whole, downloaded; damaged ones are passed over with a warning."""
-        sizes = {item.name: item.size for item in self._storage.list(FOLDER)}
-        steps = sorted((_step(name) for name in sizes if name.endswith(f"/{MANIFEST}")), reverse=True)
-        for step in steps:
+        """The newest checkpoint of this run that is whole, downloaded; damaged ones are passed over with a warning.
+
+        The bucket is listed anew after each of them: an older attempt that still runs may have pruned what was found,
+        but only after something newer has landed.
+        """
+        while True:
+            sizes = {item.name: item.size for item in self._storage.list(FOLDER)}
+            steps = {_step(name) for name in sizes if name.endswith(f"/{MANIFEST}")} - self._passed_over.keys()
+            if not steps:
+                return None
+            step = max(steps)
             folder = self._scratch / f"restored-{step}"
             try:
                 fault = self._fetch(step, sizes, folder)
             except ObjectMissing as error:
                 fault = f"{error} is missing"
             if not fault:
-                return Restored(step, folder)
+                return Restored(step, folder, self._storage.locate(prefix_of(step)))
             log.warning("checkpoint passed over", step=step, fault=fault)
+            self._passed_over[step] = fault
             shutil.rmtree(folder, ignore_errors=True)
-        return None
+
+    @property
+    def note(self) -> str:
+        """A sentence on each checkpoint that `newest` has passed over, for people; "" where there was none."""
+        return " ".join(f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items())
 
     def _fetch(self, step: int, sizes: Mapping[str, int], folder: Path) -> str:
         """Downloads a checkpoint; what is wrong with it, "" where nothing is."""
         prefix = prefix_of(step)
         try:
             manifest = json.loads(self._storage.read(f"{prefix}/{MANIFEST}"))
-            files = {str(item["name"]): item for item in manifest["files"]}
-            expected = {key: manifest[key] for key in ("resumeHash", "dataHash")}
+            files = {str(item["name"]): (int(item["size"]), str(item["crc32c"])) for item in manifest["files"]}
+            said = {key: manifest[key] for key in ("version", "step", "resumeHash", "dataHash")}
         except (ValueError, KeyError, TypeError):
             return "its manifest cannot be read"
-        for key, value in expected.items():
-            if value != self._identity[key]:
-                return f"its {key} is {value}, this run's is {self._identity[key]}"
-        for name, item in files.items():
-            if sizes.get(f"{prefix}/{name}") != item["size"]:
-                return f"{name} has {sizes.get(f'{prefix}/{name}')} bytes, the manifest says {item['size']}"
+        expected = {**self._identity, "version": _VERSION, "step": step}
+        for key, value in said.items():
+            if value != expected[key]:
+                return f"its {key} is {value}, this run's is {expected[key]}"
+        if not files:
+            return "its manifest names no file"
+        for name, (size, _) in files.items():
+            if (found := sizes.get(f"{prefix}/{name}")) != size:
+                there = "is missing" if found is None else f"has {found} bytes"
+                return f"{name} {there}, the manifest says {size} bytes"
         self._storage.download({f"{prefix}/{name}": folder / name for name in files})
-        for name, item in files.items():
-            if (found := crc32c(folder / name)) != item["crc32c"]:
-                return f"{name} has CRC32C {found}, the manifest says {item['crc32c']}"
+        for name, (_, checksum) in files.items():
+            if (computed := crc32c(folder / name)) != checksum:
+                return f"{name} has CRC32C {computed}, the manifest says {checksum}"
         return ""
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Lets `write` fill a local folder, and uploads it in the background.
+    def save(self, step: int, take: Callable[[], Snapshot], look: Callable[[], None] = lambda: None) -> None:
+        """Takes a snapshot, and lets a thread write and upload it.
 
-        Waits first for an upload that is still in flight, so that a kill loses at most two intervals.
+        Waits first for an upload that is still in flight, so that a kill loses at most two intervals. `look` is called
+        while it waits, and may raise to end the waiting.
 
         Raises:
             TrainerError: the upload before this one failed.
         """
-        self.wait()
-        folder = self._scratch / f"save-{step}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write(folder)
-        self._upload = threading.Thread(target=self._run_upload, args=(step, folder), name="checkpoint", daemon=True)
-        self._upload.start()
+        started = time.monotonic()
+        self.wait(look)
+        self._start(step, take(), prune=True)
+        self.blocked += time.monotonic() - started
 
-    def wait(self) -> None:
-        """Waits for the upload in flight. Raises what it failed with."""
-        if self._upload is not None:
-            self._upload.join()
-            self._upload = None
+    def save_last(self, step: int, take: Callable[[], Snapshot], seconds: float) -> str:
+        """Saves the step that an attempt is stopped at, beside an upload in flight, within `seconds`.
+
+        Returns:
+            Why it has not landed, "" where it has; `last_step` is the newest that has.
+
+        Raises:
+            Interrupted: a newer attempt has taken over.
+        """
+        begun = time.monotonic()
+        if self.last_step == step:
+            return ""
+        upload = self._uploads.get(step)
+        if upload is None or (upload.done() and upload.exception()):
+            upload = self._start(step, take(), prune=False)  # it would prune what goes on beside it
+        futures.wait([upload], max(0.0, begun + seconds - time.monotonic()))
+        if not upload.done():
+            return f"its upload takes longer than {seconds:.0f} s"
+        error = upload.exception()
+        if isinstance(error, Interrupted):
+            raise error
+        return str(error) if error else ""
+
+    def wait(self, look: Callable[[], None] = lambda: None) -> None:
+        """Waits for the upload in flight, calling `look` meanwhile. Raises what it failed with."""
+        while futures.wait(self._uploads.values(), _LOOK_SECONDS).not_done:
+            look()
         self.poll()
 
     def poll(self) -> None:
         """Raises what an upload failed with, without waiting."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        for step in [step for step, upload in self._uploads.items() if upload.done()]:
+            self._uploads.pop(step).result()
 
-    def _run_upload(self, step: int, folder: Path) -> None:
+    def _start(self, step: int, snapshot: Snapshot, prune: bool) -> Future[None]:
+        upload: Future[None] = Future()
+        self._uploads[step] = upload
+        threading.Thread(
+            target=self._run_upload, args=(upload, step, snapshot, prune), name="checkpoint", daemon=True
+        ).start()
+        return upload
+
+    def _run_upload(self, upload: Future[None], step: int, snapshot: Snapshot, prune: bool) -> None:
+        folder = self._scratch / f"save-{step}"
         try:
-            self._put(step, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._put(step, folder, snapshot)
+            if prune:
+                self._prune(step)
+            upload.set_result(None)
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
-            self._error = explain(error) or error
+            upload.set_exception(explain(error) or error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _put(self, step: int, folder: Path) -> None:
+    def _put(self, step: int, folder: Path, snapshot: Snapshot) -> None:
         started = time.monotonic()
         prefix = prefix_of(step)
+        snapshot(folder)
+        files = files_below(folder, prefix)
+        sums = {name: (path.stat().st_size, crc32c(path)) for name, path in files.items()}
+        written = time.monotonic()
         self._fence.check()
         # What lies there is damaged or was never finished: this step would otherwise have been resumed from.
         self._storage.delete(_manifest_first([item.name for item in self._storage.list(f"{prefix}/")]))
-        files = files_below(folder, prefix)
+        self._upload(prefix, files, sums)
         manifest = {
             "version": _VERSION,
             "step": step,
             **self._identity,
             "files": [
-                {"name": name.removeprefix(f"{prefix}/"), "size": path.stat().st_size, "crc32c": crc32c(path)}
-                for name, path in files.items()
+                {"name": name.removeprefix(f"{prefix}/"), "size": size, "crc32c": checksum}
+                for name, (size, checksum) in sums.items()
             ],
         }
-        self._storage.upload(files)
         self._fence.check()
         try:
             text = json.dumps(manifest, indent=2).encode()
@@ -159,19 +223,50 @@ class Checkpoints:
         except PreconditionFailed:
             self._fence.check()
             log.warning("another process has written the manifest of this checkpoint", step=step)
-        shutil.rmtree(folder, ignore_errors=True)
-        self.last_step = step
-        log.info("checkpoint saved", step=step, seconds=round(time.monotonic() - started, 2))
-        self._saved(step, self._storage.locate(prefix))
-        self._prune(step)
+        now = time.monotonic()
+        log.info(
+            "checkpoint saved",
+            step=step,
+            megabytes=round(sum(size for size, _ in sums.values()) / 1e6, 1),
+            seconds=round(now - started, 2),
+            written=round(written - started, 2),
+            training_waited=round(self.blocked, 3),
+        )
+        with self._lock:
+            if step > (self.last_step or 0):
+                self.last_step = step
+                self._saved(step, self._storage.locate(prefix))
+
+    def _upload(self, prefix: str, files: Mapping[str, Path], sums: Mapping[str, tuple[int, str]]) -> None:
+        """Uploads the files, and looks at what has arrived: a manifest must not vouch for anything else."""
+        wrong = dict(files)
+        for _ in range(_TRIES):
+            self._storage.upload(wrong)
+            there = {item.name: item for item in self._storage.list(f"{prefix}/")}
+            wrong = {name: path for name, path in files.items() if not _is(there.get(name), *sums[name])}
+            if not wrong:
+                return
+            log.warning("files of a checkpoint arrived damaged", files=sorted(wrong))
+        raise StorageUnavailable(f"{self._storage.locate(next(iter(wrong)))} arrives damaged, {_TRIES} times in a row")
 
     def _prune(self, newest: int) -> None:
-        """Deletes older checkpoints beyond `keep`, and what interrupted uploads have left."""
+        """Deletes older checkpoints beyond `keep`, and what interrupted uploads have left.
+
+        What cannot be deleted now is found again after the next checkpoint: that is no reason to end a run.
+        """
         names = [item.name for item in self._storage.list(FOLDER)]
         whole = sorted({_step(name) for name in names if name.endswith(f"/{MANIFEST}")} | {newest}, reverse=True)
         kept = {step for step in whole if step > newest} | set([step for step in whole if step <= newest][: self._keep])
         doomed = [name for name in names if 0 <= (step := _step(name)) < newest and step not in kept]
-        self._storage.delete(_manifest_first(doomed))
+        try:
+            self._storage.delete(_manifest_first(doomed))
+        except TrainerError as error:
+            log.warning("old checkpoints cannot be deleted", error=error.message)
+
+
+def _is(found: StoredObject | None, size: int, checksum: str) -> bool:
+    """Whether an object has arrived as it was sent; a storage that knows no checksum is believed."""
+    return found is not None and found.size == size and found.crc32c in ("", checksum)
 
 
 def _step(name: str) -> int:

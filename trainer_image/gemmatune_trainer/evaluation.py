@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends.base import Backend
+from gemmatune_trainer.backends.base import Backend, Snapshot
 from gemmatune_trainer.data.prepared import PreparedData
 from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.history import Evaluated, History
@@ -27,11 +29,13 @@ class Evaluation:
     """
 
     def __init__(self, config: RunConfig, backend: Backend, rows: PreparedData | None, scratch: Path) -> None:
-        self._every = config.training.eval_every_steps
+        # With each checkpoint where no interval is given: at steps that no interruption shifts, if steps count them.
+        self._every = config.training.eval_every_steps or config.checkpoint.every_steps
         self._best = config.checkpoint.best
         self._backend = backend
         self._rows = rows
         self._folder = scratch / _BEST
+        self._snapshots = itertools.count()
         self.chosen: Evaluated | None = None
         """The evaluation of the best adapter so far, where the best one is asked for."""
 
@@ -68,11 +72,18 @@ class Evaluation:
             self._backend.save_adapter(self._folder)
             self.chosen = found
 
-    def save(self, folder: Path) -> None:
-        """Writes the best adapter into a checkpoint's folder."""
-        if self.chosen is not None:
-            shutil.copytree(self._folder, folder / _BEST)
-            (folder / _FACTS).write_text(json.dumps([self.chosen.step, self.chosen.loss]), encoding="utf-8")
+    def snapshot(self) -> Snapshot:
+        """The best adapter, for a checkpoint: hard links of its files, which a better one does not overwrite."""
+        chosen, links = self.chosen, self._folder.with_name(f"{_BEST}-{next(self._snapshots)}")
+
+        def write(folder: Path) -> None:
+            if chosen is not None:
+                links.rename(folder / _BEST)
+                (folder / _FACTS).write_text(json.dumps([chosen.step, chosen.loss]), encoding="utf-8")
+
+        if chosen is not None:
+            shutil.copytree(self._folder, links, copy_function=os.link)
+        return write
 
     def restore(self, folder: Path) -> None:
         """Takes over the best adapter of a checkpoint."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from gemmatune_trainer.backends.base import Step
+from gemmatune_trainer.backends.base import Snapshot, Step
 
 Item = TypeVar("Item")
 
@@ -77,16 +77,24 @@ class History:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
         points = [Point(**point) for point in data["points"]]
         evaluations = [Evaluated(**item) for item in data["evaluations"]]
-        return cls(every, points, evaluations, [Begun(**item) for item in data.get("attempts", [])])
+        history = cls(every, points, evaluations, [Begun(**item) for item in data.get("attempts", [])])
+        history._waiting = [Step(**step) for step in data.get("waiting", [])]
+        return history
 
-    def save(self, folder: Path) -> None:
-        """Writes it into a checkpoint's folder."""
-        data = {
-            "points": [asdict(point) for point in self.points],
-            "evaluations": [asdict(item) for item in self.evaluations],
-            "attempts": [asdict(item) for item in self.attempts],
+    def snapshot(self) -> Snapshot:
+        """What is known now, for a checkpoint."""
+        parts = {
+            "points": list(self.points),
+            "evaluations": list(self.evaluations),
+            "attempts": list(self.attempts),
+            "waiting": list(self._waiting),
         }
-        (folder / FILE).write_text(json.dumps(data), encoding="utf-8")
+
+        def write(folder: Path) -> None:
+            data = {name: [asdict(item) for item in items] for name, items in parts.items()}
+            (folder / FILE).write_text(json.dumps(data), encoding="utf-8")
+
+        return write
 
     def begin(self, attempt: int, step: int, device: str) -> None:
         """An attempt begins after `step`."""

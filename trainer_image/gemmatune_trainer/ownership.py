@@ -228,6 +228,10 @@ class Fence:
             ) from error
         return fence
 
+    def beside(self, storage: Storage) -> Fence:
+        """The same fence, looked at through another client of the storage."""
+        return Fence(storage, self._claim, self._attempt, merge=bool(self._kind))
+
     @property
     def name(self) -> str:
         """Name of this attempt's record."""
@@ -239,7 +243,7 @@ class Fence:
         return "merge" if self._kind else "attempt"
 
     def check(self) -> None:
-        """Looks whether this attempt may still write; called before every manifest.
+        """Looks whether this attempt may still write; called before every manifest, and before status writes.
 
         Raises:
             Interrupted: a higher attempt exists, or the prefix has another owner.
@@ -251,29 +255,34 @@ class Fence:
             raise Interrupted(f"{self._storage.locate(RUN_RECORD)} is gone: nothing more is written") from error
         if owner.uid != uid:
             raise Interrupted(f"{self._storage.uri} belongs to {owner.owner} by now: nothing more is written")
-        newest = max(_attempts(self._storage, uid, self._kind), default=0)
-        if newest > self._attempt:
+        newest = max(_attempts(self._storage, uid, self._kind, above=self._attempt), default=0)
+        if newest:
             what = self.title
             raise Interrupted(f"{what} {newest} has taken over from {what} {self._attempt}: nothing more is written")
 
 
 def _attempt_records(storage: Storage) -> list[tuple[str, str]]:
     """Name and uid of every attempt's record."""
-    records = []
-    for item in storage.list(ATTEMPTS):
-        try:
-            records.append((item.name, str(json.loads(storage.read(item.name)).get("uid", ""))))
-        except (ObjectMissing, ValueError, AttributeError):
-            continue
-    return records
+    return [(item.name, _uid_of(storage, item.name)) for item in storage.list(ATTEMPTS)]
 
 
-def _attempts(storage: Storage, uid: str, kind: str = "") -> list[int]:
-    """Numbers of the attempts (of the merges, for their kind) that a resource has begun."""
+def _uid_of(storage: Storage, record: str) -> str:
+    """The uid in an attempt's record; "" where it cannot be read."""
+    try:
+        return str(json.loads(storage.read(record)).get("uid", ""))
+    except (ObjectMissing, ValueError, AttributeError):
+        return ""
+
+
+def _attempts(storage: Storage, uid: str, kind: str = "", above: int = 0) -> list[int]:
+    """Numbers of the attempts (of the merges, for their kind) that a resource has begun; of those above one alone.
+
+    Other records are not read: a look at the fence costs the same after the hundredth attempt.
+    """
     prefix = f"{ATTEMPTS}{kind}"
-    found = ((name, owner) for name, owner in _attempt_records(storage) if name.startswith(prefix))
-    numbers = ((name.removeprefix(prefix), owner) for name, owner in found)
-    return [int(number) for number, owner in numbers if owner == uid and number.isdigit()]
+    numbers = ((item.name, item.name.removeprefix(prefix)) for item in storage.list(prefix))
+    newer = ((name, int(number)) for name, number in numbers if number.isdigit() and int(number) > above)
+    return [number for name, number in newer if _uid_of(storage, name) == uid]
 
 
 def hold(storage: Storage) -> None:

@@ -19,6 +19,7 @@ from gemmatune_api.names import ENV_STATUS_FILE, TRAINER_STATUS_FIELDS
 from gemmatune_api.runconfig import RunIdentity
 from gemmatune_api.status import Artifacts, CheckpointStatus, Progress, Sample
 from gemmatune_trainer.apiserver import ApiServer
+from gemmatune_trainer.errors import Interrupted, TrainerError
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 
@@ -26,6 +27,8 @@ INTERVAL_SECONDS = 10.0
 """Shortest time between two writes to the API server that nothing important has happened between."""
 FILE_INTERVAL_SECONDS = 0.5
 """The same for a file, which costs nobody anything: `gft run` shows every step."""
+LOOK_SECONDS = 5.0
+"""Shortest time between two looks at the fence."""
 FORBIDDEN_SECONDS = 30.0
 _CLOSE_SECONDS = 15.0
 """Longest time that the end of a process waits for its last write: a pod that stops has little left."""
@@ -116,11 +119,15 @@ class Reporter:
     """Keeps the four fields, and writes them in a thread of its own: no trouble there ever ends training.
 
     Every write carries all four fields in full, since one that is left out would be erased. It begins with what the
-    sink has; what the bucket says replaces that.
+    sink has; what the bucket says replaces that. `may_write`, the fence, is asked before writes: once it has raised
+    Interrupted, the status is another attempt's, nothing more is written, and `poll` ends training.
     """
 
-    def __init__(self, sink: Sink | None) -> None:
+    def __init__(self, sink: Sink | None, may_write: Callable[[], None] = lambda: None) -> None:
         self._sink = sink
+        self._may_write = may_write
+        self._looked = -math.inf
+        self._taken_over: Interrupted | None = None
         self._interval = sink.interval if sink is not None else INTERVAL_SECONDS
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -128,6 +135,7 @@ class Reporter:
         self._urgent = self._dirty = self._closing = self._seeded = False
         self._thread: threading.Thread | None = None
         self._last_trouble = ""
+        self._note: str | None = None
 
     def start(self) -> None:
         """Reads what was left, and begins to write."""
@@ -141,8 +149,8 @@ class Reporter:
         found = self._sink.read() if self._sink else {}
         with self._lock:
             for name in TRAINER_STATUS_FIELDS:
-                if found.get(name) is not None:
-                    self._fields.setdefault(name, found[name])
+                if found.get(name) is not None and name not in self._fields:
+                    self._fields[name] = found[name]
             self._seeded = True
 
     def progress(self, step: int, total_steps: int, steps_per_epoch: int, history: History, urgent: bool) -> None:
@@ -173,9 +181,23 @@ class Reporter:
                 self._fields["progress"] = {**self._fields["progress"], "heartbeat": _now()}
                 self._dirty = True
 
+    def poll(self) -> None:
+        """Ends training where a newer attempt has taken over. Raises Interrupted."""
+        if self._taken_over is not None:
+            raise self._taken_over
+
+    def resumed(self, checkpoint: tuple[int, str] | None, note: str) -> None:
+        """Step and URI of the checkpoint that the attempt begins with: the bucket wins over what the status says."""
+        self._note = note or None
+        if checkpoint is not None:
+            self.checkpoint(*checkpoint)
+        else:
+            self._set("checkpoint", None, urgent=False)
+
     def checkpoint(self, step: int, uri: str) -> None:
         """A checkpoint has landed."""
-        self._set("checkpoint", CheckpointStatus(step=step, uri=uri).model_dump(by_alias=True), urgent=True)
+        status = CheckpointStatus(step=step, uri=uri, note=self._note)
+        self._set("checkpoint", status.model_dump(by_alias=True, exclude_none=True), urgent=True)
 
     def samples(self, prompts: list[str], before: list[str], after: list[str] | None) -> None:
         """What the model answered before and, at the end, after."""
@@ -229,9 +251,24 @@ class Reporter:
             return
         if not self._seeded:
             self._seed()
+        if not self._is_mine():
+            return
         with self._lock:
-            status = {name: self._fields[name] for name in TRAINER_STATUS_FIELDS if name in self._fields}
+            status = {name: self._fields[name] for name in TRAINER_STATUS_FIELDS if self._fields.get(name) is not None}
         self._sink.write(status)
+
+    def _is_mine(self) -> bool:
+        """Whether the status is still this attempt's; where nobody can tell, it is."""
+        if self._taken_over is None and time.monotonic() - self._looked >= LOOK_SECONDS:
+            try:
+                self._may_write()
+            except Interrupted as error:
+                log.warning("the status is another attempt's", error=error.message)
+                self._taken_over = error
+            except TrainerError as error:
+                log.debug("the fence cannot be looked at", error=error.message)
+            self._looked = time.monotonic()
+        return self._taken_over is None
 
     def _wait(self) -> None:
         """Until something important happens, or the interval is over."""

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from gemmatune_api.base import duration_text
 from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.status import Artifacts
 from gemmatune_trainer import backends, manifest, ownership, report
-from gemmatune_trainer.backends.base import Backend, Step, Verification
+from gemmatune_trainer.backends.base import Backend, Snapshot, Step
 from gemmatune_trainer.checkpoints import Checkpoints, Restored
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
@@ -34,6 +34,10 @@ from gemmatune_trainer.tracking import Tracking, open_tracking
 from gemmatune_trainer.versions import versions
 from gemmatune_trainer.watchdog import Watchdog
 
+SAVE_SECONDS = 15.0
+"""How long after a signal the last checkpoint may take: of a pod's time to end, the rest is for the status."""
+LOOK_PATIENCE = 10.0
+"""How long a look at the fence before a status write asks a bucket that does not answer, in seconds."""
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
 
@@ -45,27 +49,29 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         TrainerError: an end that has an exit code of its own.
     """
     storage, claimed = _claimed(config)
-    reporter = Reporter(open_sink(config.run))
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
-        return _finished_before(storage, reporter, finished)
+        return _finished_before(storage, Reporter(open_sink(config.run)), finished)
     ownership.hold(storage)
     fence = ownership.Fence.take(storage, claimed, config.attempt)
+    reporter = _reporter(config, fence)
     scratch = _scratch(config)
     watchdog = _watchdog(config, reporter, stop)
     tracking = Tracking([])
+    checkpoints = Checkpoints(
+        storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
+    )
     try:
         reporter.start()
-        checkpoints = Checkpoints(
-            storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
-        )
-        newest = checkpoints.newest()
-        rows = prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
-        files = fetch(config.model, weights=True, revision=claimed.model_revision)
+        with stop.at_once("reading checkpoint, data and model"):
+            newest = checkpoints.newest()
+            reporter.resumed((newest.step, newest.uri) if newest else None, checkpoints.note)
+            rows = prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
+            files = fetch(config.model, weights=True, revision=claimed.model_revision)
         total_steps = _total_steps(config, rows.rows)
-        stop.check("loading the model")
-        backend = _backend(config, files, stop)
-        backend.load()
+        with stop.at_once("loading the model"):
+            backend = _backend(config, files, stop)
+            backend.load()
         samples = Samples(config, files, stop, rows.evaluation)
         before = samples.before(backend, storage)
         reporter.samples(samples.prompts, before, None)
@@ -86,17 +92,27 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             prompts=samples.prompts,
             before=before,
         )
-        with watchdog.patiently("verifying the adapter"):
-            result.verification = _verified(backend, scratch / "adapter", rows)
-        result.after = samples.answers(backend, "after")
-        with watchdog.patiently("writing the result"):
+        _verify(result, backend, samples, scratch / "adapter", rows, watchdog, stop)
+        with watchdog.patiently("writing the result"), stop.at_once("the result's upload", total_steps):
             artifacts = manifest.publish(result, storage, fence, scratch / "adapter", scratch)
-        reporter.samples(samples.prompts, before, result.after)
-        reporter.artifacts(artifacts)
-        log.info("done", manifest=artifacts.manifest)
-        return _completed(artifacts.manifest, total_steps, result)
+        _report_end(reporter, result, artifacts)
+        return _completed(artifacts.manifest, total_steps, result, checkpoints.note)
+    except TrainerError as error:
+        error.message = f"{error.message} {checkpoints.note}".strip()
+        raise
     finally:
         _end(watchdog, reporter, tracking, scratch)
+
+
+def _reporter(config: RunConfig, fence: ownership.Fence) -> Reporter:
+    """Writes the status as long as the fence lets it, which it looks at through a client of its own."""
+    return Reporter(open_sink(config.run), fence.beside(open_storage(config.output.uri, LOOK_PATIENCE)).check)
+
+
+def _report_end(reporter: Reporter, result: Result, artifacts: Artifacts) -> None:
+    reporter.samples(result.prompts, result.before, result.after)
+    reporter.artifacts(artifacts)
+    log.info("done", manifest=artifacts.manifest)
 
 
 def _end(watchdog: Watchdog, reporter: Reporter, tracking: Tracking, scratch: Path) -> None:
@@ -108,12 +124,22 @@ def _end(watchdog: Watchdog, reporter: Reporter, tracking: Tracking, scratch: Pa
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _verified(backend: Backend, folder: Path, rows: prepared.PreparedData) -> Verification:
-    """Writes the adapter, and holds what is reloaded from it against what was trained."""
-    backend.save_adapter(folder)
-    found = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
+def _verify(
+    result: Result,
+    backend: Backend,
+    samples: Samples,
+    folder: Path,
+    rows: prepared.PreparedData,
+    watchdog: Watchdog,
+    stop: StopFlag,
+) -> None:
+    """Writes the adapter, holds what is reloaded from it against what was trained, and lets it answer the prompts."""
+    with watchdog.patiently("verifying the adapter"), stop.at_once("the adapter's verification", result.total_steps):
+        backend.save_adapter(folder)
+        found = result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
     log.info("adapter verified", delta=round(found.delta, 3), parameters=found.parameters)
-    return found
+    with stop.at_once("the samples after training", result.total_steps):
+        result.after = samples.answers(backend, "after")
 
 
 def _claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
@@ -132,7 +158,7 @@ def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Fi
     return _completed(storage.locate(manifest.NAME), finished.steps)
 
 
-def _completed(uri: str | None, steps: int, result: Result | None = None) -> TerminationMessage:
+def _completed(uri: str | None, steps: int, result: Result | None = None, note: str = "") -> TerminationMessage:
     text = f"{steps} steps are done and the adapter is verified."
     if result is not None and result.evaluated is not None:
         base, found = result.history.evaluations[0].loss, result.evaluated.loss
@@ -140,7 +166,7 @@ def _completed(uri: str | None, steps: int, result: Result | None = None) -> Ter
         text += f" The evaluation loss {verb} from {base:.4g} to {found:.4g} (step {result.step})."
     return TerminationMessage(
         reason=Reason.COMPLETED,
-        message=text,
+        message=f"{text} {note}".strip(),
         step=steps,
         manifest=uri,
     )
@@ -155,8 +181,11 @@ def _watchdog(config: RunConfig, reporter: Reporter, stop: StopFlag) -> Watchdog
 
 
 def _scratch(config: RunConfig) -> Path:
-    folder = cache_folder("runs") / f"{config.run.uid}-{config.attempt}"
-    shutil.rmtree(folder, ignore_errors=True)
+    """A folder of this attempt; those of earlier ones that were killed on this machine are removed."""
+    runs = cache_folder("runs")
+    for left in runs.glob(f"{config.run.uid}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = runs / f"{config.run.uid}-{config.attempt}"
     folder.mkdir(parents=True)
     return folder
 
@@ -196,19 +225,18 @@ class StopTraining(Exception):
 
 @dataclass
 class _Schedule:
-    """When the next checkpoint is due."""
+    """When a checkpoint is due: at steps that no interruption shifts, or after a time."""
 
     every_steps: int | None
     every_seconds: int | None
-    step: int
     time: float
 
     def due(self, step: int, now: float) -> bool:
-        """Whether a checkpoint of `step` is due; the next one then counts from here."""
-        by_steps = self.every_steps is not None and step - self.step >= self.every_steps
+        """Whether a checkpoint of `step` is due; the time to the next one then counts from here."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
         by_time = self.every_seconds is not None and now - self.time >= self.every_seconds
         if by_steps or by_time:
-            self.step, self.time = step, now
+            self.time = now
         return by_steps or by_time
 
 
@@ -249,7 +277,7 @@ class Attempt:
         self._watch = LossWatch(point.loss for point in self.history.points)
         self._step = start.step if start else 0
         planned = config.checkpoint
-        self._schedule = _Schedule(planned.every_steps, planned.every_seconds, self._step, time.monotonic())
+        self._schedule = _Schedule(planned.every_steps, planned.every_seconds, time.monotonic())
 
     def train(self, rows: prepared.PreparedData) -> None:
         """Trains to the last step.
@@ -268,6 +296,8 @@ class Attempt:
                     self._backend.restore_adapter(start)
                 self._evaluate()
             self._backend.train(rows, self._rows, self._total_steps, start, self)
+            with self._watchdog.patiently("uploading the last checkpoint"):
+                self._checkpoints.wait(self._look)
         except StopTraining:
             self._interrupt()
         except Exception as error:
@@ -278,8 +308,6 @@ class Attempt:
             if known is error:
                 raise
             raise known from error
-        with self._watchdog.patiently("uploading the last checkpoint"):
-            self._checkpoints.wait()
         self._report(urgent=True)
 
     def micro_batch(self) -> None:
@@ -287,6 +315,13 @@ class Attempt:
         if self._stop.requested:  # also the sign of life
             raise StopTraining
         self._checkpoints.poll()
+        self._reporter.poll()
+
+    def _look(self) -> None:
+        """While training waits for an upload: the same, but no sign of life."""
+        if self._stop.raised:
+            raise StopTraining
+        self._reporter.poll()
 
     def step_done(self, step: Step) -> None:
         """After every optimizer step: records it, and saves a checkpoint where one is due."""
@@ -314,16 +349,20 @@ class Attempt:
         self._report(urgent=False)
         if save:
             with self._watchdog.patiently("saving a checkpoint"):
-                self._checkpoints.save(step.number, self._write)
+                self._checkpoints.save(step.number, self._snapshot, self._look)
 
     def _evaluate(self) -> None:
         self._evaluation.run(self._step, self.history, self.micro_batch)
         self._tracking.evaluated(self.history.evaluations[-1])
 
-    def _write(self, folder: Path) -> None:
-        self._backend.save_state(folder)
-        self.history.save(folder)
-        self._evaluation.save(folder)
+    def _snapshot(self) -> Snapshot:
+        parts = (self._backend.snapshot(), self.history.snapshot(), self._evaluation.snapshot())
+
+        def write(folder: Path) -> None:
+            for part in parts:
+                part(folder)
+
+        return write
 
     def _report(self, urgent: bool) -> None:
         self._reporter.progress(self._step, self._total_steps, self._steps_per_epoch, self.history, urgent)
@@ -331,14 +370,14 @@ class Attempt:
     def _interrupt(self) -> None:
         """Saves the last optimizer step, and ends the attempt."""
         log.info("stopping", signal=self._stop.by, step=self._step)
-        saved = self._step
-        begun = self._start.step if self._start else 0
-        if self._step > begun:
-            with suppress(TrainerError):
-                self._checkpoints.wait()  # of an older step; where it failed, this one may land
-            if self._checkpoints.last_step != self._step:
-                self._checkpoints.save(self._step, self._write)
-                self._checkpoints.wait()
+        saved = self._start.step if self._start else 0
+        fault = ""
+        if self._step > saved:
+            fault = self._checkpoints.save_last(self._step, self._snapshot, self._stop.left(SAVE_SECONDS))
+            saved = self._checkpoints.last_step or saved
         self._report(urgent=True)
         done = f"the checkpoint of step {saved} is saved" if saved else "no step was done"
+        if fault:
+            counts = f"that of step {saved} counts" if saved else "none is saved"
+            done = f"the checkpoint of step {self._step} is not saved ({fault}); {counts}"
         raise Interrupted(f"{self._stop.by} stopped training: {done}", step=saved)

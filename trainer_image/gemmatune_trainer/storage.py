@@ -28,11 +28,15 @@ class PreconditionFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object of a listing: `name` relative to the storage's prefix, `size` in bytes."""
+    """One object of a listing: `name` relative to the storage's prefix, `size` in bytes.
+
+    `crc32c` is that of its content as `crc32c` gives it, "" where the storage does not know it.
+    """
 
     name: str
     size: int
     generation: int
+    crc32c: str = ""
 
 
 class Storage(Protocol):

@@ -114,7 +114,7 @@ class GcsStorage:
             blobs = self._client.list_blobs(self._bucket, prefix=self._prefix + prefix, timeout=_TIMEOUT, retry=None)
             names = ((blob, blob.name.removeprefix(self._prefix)) for blob in blobs)
             return [
-                StoredObject(name, int(blob.size), int(blob.generation))
+                StoredObject(name, int(blob.size), int(blob.generation), blob.crc32c or "")
                 for blob, name in names
                 if not name.endswith("/") and not any(part.startswith(".") for part in name.split("/"))
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gemmatune_trainer.backends.base import Verification
+from gemmatune_trainer.backends.base import Snapshot, Verification
 
 WEIGHTS = "adapter_model.safetensors"
 _TOLERANCE = 1e-2
@@ -32,20 +33,20 @@ def _trained(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
 
 
-def save(model: Any, folder: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
+def snapshot(model: Any) -> Snapshot:
+    """Copies the adapter; it is written as adapter_config.json and adapter_model.safetensors."""
     # Not model.save_pretrained: it asks the hub for the base's vocabulary, and writes a README of its own.
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    settings = model.peft_config["default"]
-    inference, settings.inference_mode = settings.inference_mode, True
-    settings.save_pretrained(folder)
-    settings.inference_mode = inference
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in sorted(found.items())}
+    settings = copy.deepcopy(model.peft_config["default"])
+    settings.inference_mode = True
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        settings.save_pretrained(folder)
+
+    return write
 
 
 def restore(model: Any, folder: Path) -> None:

@@ -11,6 +11,10 @@ Row = tuple[Sequence[int], Sequence[int]]
 """Input ids and labels of a row (-100 where not trained)."""
 
 
+Snapshot = Callable[[Path], None]
+"""Writes the state that it holds into a folder: once, from any thread, while training goes on."""
+
+
 class Rows(Protocol):
     """The tokenised rows that prepare left."""
 
@@ -43,7 +47,7 @@ class Training(Protocol):
         """Before every forward pass."""
 
     def step_done(self, step: Step) -> None:
-        """After every optimizer step; `Backend.save_state` may be called from here."""
+        """After every optimizer step; `Backend.snapshot` may be called from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,11 @@ class Backend(Protocol):
         `alive` is called before every forward pass and may raise to end it.
         """
 
-    def save_state(self, folder: Path) -> None:
-        """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
+    def snapshot(self) -> Snapshot:
+        """Copies adapter, optimizer, schedule, random states and step as they were after the last optimizer step.
+
+        Training waits for the copy in memory alone; what it gives back does the writing.
+        """
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the PEFT adapter."""

@@ -18,7 +18,7 @@ from transformers import set_seed as seed_everything
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunConfig, RunMethod
 from gemmatune_trainer.backends import adapter
-from gemmatune_trainer.backends.base import Rows, Training, Verification
+from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verification
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, StepLoader, make_trainer
 from gemmatune_trainer.models import ModelFiles
@@ -104,16 +104,21 @@ class TorchBackend:
             labelled += int((labels[:, 1:] != IGNORED).sum())
         return total, labelled
 
-    def save_state(self, folder: Path) -> None:
-        """Writes adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
+    def snapshot(self) -> Snapshot:
+        """Copies adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
         if self._trainer is None:
-            raise RuntimeError("save_state is called before train")
-        self.save_adapter(folder)
-        self._trainer.save_state(folder)
+            raise RuntimeError("snapshot is called before train")
+        parts = (adapter.snapshot(self._model), self._trainer.snapshot())
+
+        def write(folder: Path) -> None:
+            for part in parts:
+                part(folder)
+
+        return write
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the PEFT adapter."""
-        adapter.save(self._model, folder)
+        adapter.snapshot(self._model)(folder)
 
     def restore_adapter(self, folder: Path) -> None:
         """Puts the adapter of a folder, as save_adapter wrote it, into the model in place of the trained one."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends.base import Rows, Step, Training
+from gemmatune_trainer.backends.base import Rows, Snapshot, Step, Training
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss
 from gemmatune_trainer.backends.usage import memory
 from gemmatune_trainer.data.order import step_rows
@@ -146,16 +148,20 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self._loss = torch.zeros(())
         self._watcher.step_done(step)
 
-    def save_state(self, folder: Path) -> None:
-        """Optimizer, schedule, random states and step as after the last optimizer step, in transformers' files."""
-        current = _random_states()
-        _set_random_states(self._random_states)
-        try:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_rng_state(str(folder))
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-        finally:
-            _set_random_states(current)
+    def snapshot(self) -> Snapshot:
+        """Copies optimizer, schedule, random states and step; they are written as transformers' files."""
+        optimizer = _copied(self.optimizer.state_dict(), {})
+        schedule = copy.deepcopy(self.lr_scheduler.state_dict())
+        random_states = self._random_states
+        state = copy.deepcopy(self.state)
+
+        def write(folder: Path) -> None:
+            torch.save(optimizer, folder / OPTIMIZER_NAME)
+            torch.save(schedule, folder / SCHEDULER_NAME)
+            torch.save(random_states, folder / "rng_state.pth")
+            state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+        return write
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]
@@ -258,19 +264,25 @@ def arguments(config: RunConfig, total_steps: int) -> SFTConfig:
 
 
 def _random_states() -> dict[str, Any]:
+    """The states of all random numbers, as transformers reads them from its file."""
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
-        "torch": torch.random.get_rng_state(),
+        "cpu": torch.random.get_rng_state(),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.random.get_rng_state_all()
+        states["cuda"] = torch.cuda.random.get_rng_state()
     return states
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.random.set_rng_state(states["torch"])
-    if "cuda" in states:
-        torch.cuda.random.set_rng_state_all(states["cuda"])
+def _copied(value: Any, known: dict[int, torch.Tensor]) -> Any:
+    """A state in host memory that later steps do not change; `known` keeps tensors that are shared so."""
+    if isinstance(value, torch.Tensor):
+        if id(value) not in known:
+            known[id(value)] = value.detach().to("cpu", copy=True)
+        return known[id(value)]
+    if isinstance(value, Mapping):
+        return {key: _copied(item, known) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, known) for item in value)
+    return value
