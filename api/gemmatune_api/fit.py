@@ -223,10 +223,22 @@ def _host_memory(model: GemmaModel, choice: _Choice, place: _Place) -> int:
     """
     if place.device == "cpu":
         return choice.memory.total
-    state = memory.adapter_weights(model, choice.setting) + memory.optimizer_state(model, choice.setting)
+    setting = choice.setting
+    if setting.method == "full":
+        return _full_host_memory(model, setting, place)
+    state = memory.adapter_weights(model, setting) + memory.optimizer_state(model, setting)
     shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
     processes = place.laid.per_host if place.device == "cuda" else 1
     return processes * (memory.GPU_HOST_RUNTIME + shard + 2 * state)
+
+
+def _full_host_memory(model: GemmaModel, setting: Setting, place: _Place) -> int:
+    """As above; one process of each host gathers masters and the optimizer's state for a checkpoint, which is written
+    while training goes on, or at the end the result in 16 bit."""
+    shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
+    gathered = memory.optimizer_state(model, setting) + 4 * model.parameters
+    processes = place.laid.per_host if place.device == "cuda" else 1
+    return processes * (memory.GPU_HOST_RUNTIME + shard) + gathered
 
 
 def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:

@@ -129,6 +129,18 @@ def loading_reserve(model: GemmaModel, setting: Setting) -> int:
     return int(2 * model.embedding * LOADING_SHARE) if setting.device == "cuda" else 0
 
 
+def gradients(model: GemmaModel, setting: Setting) -> int:
+    """Bytes of the gradients, which are fp32; a trained head has one of its own before it joins the embedding's."""
+    return 4 * trainable(model, setting) + (4 * model.embedding if setting.method == "full" else 0)
+
+
+def step_workspace(model: GemmaModel, setting: Setting) -> int:
+    """Bytes that an optimizer step takes for a moment, when the activations are gone: torch's AdamW a second moment."""
+    if setting.device == "cpu" or setting.optimizer != "adamw_torch":
+        return 0
+    return 4 * trainable(model, setting)
+
+
 def optimizer_state(model: GemmaModel, setting: Setting) -> int:
     """Bytes of the optimizer state; a paged optimizer counts as on the device."""
     count = trainable(model, setting)
@@ -152,9 +164,9 @@ def _factored_state(model: GemmaModel, setting: Setting) -> int:
 def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     """Bytes that one layer keeps for its backward pass, without checkpointing.
 
-    Norms keep their input in fp32, every adapted module its own copy of its input (autocast makes it), attention its
-    queries, keys, values and output, the feed-forward block three tensors of its width. Eager attention keeps its
-    scores besides, SDPA its mask as numbers.
+    Norms keep their input in fp32 (trained ones also what they make of it), every adapted module its own copy of its
+    input (autocast makes it), attention its queries, keys, values and output, the feed-forward block three tensors of
+    its width. Eager attention keeps its scores besides, SDPA its mask as numbers.
     """
     width = setting.activation_bytes
     kv_heads, head_dim = model.heads_of(layer)
@@ -163,6 +175,8 @@ def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     per_token = 4 * model.norms_per_layer * model.hidden
     if model.qk_norm:
         per_token += 4 * (query + key)
+    if setting.method == "full":
+        per_token *= 2  # a norm's weights are trained: its normalised input is kept too
     per_token += 2 * width * (query + key) + 3 * width * ffn
     per_token += _linear_inputs(model, setting, query, ffn)
     if model.experts:
@@ -222,7 +236,8 @@ def activations(model: GemmaModel, setting: Setting) -> int:
     all_layers = kept = sum(size * count for size, count in per_layer)
     if setting.checkpointing:
         streams = max(1, model.altup_inputs)
-        inputs = setting.tokens * model.hidden * streams * setting.activation_bytes * model.layers
+        width = 4 if setting.method == "full" else setting.activation_bytes  # fp32 masters make fp32 sums
+        inputs = setting.tokens * model.hidden * streams * width * model.layers
         kept = min(kept, inputs + max(size for size, _ in per_layer))
     kept += masks(model, setting) + autocast_copies(model, setting)
     if setting.device == "cpu":
@@ -269,16 +284,17 @@ def overhead(model: GemmaModel, setting: Setting) -> int:
 def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     """Memory of one device by purpose."""
     weights = (base_weights(model, setting) + adapter_weights(model, setting)) // setting.shards
-    gradients = 4 * trainable(model, setting) // setting.shards
+    held = gradients(model, setting) // setting.shards
     optimizer = optimizer_state(model, setting) // setting.shards
     kept, head, rest = activations(model, setting), logits(model, setting), overhead(model, setting)
+    kept = max(kept, step_workspace(model, setting) // setting.shards - head)
     return PlanMemory(
         weights=weights,
-        gradients=gradients,
+        gradients=held,
         optimizer=optimizer,
         activations=kept,
         logits=head,
         overhead=rest,
-        total=weights + gradients + optimizer + kept + head + rest,
+        total=weights + held + optimizer + kept + head + rest,
         capacity=capacity,
     )

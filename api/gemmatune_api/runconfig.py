@@ -80,15 +80,15 @@ class RunDataset(ApiModel):
 class RunMethod(ApiModel):
     """What is trained."""
 
-    kind: Literal["qlora", "lora"]
-    """qlora: on a quantised base."""
-    rank: int
-    """LoRA rank r."""
-    alpha: int
+    kind: Literal["qlora", "lora", "full"]
+    """qlora: an adapter on a quantised base; full: all weights of the text decoder, without an adapter."""
+    rank: int | None = None
+    """LoRA rank r; this and what follows is absent with full."""
+    alpha: int | None = None
     """LoRA scaling numerator."""
-    dropout: float
+    dropout: float | None = None
     """LoRA dropout."""
-    target_modules: TargetModules
+    target_modules: TargetModules | None = None
     """all-linear, attention, or module names."""
     dora: bool = False
     """Whether the adapter is weight-decomposed (DoRA)."""
@@ -321,6 +321,8 @@ def _dataset(spec: FineTuneSpec) -> RunDataset:
 
 
 def _method(spec: FineTuneSpec) -> RunMethod:
+    if spec.method == "full":
+        return RunMethod(kind="full")
     adapter = spec.adapter
     qlora = spec.qlora if spec.method == "qlora" else None
     return RunMethod(
@@ -354,7 +356,7 @@ def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:
         "model": config.model.uri,
         "revision": model_revision,
         "data": data_hash,
-        "result": "adapter",
+        "result": "full" if config.method.kind == "full" else "adapter",
         "rank": config.method.rank,
         "alpha": config.method.alpha,
         "dropout": config.method.dropout,

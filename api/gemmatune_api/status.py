@@ -295,6 +295,8 @@ class Artifacts(StatusModel):
 
     adapter: str | None = None
     """Prefix of the PEFT adapter."""
+    model: str | None = None
+    """Prefix of the whole tuned model (full)."""
     manifest: str | None = None
     """The manifest that was written last."""
     report: str | None = None
@@ -302,7 +304,7 @@ class Artifacts(StatusModel):
     merged: str | None = None
     """Prefix of the merged weights."""
     sha256: str | None = None
-    """SHA-256 of adapter_model.safetensors."""
+    """SHA-256 of adapter_model.safetensors; of a whole model that of the list of its files' SHA-256."""
     serve_command: str | None = None
     """A command that serves the result."""
 

@@ -56,7 +56,6 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
     Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
-    Refusal("full", "full tuning is not built yet", "Use lora or qlora."),
     Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
     Refusal("accelerator.gpu.count", "training on several GPUs is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),

@@ -173,8 +173,13 @@ def summary(console: Console, status: FineTuneStatus) -> None:
     artifacts = status.artifacts
     if artifacts is not None:
         console.print()
-        rows = (("adapter", artifacts.adapter), ("merged", artifacts.merged), ("report", artifacts.report))
-        for label, uri in (*rows, ("manifest", artifacts.manifest), ("serve", artifacts.serve_command)):
+        rows = (("adapter", artifacts.adapter), ("model", artifacts.model), ("merged", artifacts.merged))
+        for label, uri in (
+            *rows,
+            ("report", artifacts.report),
+            ("manifest", artifacts.manifest),
+            ("serve", artifacts.serve_command),
+        ):
             if uri:
                 console.print(Text.assemble((f"{label:<9}", "dim"), uri))
 

@@ -159,6 +159,8 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
     }
     for name, value in changes.items():
         next(blocks[block] for block, known in BLOCKS.items() if name in known)[name] = value
+    if blocks["method"]["kind"] == "full":
+        blocks["method"] = {"kind": "full"}
     if blocks["method"]["kind"] == "qlora":
         blocks["method"] = {"bits": 4, "quant_type": "nf4", "double_quant": True, **blocks["method"]}
     return RunConfig(

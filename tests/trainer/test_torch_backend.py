@@ -195,7 +195,7 @@ def test_the_adapter_is_verified_after_a_reload(
     backend = make_backend(make_config(generation, **METHODS[method]))
     backend.train(ListedRows(LENGTHS), len(LENGTHS), 2, None, Watcher())
     trained = weights(backend)
-    backend.save_adapter(tmp_path / "adapter")
+    backend.save_result(tmp_path / "adapter")
     found = backend.verify(tmp_path / "adapter", ListedRows([20]).row(0)[0])
     assert found.largest_difference == 0
     assert found.delta > 0
@@ -214,12 +214,12 @@ def test_the_adapter_is_verified_after_a_reload(
 def test_an_adapter_that_is_not_the_trained_one_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     backend = make_backend(make_config())
     folder = tmp_path / "adapter"
-    backend.save_adapter(folder)
+    backend.save_result(folder)
     with pytest.raises(adapter.AdapterInvalid, match="changes nothing"):
         backend.verify(folder, ListedRows([20]).row(0)[0])
     backend.load()
     backend.train(ListedRows(LENGTHS), len(LENGTHS), 1, None, Watcher())
-    backend.save_adapter(folder)
+    backend.save_result(folder)
     tensors = load_file(folder / adapter.WEIGHTS)
     renamed = {
         name.replace("model.model.layers", "model.language_model.layers"): value for name, value in tensors.items()

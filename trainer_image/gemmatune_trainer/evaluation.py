@@ -69,7 +69,7 @@ class Evaluation:
         log.info("evaluation", step=step, loss=float(f"{found.loss:.4g}"), rows=self._rows.rows, seconds=seconds)
         if self._best and step and (self.chosen is None or found.loss < self.chosen.loss):
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._backend.save_adapter(self._folder)
+            self._backend.save_weights(self._folder)
             self.chosen = found
 
     def snapshot(self) -> Snapshot:
@@ -97,5 +97,5 @@ class Evaluation:
         if self.chosen is None or self.chosen.step == last_step:
             return last_step
         log.info("the best adapter is taken", step=self.chosen.step, loss=float(f"{self.chosen.loss:.4g}"))
-        self._backend.restore_adapter(self._folder)
+        self._backend.restore_weights(self._folder)
         return self.chosen.step

@@ -1,4 +1,4 @@
-"""The end of a run: adapter, model card and report in the bucket, and last the manifest that consumers trust."""
+"""The end of a run: adapter or model, its card and report in the bucket, and last the manifest that consumers trust."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gemmatune_trainer.storage import ObjectMissing, Storage, files_below
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
-WEIGHTS = "adapter_model.safetensors"
+MODEL = "model"
 REPORT = "report/report.html"
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """One file of the adapter: its object below the prefix, its size in bytes, its SHA-256."""
+class ResultFile:
+    """One file of the result: its object below the prefix, its size in bytes, its SHA-256."""
 
     name: str
     size: int
@@ -40,7 +40,7 @@ class Finished:
 
     steps: int
     artifacts: Artifacts
-    adapter: tuple[AdapterFile, ...]
+    files: tuple[ResultFile, ...]
 
 
 def find(storage: Storage, resume_hash: str) -> Finished | None:
@@ -49,14 +49,15 @@ def find(storage: Storage, resume_hash: str) -> Finished | None:
         found = json.loads(storage.read(NAME))
         if found["resumeHash"] != resume_hash:
             return None
-        adapter = (AdapterFile(str(file["name"]), int(file["size"]), str(file["sha256"])) for file in found["adapter"])
-        return Finished(int(found["steps"]), Artifacts.model_validate(found["artifacts"]), tuple(adapter))
+        listed = found[ADAPTER] if ADAPTER in found else found[MODEL]
+        files = (ResultFile(str(file["name"]), int(file["size"]), str(file["sha256"])) for file in listed)
+        return Finished(int(found["steps"]), Artifacts.model_validate(found["artifacts"]), tuple(files))
     except (ObjectMissing, ValueError, KeyError, TypeError):
         return None
 
 
 def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratch: Path) -> Artifacts:
-    """Uploads the adapter in `folder` with tokenizer and card, the report, and last the manifest.
+    """Uploads the adapter or model in `folder` with tokenizer and card, the report, and last the manifest.
 
     Raises:
         Interrupted: a newer attempt has taken over; then no manifest is written.
@@ -66,24 +67,39 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
     page = scratch / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
     fence.check()
-    files = files_below(folder, ADAPTER)
-    stale = {item.name for item in storage.list(f"{ADAPTER}/")} - set(files)
+    files = files_below(folder, result.kind)
+    stale = {item.name for item in storage.list(f"{result.kind}/")} - set(files)
     storage.upload({**files, REPORT: page})
     storage.delete(sorted(stale))
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    listed = [ResultFile(name, path.stat().st_size, _sha256(path)) for name, path in files.items()]
+    where = {result.kind: storage.locate(result.kind)}
     artifacts = Artifacts(
-        adapter=storage.locate(ADAPTER),
+        **where,
         manifest=storage.locate(NAME),
         report=storage.locate(REPORT),
-        sha256=digest,
-        serve_command=serve_command(result, storage.locate(ADAPTER)),
+        sha256=digest_of(listed),
+        serve_command=serve_command(result, storage.locate(result.kind)),
     )
     fence.check()
-    storage.write(NAME, json.dumps(_document(result, files, artifacts), indent=2, ensure_ascii=False).encode())
+    storage.write(NAME, json.dumps(_document(result, listed, artifacts), indent=2, ensure_ascii=False).encode())
     return artifacts
 
 
-def _document(result: Result, files: dict[str, Path], artifacts: Artifacts) -> dict[str, Any]:
+def digest_of(files: list[ResultFile]) -> str:
+    """SHA-256 of an adapter's weights; of a model, whose weights are several files, that of the list of theirs."""
+    weights = sorted((file for file in files if file.name.endswith(".safetensors")), key=lambda file: file.name)
+    if len(weights) == 1 and weights[0].name.startswith(f"{ADAPTER}/"):
+        return weights[0].sha256
+    lines = "".join(f"{file.sha256}  {file.name.rpartition('/')[2]}\n" for file in weights)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> dict[str, Any]:
     last = result.history.points[-1] if result.history.points else None
     verification = result.verification
     return {
@@ -98,10 +114,7 @@ def _document(result: Result, files: dict[str, Path], artifacts: Artifacts) -> d
         "step": result.step,
         "loss": last.loss if last else None,
         "evaluations": [asdict(item) for item in result.history.evaluations],
-        "adapter": [
-            {"name": name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for name, path in files.items()
-        ],
+        result.kind: [asdict(file) for file in files],
         "verified": {"delta": verification.delta, "largestDifference": verification.largest_difference}
         if verification
         else None,
@@ -114,7 +127,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 def write_tokenizer(files: ModelFiles, folder: Path) -> None:
-    """Copies the base's tokenizer beside the adapter, with the chat template that was trained."""
+    """Copies the base's tokenizer beside the result, with the chat template that was trained."""
     for name in _TOKENIZER_FILES:
         if (source := files.folder / name).is_file():
             (folder / name).write_bytes(source.read_bytes())
@@ -123,14 +136,16 @@ def write_tokenizer(files: ModelFiles, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(chat_template(rules), encoding="utf-8")
 
 
-def serve_command(result: Result, adapter: str) -> str:
-    """A command that serves the base with the adapter (vLLM)."""
+def serve_command(result: Result, where: str) -> str:
+    """A command that serves the base with the adapter, or the whole model (vLLM)."""
     name = result.config.run.name
-    path = adapter.removeprefix("file://")
+    path = where.removeprefix("file://")
     fetch = ""
-    if adapter.startswith("gs://"):
+    if where.startswith("gs://"):
         path = f"./{name}"
-        fetch = f"gcloud storage cp -r {shlex.quote(adapter + '/*')} {shlex.quote(path)} && "
+        fetch = f"gcloud storage cp -r {shlex.quote(where + '/*')} {shlex.quote(path)} && "
+    if result.kind == MODEL:
+        return f"{fetch}vllm serve {shlex.quote(path)} --served-model-name {shlex.quote(name)}"
     base = result.base_name.removeprefix("file://")
     rank = result.config.method.rank
     return (

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tokenizers
-
 from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
@@ -18,11 +16,10 @@ from gemmatune_api.status import Artifacts
 from gemmatune_trainer import manifest, merged, ownership
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.tokenize import TOKENIZER_FILE
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.merged import Inputs, Scores
-from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch, terminator_ids
 from gemmatune_trainer.progress import Reporter, open_sink
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
@@ -42,6 +39,8 @@ def merge(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
+    if config.method.kind == "full":
+        raise InvalidConfig("full tuning leaves no adapter: there is nothing to merge", "Remove output.merge.")
     storage = open_storage(config.output.uri)
     claimed = ownership.read_claim(storage, config)
     finished = manifest.find(storage, claimed.resume_hash)
@@ -108,13 +107,13 @@ def fetch_adapter(storage: Storage, finished: manifest.Finished, folder: Path) -
     Raises:
         DataInvalid: a file is missing or is not the one that the manifest names.
     """
-    names = {file.name: folder / file.name.removeprefix(f"{manifest.ADAPTER}/") for file in finished.adapter}
+    names = {file.name: folder / file.name.removeprefix(f"{manifest.ADAPTER}/") for file in finished.files}
     remedy = "Restore the files of the adapter, or train again as a new resource with another output.uri."
     try:
         storage.download(names)
     except ObjectMissing as error:
         raise DataInvalid(f"{error} is missing, and the manifest of the run names it", remedy) from error
-    for file in finished.adapter:
+    for file in finished.files:
         if hashlib.sha256(names[file.name].read_bytes()).hexdigest() != file.sha256:
             raise DataInvalid(f"{storage.locate(file.name)} is not the file that the manifest of the run names", remedy)
     return folder
@@ -133,14 +132,6 @@ def known_rows(rows: prepared.PreparedData) -> list[Row]:
     if any(label != IGNORED for _, labels in found for label in labels[1:]):
         return found
     return [(ids, ids) for ids, _ in found]  # all that is trained of them lies before their end
-
-
-def terminator_ids(config: RunConfig, files: ModelFiles) -> list[int]:
-    """Ids of the tokens that the trained model ends with: `<eos>`, and the end of a turn where turns were trained."""
-    rules = files.model.rules
-    texts = rules.terminators if rules.chat and config.dataset.text is None else (rules.eos,)
-    tokenizer = tokenizers.Tokenizer.from_file(str(files.folder / TOKENIZER_FILE))
-    return [token for text in texts if (token := tokenizer.token_to_id(text)) is not None]
 
 
 def _completed(storage: Storage, reporter: Reporter, artifacts: Artifacts, scores: Scores) -> TerminationMessage:

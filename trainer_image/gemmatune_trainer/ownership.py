@@ -31,7 +31,7 @@ from gemmatune_trainer.storage_file import FileStorage
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts/"
 FINAL_MANIFEST = "manifest.json"
-WRITTEN_BY_RUNS = (FINAL_MANIFEST, "checkpoints/", "adapter/", "merged/", "report/", "samples/", ATTEMPTS)
+WRITTEN_BY_RUNS = (FINAL_MANIFEST, "checkpoints/", "adapter/", "model/", "merged/", "report/", "samples/", ATTEMPTS)
 _LOCK = "owner"
 _MERGE = "merge-"
 _TRIES = 5

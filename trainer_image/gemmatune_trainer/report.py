@@ -67,6 +67,8 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 def method_text(result: Result) -> str:
     """`QLoRA (nf4), rank 8, alpha 16`."""
     method = result.config.method
+    if method.kind == "full":
+        return "full tuning"
     name = "DoRA" if method.dora else "LoRA"
     kind = f"Q{name} ({method.quant_type or '8-bit'})" if method.kind == "qlora" else name
     return f"{kind}, rank {method.rank}, alpha {method.alpha}"

@@ -13,6 +13,11 @@ from gemmatune_trainer.ownership import Claim
 from gemmatune_trainer.versions import versions
 
 
+def kind_of(config: RunConfig) -> str:
+    """`adapter`, or `model` with full tuning: what a run leaves, and its folder's name."""
+    return "model" if config.method.kind == "full" else "adapter"
+
+
 @dataclass
 class Result:
     """Everything that a finished run knows of itself."""
@@ -24,7 +29,7 @@ class Result:
     history: History
     total_steps: int
     step: int
-    """The step whose adapter is the result: the last one, or that of the lowest evaluation loss."""
+    """The step whose weights are the result: the last one, or that of the lowest evaluation loss."""
     prompts: list[str]
     before: list[str]
     after: list[str] = field(default_factory=list)
@@ -32,11 +37,16 @@ class Result:
     versions: dict[str, str] = field(default_factory=versions)
 
     @property
+    def kind(self) -> str:
+        """`adapter` or `model`."""
+        return kind_of(self.config)
+
+    @property
     def evaluated(self) -> Evaluated | None:
-        """The evaluation of the adapter that is the result."""
+        """The evaluation of what is the result."""
         return next((item for item in reversed(self.history.evaluations) if item.step == self.step), None)
 
     @property
     def base_name(self) -> str:
-        """What the adapter names as its base."""
+        """The base's published name."""
         return self.files.published_name[0]

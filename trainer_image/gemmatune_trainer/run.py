@@ -1,4 +1,4 @@
-"""The story of one attempt, top to bottom: from the configuration to a verified adapter and its manifest."""
+"""The story of one attempt, top to bottom: from the configuration to a verified result and its manifest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.progress import Reporter, open_sink
-from gemmatune_trainer.result import Result
+from gemmatune_trainer.result import Result, kind_of
 from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
@@ -51,7 +51,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     storage, claimed = _claimed(config)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
-        return _finished_before(storage, Reporter(open_sink(config.run)), finished)
+        return _finished_before(config, storage, Reporter(open_sink(config.run)), finished)
     ownership.hold(storage)
     fence = ownership.Fence.take(storage, claimed, config.attempt)
     reporter = _reporter(config, fence)
@@ -92,11 +92,11 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             prompts=samples.prompts,
             before=before,
         )
-        _verify(result, backend, samples, scratch / "adapter", rows, watchdog, stop)
+        _verify(result, backend, samples, scratch / result.kind, rows, watchdog, stop)
         with watchdog.patiently("writing the result"), stop.at_once("the result's upload", total_steps):
-            artifacts = manifest.publish(result, storage, fence, scratch / "adapter", scratch)
+            artifacts = manifest.publish(result, storage, fence, scratch / result.kind, scratch)
         _report_end(reporter, result, artifacts)
-        return _completed(artifacts.manifest, total_steps, result, checkpoints.note)
+        return _completed(config, artifacts.manifest, total_steps, result, checkpoints.note)
     except TrainerError as error:
         error.message = f"{error.message} {checkpoints.note}".strip()
         raise
@@ -133,11 +133,11 @@ def _verify(
     watchdog: Watchdog,
     stop: StopFlag,
 ) -> None:
-    """Writes the adapter, holds what is reloaded from it against what was trained, and lets it answer the prompts."""
-    with watchdog.patiently("verifying the adapter"), stop.at_once("the adapter's verification", result.total_steps):
-        backend.save_adapter(folder)
+    """Writes the result, holds what is reloaded from it against what was trained, and lets it answer the prompts."""
+    with watchdog.patiently("verifying the result"), stop.at_once("the result's verification", result.total_steps):
+        backend.save_result(folder)
         found = result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
-    log.info("adapter verified", delta=round(found.delta, 3), parameters=found.parameters)
+    log.info("result verified", delta=float(f"{found.delta:.3g}"), parameters=found.parameters)
     with stop.at_once("the samples after training", result.total_steps):
         result.after = samples.answers(backend, "after")
 
@@ -149,17 +149,21 @@ def _claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
     return storage, ownership.read_claim(storage, config)
 
 
-def _finished_before(storage: Storage, reporter: Reporter, finished: manifest.Finished) -> TerminationMessage:
+def _finished_before(
+    config: RunConfig, storage: Storage, reporter: Reporter, finished: manifest.Finished
+) -> TerminationMessage:
     """An earlier attempt has finished the run: only the status may still lack what it left."""
     log.info("the run is finished already", manifest=storage.locate(manifest.NAME))
     reporter.start()
     reporter.artifacts(finished.artifacts)
     reporter.close()
-    return _completed(storage.locate(manifest.NAME), finished.steps)
+    return _completed(config, storage.locate(manifest.NAME), finished.steps)
 
 
-def _completed(uri: str | None, steps: int, result: Result | None = None, note: str = "") -> TerminationMessage:
-    text = f"{steps} steps are done and the adapter is verified."
+def _completed(
+    config: RunConfig, uri: str | None, steps: int, result: Result | None = None, note: str = ""
+) -> TerminationMessage:
+    text = f"{steps} steps are done and the {kind_of(config)} is verified."
     if result is not None and result.evaluated is not None:
         base, found = result.history.evaluations[0].loss, result.evaluated.loss
         verb = "fell" if found < base else "did not fall: it went"
@@ -293,7 +297,7 @@ class Attempt:
             start = self._start.folder if self._start else None
             if self._evaluation.missed(self._step, self.history):
                 if start:
-                    self._backend.restore_adapter(start)
+                    self._backend.restore_weights(start)
                 self._evaluate()
             self._backend.train(rows, self._rows, self._total_steps, start, self)
             with self._watchdog.patiently("uploading the last checkpoint"):

@@ -309,8 +309,9 @@ def _followed(
 
 def _succeeded(situation: Situation, decision: Decision) -> Decision:
     artifacts = decision.status.artifacts
-    where = (artifacts.adapter if artifacts else None) or f"{situation.spec.output.uri}/adapter"
-    message = f"The adapter is written and verified: {where}."
+    kind = "model" if situation.spec.method == "full" else "adapter"
+    where = (getattr(artifacts, kind) if artifacts else None) or f"{situation.spec.output.uri}/{kind}"
+    message = f"The {kind} is written and verified: {where}."
     decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.COMPLETED, message)
     if merges(situation.spec):
         return decision  # the merge has the last word

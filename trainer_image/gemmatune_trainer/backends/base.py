@@ -52,10 +52,10 @@ class Training(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the comparison of the trained with the reloaded adapter found.
+    """What the comparison of the trained with the reloaded result found.
 
-    `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that the
-    adapter makes against the base.
+    `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that
+    training makes against the base: an adapter to the logits, full tuning to a weight.
     """
 
     largest_difference: float
@@ -64,7 +64,7 @@ class Verification:
 
 
 class Backend(Protocol):
-    """Loads a model with its adapter, trains it, and writes it down."""
+    """Loads a model, with an adapter where one is trained, trains it, and writes it down."""
 
     def load(self) -> None:
         """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""
@@ -82,20 +82,23 @@ class Backend(Protocol):
         """
 
     def snapshot(self) -> Snapshot:
-        """Copies adapter, optimizer, schedule, random states and step as they were after the last optimizer step.
+        """Copies weights, optimizer, schedule, random states and step as they were after the last optimizer step.
 
         Training waits for the copy in memory alone; what it gives back does the writing.
         """
 
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the PEFT adapter."""
+    def save_weights(self, folder: Path) -> None:
+        """Writes what is trained, bit by bit."""
 
-    def restore_adapter(self, folder: Path) -> None:
-        """Puts the adapter of a folder, as save_adapter wrote it, into the model in place of the trained one."""
+    def restore_weights(self, folder: Path) -> None:
+        """Puts the weights of a folder, as save_weights wrote them, into the model in place of the trained ones."""
+
+    def save_result(self, folder: Path) -> None:
+        """Writes what the run is for: the PEFT adapter, or the whole model in the run's precision."""
 
     def verify(self, folder: Path, row: Sequence[int]) -> Verification:
-        """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.
+        """Reloads the result of a folder as its users will and compares; the reloaded model is used from then on.
 
         Raises:
-            AdapterInvalid: keys are missing or unexpected, the outputs differ, or the adapter changes nothing.
+            AdapterInvalid, ModelInvalid: weights are missing or unexpected, the outputs differ, or nothing has changed.
         """

@@ -47,7 +47,7 @@ def packed_logits(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor
 def labelled_loss(model: Any, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
     """Sum of -log p (nats) over the labelled tokens, each predicted from the position before it.
 
-    The head is computed at those positions only; its weights are frozen.
+    The head is computed at those positions only.
     """
     hidden = packed_hidden(model, input_ids, position_ids)
     targets = labels[:, 1:]
@@ -58,33 +58,46 @@ def labelled_loss(model: Any, input_ids: Tensor, position_ids: Tensor, labels: T
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross-entropy through a frozen head, in chunks; the gradient is made in the forward pass, from the same logits.
+    """Cross-entropy through the head, in chunks; the gradients are made in the forward pass, from the same logits.
 
     Inputs: hidden [rows, width], targets [rows], head [vocabulary, width], soft cap. Output: a scalar in fp32. The
-    products run in the dtype of the head; soft-max and loss in fp32.
+    products run in the dtype of the head, under autocast in autocast's; soft-max, loss and the head's gradient, where
+    it is trained, are fp32.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Tensor, cap: float | None) -> Tensor:
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
+        head_gradient = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        kind, ctx.head_dtype = hidden.device.type, head.dtype
+        if torch.is_autocast_enabled(kind):
+            head = head.to(torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
             for begin in range(0, hidden.shape[0], CHUNK_ROWS):
                 rows = slice(begin, begin + CHUNK_ROWS)
-                logits = functional.linear(hidden[rows].to(head.dtype), head)
+                states = hidden[rows].to(head.dtype)
+                logits = functional.linear(states, head)
                 chunk_loss, logit_gradient = _cross_entropy(logits, targets[rows], cap, needed)
                 total += chunk_loss
                 if gradient is not None and logit_gradient is not None:
-                    gradient[rows] = (logit_gradient.to(head.dtype) @ head).to(gradient.dtype)
+                    logit_gradient = logit_gradient.to(head.dtype)
+                    gradient[rows] = (logit_gradient @ head).to(gradient.dtype)
+                    if head_gradient is not None:
+                        head_gradient += logit_gradient.T @ states
         if gradient is not None:
             ctx.save_for_backward(gradient)
+            ctx.head_gradient = head_gradient
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None
+        of_head, ctx.head_gradient = ctx.head_gradient, None  # as large as the embedding: never twice in memory
+        if of_head is not None:
+            of_head = of_head.mul_(outputs[0]).to(ctx.head_dtype)
+        return gradient * outputs[0].to(gradient.dtype), None, of_head, None
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, cap: float | None, needed: bool) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from gemmatune_trainer.backends import adapter
 from gemmatune_trainer.backends.base import Row
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
+from gemmatune_trainer.backends.whole import set_terminators
 from gemmatune_trainer.merged import Scores
 from gemmatune_trainer.models import ModelFiles
 
@@ -165,14 +166,6 @@ def checksums(model: PreTrainedModel) -> dict[str, int]:
         name: zlib.crc32(memoryview(value.detach().contiguous().view(torch.uint8).reshape(-1).numpy()))
         for name, value in model.named_parameters()
     }
-
-
-def set_terminators(model: PreTrainedModel, terminators: Sequence[int]) -> None:
-    """Lets generation end at these tokens too, besides those of the base."""
-    settings = model.generation_config
-    old = settings.eos_token_id if settings.eos_token_id is not None else []
-    found = list(dict.fromkeys([*terminators, *(old if isinstance(old, list) else [old])]))
-    settings.eos_token_id = found[0] if len(found) == 1 else found
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -1,4 +1,4 @@
-"""The torch backend: LoRA and QLoRA by transformers, PEFT, bitsandbytes and TRL."""
+"""The torch backend: LoRA, QLoRA and full tuning by transformers, PEFT, bitsandbytes and TRL."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from transformers import set_seed as seed_everything
 
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunConfig, RunMethod
-from gemmatune_trainer.backends import adapter
+from gemmatune_trainer.backends import adapter, whole
 from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verification
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, StepLoader, make_trainer
-from gemmatune_trainer.models import ModelFiles
+from gemmatune_trainer.models import ModelFiles, terminator_ids
 from gemmatune_trainer.stop import StopFlag
 
 transformers.logging.set_verbosity_error()
@@ -40,17 +40,28 @@ class TorchBackend:
         self._tokenizer = tokenizer
         self._stop = stop
         self._device = torch.device(config.device)
+        self._full = config.method.kind == "full"
+        self._kind: Any = whole if self._full else adapter
         self._model: Any = None
+        self._before: dict[str, torch.Tensor] = {}
+        self._written: dict[str, int] = {}
         self._trainer: PackedTrainer | None = None
 
     def load(self) -> None:
-        """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""
+        """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed).
+
+        With full tuning the base itself is what is trained.
+        """
         base = load_base(self._files, self._config)
         seed_everything(self._config.training.seed)
-        self._model = get_peft_model(base, lora_config(self._config, self._files.model.rules))
-        settings = self._model.peft_config["default"]
-        settings.base_model_name_or_path, settings.revision = self._files.published_name
-        adapter.check_dtypes(self._model)
+        if self._full:
+            whole.prepare(base)
+            self._model, self._before = base, whole.pieces(base)
+        else:
+            self._model = get_peft_model(base, lora_config(self._config, self._files.model.rules))
+            settings = self._model.peft_config["default"]
+            settings.base_model_name_or_path, settings.revision = self._files.published_name
+        self._kind.check_dtypes(self._model)
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
@@ -82,7 +93,9 @@ class TorchBackend:
         self._trainer = make_trainer(
             self._model, self._config, self._tokenizer, rows, number_of_rows, total_steps, start, training
         )
-        adapter.check_dtypes(self._model)
+        self._kind.check_dtypes(self._model)
+        if start:
+            self.restore_weights(start)
         self._trainer.run(start)
 
     @torch.no_grad()
@@ -105,10 +118,10 @@ class TorchBackend:
         return total, labelled
 
     def snapshot(self) -> Snapshot:
-        """Copies adapter, optimizer, schedule, random states and step as they were after the last optimizer step."""
+        """Copies weights, optimizer, schedule, random states and step as they were after the last optimizer step."""
         if self._trainer is None:
             raise RuntimeError("snapshot is called before train")
-        parts = (adapter.snapshot(self._model), self._trainer.snapshot())
+        parts = (self._kind.snapshot(self._model), self._trainer.snapshot())
 
         def write(folder: Path) -> None:
             for part in parts:
@@ -116,19 +129,27 @@ class TorchBackend:
 
         return write
 
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the PEFT adapter."""
-        adapter.snapshot(self._model)(folder)
+    def save_weights(self, folder: Path) -> None:
+        """Writes what is trained, bit by bit."""
+        self._kind.snapshot(self._model)(folder)
 
-    def restore_adapter(self, folder: Path) -> None:
-        """Puts the adapter of a folder, as save_adapter wrote it, into the model in place of the trained one."""
-        adapter.restore(self._model, folder)
+    def restore_weights(self, folder: Path) -> None:
+        """Puts the weights of a folder, as save_weights wrote them, into the model in place of the trained ones."""
+        self._kind.restore(self._model, folder)
+
+    def save_result(self, folder: Path) -> None:
+        """Writes the PEFT adapter, or the whole model in the run's precision."""
+        if self._full:
+            dtype = DTYPES[self._config.training.precision]
+            self._written = whole.publish(self._model, folder, dtype, terminator_ids(self._config, self._files))
+        else:
+            self.save_weights(folder)
 
     def verify(self, folder: Path, row: Sequence[int]) -> Verification:
-        """Reloads the adapter of a folder onto a fresh base and compares; the reloaded model is used from then on.
+        """Reloads the result of a folder as its users will and compares; the reloaded model is used from then on.
 
         Raises:
-            AdapterInvalid: keys are missing or unexpected, the outputs differ, or the adapter changes nothing.
+            AdapterInvalid, ModelInvalid: weights are missing or unexpected, the outputs differ, or nothing has changed.
         """
         trained = self._logits(row)
         self._trainer = None
@@ -136,6 +157,11 @@ class TorchBackend:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        if self._full:
+            dtype = DTYPES[self._config.training.precision]
+            self._model = load_base(self._files, self._config, folder=folder, dtype=dtype)
+            sums = self._written, whole.checksums(self._model, dtype)
+            return whole.compare(self._model, (trained, self._logits(row)), self._before, sums, folder)
         base = load_base(self._files, self._config)
         self._model = PeftModel.from_pretrained(base, folder, is_trainable=False)
         adapter.check_keys(self._model, folder)
@@ -163,9 +189,14 @@ class _Stopped(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._flag.requested, device=input_ids.device)
 
 
-def load_base(files: ModelFiles, config: RunConfig) -> PreTrainedModel:
-    """The frozen base in the run's precision on the run's device, quantised for qlora."""
-    dtype = DTYPES[config.training.precision]
+def load_base(
+    files: ModelFiles, config: RunConfig, folder: Path | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The frozen base on the run's device in the run's precision, quantised for qlora and in fp32 for full tuning.
+
+    `folder`: other files of the same model; `dtype`: another precision.
+    """
+    dtype = dtype or (torch.float32 if config.method.kind == "full" else DTYPES[config.training.precision])
     options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": files.model.rules.attention,
@@ -176,7 +207,9 @@ def load_base(files: ModelFiles, config: RunConfig) -> PreTrainedModel:
     }
     if config.method.kind == "qlora":
         options["quantization_config"] = quantisation(config.method, dtype)
-    base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(files.folder, **options)
+    base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(
+        folder or files.folder, **options
+    )
     if config.method.kind == "qlora":
         _keep_gradients(base)
     base.requires_grad_(False)

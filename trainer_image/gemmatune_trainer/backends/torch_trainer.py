@@ -96,6 +96,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self._step_started = time.monotonic()
         self.train(resume_from_checkpoint=str(start) if start else None)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The backend has put the weights in place."""
+
     def get_train_dataloader(self) -> Any:
         """The micro-batches, in place of a DataLoader: it draws no random numbers, so a resumed run draws the same."""
         return self._loader
@@ -182,7 +185,8 @@ def make_trainer(
     watcher: Training,
 ) -> PackedTrainer:
     """The trainer of a run; `start` is the folder of a state to resume from."""
-    kept = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    adapted = hasattr(model, "peft_config")
+    kept = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad and adapted}
     callback = _StepEnd()
     trainer = PackedTrainer(
         loader=StepLoader(config, rows, number_of_rows, total_steps, step_of(start), tokenizer.pad_token_id),
@@ -202,7 +206,7 @@ def make_trainer(
     for name, value in model.named_parameters():
         if name in kept:
             value.data = kept[name]
-    del model.get_base_model().forward
+    (model.get_base_model() if adapted else model).__dict__.pop("forward", None)
     return trainer
 
 
