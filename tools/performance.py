@@ -86,7 +86,9 @@ REPORTS: dict[str, Report] = {
             ),
             Table(
                 rows=lambda found: [found],
-                columns={"Peak memory a row more costs (bytes)": lambda row: f"{row['bytes_per_row']:.1f}"},
+                columns={
+                    "Peak memory a row more costs (bytes)": lambda row: f"{round(row['bytes_per_row'], 1) + 0:.1f}"
+                },
                 title="Growth",
             ),
         ),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmatune_trainer.data.order import step_rows, steps_per_epoch
-from gemmatune_trainer.data.pack import IGNORED, Row, collate, pack
+from gemmatune_trainer.data.pack import IGNORED, Row, collate, micro_batches, pack
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -78,6 +78,21 @@ def test_a_step_of_a_trillion_rows_takes_the_memory_of_a_step():
 def test_impossible_steps_are_refused(step, rows):
     with pytest.raises(ValueError, match="step"):
         step_rows(1, step, rows, 8)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 9), st.booleans())
+def test_micro_batches_hold_each_row_once(lengths, size, by_length):
+    groups = micro_batches(lengths, size, by_length=by_length)
+    assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
+    assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1)
+    flat = list(chain.from_iterable(groups))
+    if by_length:
+        assert [lengths[row] for row in flat] == sorted(lengths, reverse=True)
+        padded = sum(len(group) * max(lengths[row] for row in group) for group in groups)
+        in_order = micro_batches(lengths, size, by_length=False)
+        assert padded <= sum(len(group) * max(lengths[row] for row in group) for group in in_order)
+    else:
+        assert flat == list(range(len(lengths)))
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 120))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,68 @@ def test_gradient_checkpointing_changes_nothing(make_config: MakeConfig) -> None
     assert largest_difference(plain, recomputed) < 1e-5
 
 
-def test_the_rows_of_a_step_come_from_order_alone(make_config: MakeConfig) -> None:
-    config = make_config(micro_batch_size=3, packing=False)
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_rows_of_a_step_come_from_order_alone(make_config: MakeConfig, packing: bool) -> None:
+    """Whatever the micro-batches: packing and length only arrange the rows of one step."""
     rows = ListedRows(LENGTHS)
-    batches = list(StepLoader(config, rows, len(LENGTHS), 4, first_step=2, pad_id=0))
-    assert [len(batch["input_ids"]) for batch in batches] == [3, 1, 3, 1]
-    expected = [tuple(rows.row(index)[0]) for step in (2, 3) for index in step_rows(42, step, len(LENGTHS), 4)]
-    seen = [tuple(token for token in row.tolist() if token) for batch in batches for row in batch["input_ids"]]
-    assert seen == expected
+    expected = [sorted(tuple(rows.row(index)[0]) for index in step_rows(42, step, len(LENGTHS), 4)) for step in (2, 3)]
+    for size in (1, 3, 4):
+        loader = StepLoader(make_config(micro_batch_size=size, packing=packing), rows, len(LENGTHS), 4, 2, pad_id=0)
+        batches = list(loader)
+        assert len(batches) == 2 * -(-4 // size)
+        half = len(batches) // 2
+        assert [sorted(seen(batches[:half])), sorted(seen(batches[half:]))] == expected
+
+
+def seen(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+    """The rows in micro-batches: each begins with BOS, and 0 is padding."""
+    found = []
+    for batch in batches:
+        for sequence in batch["input_ids"].tolist():
+            text = " ".join(str(token) for token in sequence if token)
+            found += [tuple(map(int, f"2 {row}".split())) for row in text.removeprefix("2 ").split(" 2 ")]
+    return found
+
+
+def test_rows_that_are_not_packed_lie_beside_others_of_their_length(make_config: MakeConfig) -> None:
+    rows = ListedRows([40, 5, 38, 6, 39, 4, 41, 7])
+    config = make_config(micro_batch_size=2, packing=False, global_batch_size=8)
+    widths = [batch["input_ids"].shape for batch in StepLoader(config, rows, 8, 1, first_step=0, pad_id=0)]
+    assert widths == [(2, 41), (2, 39), (2, 7), (2, 5)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_next_step_is_made_in_the_background_and_nothing_changes(
+    make_config: MakeConfig, packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-equal weights with dropout, whether the rows are read ahead or when they are asked for."""
+    config = make_config(dropout=0.1, packing=packing)
+    threads = set()
+    whole_step = StepLoader.step
+
+    def noticed(loader: StepLoader, number: int) -> list[dict[str, torch.Tensor]]:
+        threads.add(threading.current_thread())
+        return whole_step(loader, number)
+
+    monkeypatch.setattr(StepLoader, "step", noticed)
+    ahead, watched = train(config)
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+    monkeypatch.setattr(
+        StepLoader, "__iter__", lambda self: (one for step in range(3) for one in whole_step(self, step))
+    )
+    asked, others = train(config)
+    assert largest_difference(ahead, asked) == 0.0
+    assert [step.loss for step in watched.steps] == [step.loss for step in others.steps]
+
+
+def test_what_fails_in_the_background_ends_training(make_config: MakeConfig) -> None:
+    class Broken(ListedRows):
+        def row(self, index: int) -> tuple[list[int], list[int]]:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iter(StepLoader(make_config(), Broken(LENGTHS), len(LENGTHS), 4, 0, pad_id=0)))
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.1, "micro_batch_size": 1}, {"optimizer": "adafactor"}])

@@ -7,6 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from trl import SFTConfig, SFTTrainer
 
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends.base import Rows, Snapshot, Step, Training
+from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Step, Training
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss
 from gemmatune_trainer.backends.usage import memory
 from gemmatune_trainer.data.order import step_rows
-from gemmatune_trainer.data.pack import collate, pack
+from gemmatune_trainer.data.pack import collate, micro_batches, pack
 
 PACKED_TOKENS = 1024
 """Longest sequence that rows are packed into: attention's cost grows with the square of it."""
@@ -50,15 +51,29 @@ class StepLoader:
         return self._total_steps * accumulation(self._training.global_batch_size, self._training.micro_batch_size)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        size = self._training.micro_batch_size
-        for step in range(self._first_step, self._total_steps):
-            chosen = step_rows(self._training.seed, step, self._number_of_rows, self._training.global_batch_size)
-            for begin in range(0, len(chosen), size):
-                yield self.collate(chosen[begin : begin + size])
+        """While a step trains, the micro-batches of the next one are made in the background."""
+        steps = range(self._first_step, self._total_steps)
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as worker:
+            ahead = [worker.submit(self.step, step) for step in steps[:1]]
+            for step in steps:
+                batches = ahead.pop().result()
+                if step + 1 in steps:
+                    ahead.append(worker.submit(self.step, step + 1))
+                yield from batches
+
+    def step(self, number: int) -> list[dict[str, torch.Tensor]]:
+        """The micro-batches of step `number`; rows that are not packed lie beside others of about their length."""
+        training = self._training
+        chosen = step_rows(training.seed, number, self._number_of_rows, training.global_batch_size)
+        rows = [self._rows.row(index) for index in chosen]
+        groups = micro_batches([len(ids) for ids, _ in rows], training.micro_batch_size, by_length=not self._packing)
+        return [self._tensors([rows[index] for index in group]) for group in groups]
 
     def collate(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """One micro-batch of these rows, packed where the run packs."""
-        rows = [self._rows.row(index) for index in indices]
+        return self._tensors([self._rows.row(index) for index in indices])
+
+    def _tensors(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         lengths = [len(ids) for ids, _ in rows]
         single = [[index] for index in range(len(rows))]
         sequences = pack(lengths, max(PACKED_TOKENS, *lengths)) if self._packing else single

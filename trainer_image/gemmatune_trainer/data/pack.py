@@ -34,6 +34,18 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
 
+def micro_batches(lengths: Sequence[int], size: int, *, by_length: bool) -> list[list[int]]:
+    """The rows of one step in groups of `size`, the last one of what is left: every row in exactly one group.
+
+    `by_length` puts rows of about equal length together, the longest first, so that little is padded and a step that
+    takes too much memory does so at its first forward pass; equal lengths keep their order.
+    """
+    order = list(range(len(lengths)))
+    if by_length:
+        order.sort(key=lambda row: -lengths[row])
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Sequences of row indices whose lengths sum to at most `capacity` each: first fit, longest rows first.
 
