@@ -36,7 +36,7 @@ class ModelSpec(ApiModel):
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Branch, tag or commit of a hub repository. Default: its main branch, resolved once."""
     secret_ref: SecretRef | None = None
-    """Secret with the hub's token (default key HF_TOKEN)."""
+    """Secret with the hub's token. Default key: HF_TOKEN, for ms:// MODELSCOPE_API_TOKEN."""
 
 
 class TextFormat(ApiModel):
@@ -63,9 +63,9 @@ class ChatFormat(ApiModel):
     """Every row is a conversation; assistant turns are trained."""
 
     messages: ColumnName | None = None
-    """Column of the list of {role, content}. Default messages (or conversations)."""
+    """Column of the list of {role, content} or {from, value}. Default messages (or conversations)."""
     system_text: Template | None = None
-    """System text for conversations that have none."""
+    """System text for conversations that have none, as first message or in a column named system."""
     train: Literal["all", "last"] | None = None
     """Assistant turns that are trained. Default all."""
 
@@ -85,7 +85,8 @@ class DatasetSpec(ApiModel):
     """The data, in exactly one of the formats text, instruct, chat and imageText."""
 
     uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)]
-    """Where the rows are: jsonl, json, csv or parquet (globs allowed), or a datasets repository."""
+    """Where the rows are: files jsonl, json, csv or parquet (globs allowed) on gs://, pvc://CLAIM/PATH or file://, or a
+    repository on hf:// or ms://."""
     config: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Configuration of a datasets repository."""
     split: Annotated[str, Field(min_length=1, max_length=256)] | None = None

@@ -52,6 +52,8 @@ class Hub:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and token of every request so far."""
+        self.sent = 0
+        """Bytes of files that were sent; also by GET /_sent."""
         self.failing: HTTPStatus | None = None
         """Status that every request is answered with, where one is set; also by GET /_failing/503 and /_failing/200."""
         self._repositories: dict[tuple[str, str], Repository] = {}
@@ -131,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path[0] == "_failing":
             self.hub.failing = HTTPStatus(int(path[1])) if path[1] != "200" else None
             self._send(HTTPStatus.OK, b"")
+        elif path[0] == "_sent":
+            self._json(self.hub.sent)
         elif self.hub.failing is not None:
             self._send(self.hub.failing, b"the hub is out of order")
         elif self._token not in ("", TOKEN, STRANGER):
@@ -258,8 +262,10 @@ class _Handler(BaseHTTPRequestHandler):
             begin, _, end = wanted.removeprefix("bytes=").partition("-")
             first, last = int(begin), min(int(end or len(data) - 1), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            self.hub.sent += last + 1 - first
             self._send(HTTPStatus.PARTIAL_CONTENT, data[first : last + 1], headers)
             return
+        self.hub.sent += len(data) if self.command == "GET" else 0
         self._send(HTTPStatus.OK, data, headers)
 
     def _json(self, value: object) -> None:

@@ -114,6 +114,17 @@ def test_the_system_text_of_the_spec_is_for_conversations_without_one():
     assert make(block, talk=messages(("system", "Own."), *pair)).system == "Own."
 
 
+def test_the_system_text_of_a_row_may_be_a_column_of_its_own():
+    block = dataset(chat=ChatFormat(system_text="Default."))
+    pair = messages(("human", "Hi"), ("gpt", "Hello"), keys=("from", "value"))
+    assert make(block, conversations=pair, system="Row.").system == "Row."
+    assert make(block, conversations=pair, system=" ").system == "Default."
+    assert make(block, conversations=pair, system=None).system == "Default."
+    own = messages(("system", "Message."), ("human", "Hi"), ("gpt", "Hello"), keys=("from", "value"))
+    assert make(block, conversations=own, system="Row.").system == "Message."
+    assert "column 'system': expected a text, found number 3" in refusal(block, conversations=pair, system=3)
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [

@@ -38,7 +38,8 @@ for case in json.load(sys.stdin):
     try:
         dataset = evaluation_source(dataset, Path(sys.argv[1])) or dataset
         rows = [[where, document.text] for where, document in documents(open_rows(dataset, Path(sys.argv[1])), dataset)]
-        print(json.dumps({"rows": rows}))
+        with urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/_sent") as answer:
+            print(json.dumps({"rows": rows, "sent": int(answer.read())}))
     except Exception as error:
         known = explain(error)
         print(json.dumps({"reason": known and known.reason, "message": known and known.message or repr(error),
@@ -62,7 +63,8 @@ Text.
 
 def parquet(*quotes: str) -> bytes:
     sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(pa.table({"quote": list(quotes)}), sink)
+    table = pa.table({"quote": list(quotes)})
+    pyarrow.parquet.write_table(table, sink, row_group_size=500, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
 
 
@@ -86,6 +88,10 @@ def hub() -> Iterator[Hub]:
         running.add("datasets", "org/private", {"train.json": '[{"quote": "hidden"}]'}, access="private")
         running.add("datasets", "org/audio", {"train/a.wav": b"RIFF"})
         running.add("datasets", "org/none", {"README.md": "Nothing here."})
+        large = "".join(json.dumps({"quote": f"quote {number}", "x": "x" * 1000}) + "\n" for number in range(8000))
+        running.add("datasets", "org/large", {"data/train.jsonl": large}, access="gated")
+        columns = parquet(*(f"quote {number} " * 40 for number in range(20_000)))
+        running.add("datasets", "org/columns", {"train.parquet": columns}, access="private")
         running.add("datasets", "org/broken", {"train.jsonl": '{"quote": "a"}\n{"quote": '})
         yield running
 
@@ -110,6 +116,11 @@ READ: list[tuple[dict[str, Any], list[list[str]]]] = [
     (PRIVATE | {"environment": {"HF_TOKEN": TOKEN}}, [["train.json item 1", "hidden"]]),
     (PRIVATE | BOTH_TOKENS, [["train.json item 1", "hidden"]]),
     (GATED | BOTH_TOKENS, NUMBERED[:1]),
+    (
+        {"uri": "hf://org/large", "limit": 2} | BOTH_TOKENS,
+        [[f"data/train.jsonl line {n + 1}", f"quote {n}"] for n in (0, 1)],
+    ),
+    ({"uri": "hf://org/columns", "limit": 1} | BOTH_TOKENS, [["train.parquet row 1", "quote 0 " * 40]]),
     # Rows for evaluation: another split of the repository, or the one split of another.
     (CONFIGS_URI | {"config": "small", "limit": 1, "evalUri": "hf://org/configs"}, [["small-test.csv line 2", "four"]]),
     (CONFIGS_URI | {"config": "small", "evalUri": "hf://Abirate/english_quotes"}, NUMBERED),
@@ -157,6 +168,13 @@ def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
 @pytest.mark.parametrize("number", range(len(READ)), ids=lambda number: f"{number}-{READ[number][0]['uri']}")
 def test_rows_are_read(number, answers):
     assert answers[number].get("rows") == READ[number][1], answers[number]
+
+
+def test_a_limit_fetches_only_the_blocks_that_hold_its_rows(answers):
+    uris = [case["uri"] for case, _ in READ]
+    for uri in ("hf://org/large", "hf://org/columns"):
+        number = uris.index(uri)
+        assert 0 < answers[number]["sent"] - answers[number - 1]["sent"] < 4 << 20, "the files have 8 and 9 MB"
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: f"{number}-{REFUSED[number][2]}")

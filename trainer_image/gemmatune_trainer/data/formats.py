@@ -25,6 +25,7 @@ ROLES: Mapping[str, str] = {
 }
 """Names of roles that data uses, and what they mean."""
 _CHAT_COLUMNS = ("messages", "conversations")
+_SYSTEM_COLUMN = "system"
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
 
@@ -161,7 +162,7 @@ def _chat(block: ChatFormat) -> Format:
         if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
             raise row.wrong(column, "a list of messages", messages)
         read = [_message(row, column, number, message) for number, message in enumerate(messages, start=1)]
-        system = block.system_text or ""
+        system = _system_column(row) or block.system_text or ""
         if read[0][0] == "system":
             system, read = read[0][1], read[1:]
         _check_order(row, column, [role for role, _ in read])
@@ -175,6 +176,16 @@ def _chat(block: ChatFormat) -> Format:
         return Conversation(system, turns)
 
     return make
+
+
+def _system_column(row: Row) -> str:
+    """The row's own system text beside its messages, as ShareGPT's files have it; null and empty are none."""
+    value = row.values.get(_SYSTEM_COLUMN)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise row.wrong(_SYSTEM_COLUMN, "a text", value)
+    return value if value.strip() else ""
 
 
 def _message(row: Row, column: str, number: int, message: Any) -> tuple[str, str]:

@@ -290,9 +290,10 @@ class PreparedData:
             raise IndexError(f"row {index} of {self.rows}")
         batch_index = int(np.searchsorted(self._begins, index, side="right")) - 1
         batch, place = self._batches[batch_index], index - int(self._begins[batch_index])
-        begin, end = batch.column(0).offsets[place].as_py(), batch.column(0).offsets[place + 1].as_py()
-        ids = batch.column(0).values[begin:end].to_numpy()
-        trained = batch.column(1).values[begin:end].to_numpy(zero_copy_only=False)
+        column, labels = batch.column(0), batch.column(1)
+        begin, end = column.offsets.to_numpy()[place : place + 2].tolist()
+        ids = column.values.to_numpy()[begin:end]
+        trained = labels.values[begin:end].to_numpy(zero_copy_only=False)
         return ids.tolist(), np.where(trained, ids, IGNORED).tolist()
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from gemmatune_trainer.data import jsonlist
 from gemmatune_trainer.data.rows import Row, described
 from gemmatune_trainer.errors import DataInvalid
 
@@ -99,22 +100,18 @@ def _object(value: Any, where: str) -> Row:
 
 
 def _json(opener: Opener, label: str) -> Iterator[Row]:
-    """A list of objects, which is read as a whole, or else one object a line, which many .json files are."""
+    """A list of objects, or else one object a line, which many .json files are."""
     if _first_byte(opener, label) != b"[":
         yield from _json_lines(opener, label)
         return
     with _open(opener, label) as file:
-        text = file.read().decode("utf-8-sig")
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataInvalid(
-            f"{label} is no JSON: {error.msg} in line {error.lineno}, character {error.colno}",
-            "Write a list of objects, or one object a line (.jsonl).",
-        ) from error
-    for number, value in enumerate(values, start=1):
-        where = f"{label} item {number}"
-        yield _object(value, where)
+        try:
+            for number, value in enumerate(jsonlist.items(file), start=1):
+                yield _object(value, f"{label} item {number}")
+        except jsonlist.NotAList as error:
+            raise DataInvalid(
+                f"{label} is no JSON: {error}", "Write a list of objects, or one object a line (.jsonl)."
+            ) from error
 
 
 def _first_byte(opener: Opener, label: str) -> bytes:
