@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,32 +13,39 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemmatune_api import catalog
+from gemmatune_api.spec import TextFormat
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer import card, report
 from gemmatune_trainer.backends.base import Step, Verification
-from gemmatune_trainer.charts import line_chart, number, ticks
+from gemmatune_trainer.charts import Series, chart, number, ticks, whole_ticks
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
+from gemmatune_trainer.generation import terminator_ids, write_generation_config
 from gemmatune_trainer.history import Evaluated, History, Point, thin
 from gemmatune_trainer.manifest import serve_command
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
 from gemmatune_trainer.result import Result
-from tests.support.standin import write_small_model
+from tests.support.standin import write_small_model, write_tokenizer
 from tests.trainer.conftest import run_config
 
 NASTY = "<script>alert('x')</script> | `a` & \"b\" {{ 7 * 7 }}"
 
 
 def step(number: int, loss: float = 2.0, seconds: float = 0.5) -> Step:
-    return Step(number, loss, 1.0, 1e-4, tokens=100, labelled_tokens=60, seconds=seconds)
+    return Step(number, loss, 1.0, 1e-4, tokens=100, labelled_tokens=60, seconds=seconds, memory=2 << 30)
 
 
 @pytest.fixture
 def result(tmp_path: Path) -> Result:
     write_small_model(tmp_path / "model", "3")
     config = run_config(tmp_path / "model", tmp_path / "data.jsonl", "gs://bucket/runs/quotes")
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": NASTY})})
+    dataset = config.dataset.model_copy(update={"uri": f"file:///{NASTY}", "text": TextFormat(template=NASTY)})
+    run = config.run.model_copy(update={"name": NASTY})
+    config = config.model_copy(update={"run": run, "dataset": dataset, "attempt": 3})
     history = History(1)
+    history.begin(1, 0, "cuda")
+    history.begin(3, 240, "cpu")
     for index in range(1, 600):
         history.add(step(index, 4.0 / math.sqrt(index)))
     history.evaluations += [Evaluated(0, 4.5), Evaluated(300, 1.25), Evaluated(599, 1.75)]
@@ -44,7 +53,7 @@ def result(tmp_path: Path) -> Result:
         config=config,
         claim=Claim("uid", "default", "quotes", "hash", "data", "rev"),
         files=ModelFiles(config.model.uri, "rev", tmp_path / "model"),
-        data=DataStatus(hash="data", rows=326, tokens=10_000, labelled_tokens=9_000),
+        data=DataStatus(hash="data", rows=326, tokens=10_000, labelled_tokens=9_000, eval_rows=20),
         history=history,
         total_steps=599,
         step=300,
@@ -62,10 +71,12 @@ class Tags(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.classes: list[str] = []
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.classes += [str(value) for name, value in attrs if name == "class"]
         self.links += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
     def handle_data(self, data: str) -> None:
@@ -76,8 +87,10 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     page = report.render(result)
     found = Tags()
     found.feed(page)
-    assert found.tags.count("svg") == 4
+    assert found.tags.count("svg") == 5
+    assert found.tags.count("polyline") == 6, "training and evaluation in one chart"
     assert not found.links
+    assert not re.search(r"@import|url\(|https?:", page)
     assert "script" not in found.tags
     assert "prefers-color-scheme: dark" in page
     text = "".join(found.text)
@@ -88,10 +101,30 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
         "326",
         "4 → 0.1634",
         "4.5 → 1.25 at step 300",
+        "90.02 → 3.49",
+        "9,000 (90.0%)",
+        "2 GiB",
+        f"file:///{NASTY}",
+        "left no checkpoint",
         "training.learningRate",
     ):
         assert words in text, words
-    assert "<script>" not in page
+    assert "<script" not in page
+    assert "<b&gt;" not in page, "nothing is escaped twice"
+    assert not result.warnings
+    assert "note" not in found.classes
+
+
+def test_an_adapter_that_is_no_better_is_told(result: Result) -> None:
+    result.history.evaluations[1] = Evaluated(300, 4.75)
+    found = Tags()
+    found.feed(report.render(result))
+    (warning,) = result.warnings
+    assert "4.75" in warning
+    assert "4.5" in warning
+    assert "note" in found.classes
+    assert warning in "".join(found.text)
+    assert warning in card.render(result)
 
 
 def test_the_card(result: Result) -> None:
@@ -115,7 +148,7 @@ def test_history_means_over_the_steps_between_points(tmp_path: Path) -> None:
     history = History(2)
     assert history.add(step(1, 4.0)) is None
     point = history.add(step(2, 2.0))
-    assert point == Point(2, 3.0, 1e-4, 1.0, 200.0)
+    assert point == Point(2, 3.0, 1e-4, 1.0, 200.0, memory=2 << 30)
     history.snapshot()(tmp_path)
     assert History.restored(2, tmp_path).points == [point]
 
@@ -141,12 +174,22 @@ def test_ticks_enclose_the_values(values: list[float]) -> None:
 
 
 def test_charts_leave_out_what_is_no_number() -> None:
-    drawn = line_chart([1, 2, 3], [1.0, math.nan, 2.0], "a < b")
+    drawn = chart([Series("", [1, 2, 3], [1.0, math.nan, 2.0], '"><b>')], "a < b", marks=[2, 9])
     assert "nan" not in drawn
+    assert "<b>" not in drawn
+    assert drawn.count('class="mark"') == 1, "what lies outside is not drawn"
     assert 'aria-label="a &lt; b"' in drawn
-    assert line_chart([1], [math.inf], "x") == ""
-    assert "<circle" in line_chart([1], [1.0], "x")
-    assert [number(value) for value in (0, 0.0002, 1234567, 3.14159)] == ["0", "0.0002", "1.2e+06", "3.142"]
+    assert chart([Series("", [1], [math.inf])], "x") == ""
+    assert "<circle" in chart([Series("", [1], [1.0])], "x")
+    assert whole_ticks(0, 599) == [0, 100, 200, 300, 400, 500]
+    assert whole_ticks(1, 4) == [1, 2, 3, 4]
+    assert [number(value) for value in (0, 0.0002, 12345, 1234567, 3.14159)] == [
+        "0",
+        "0.0002",
+        "12,345",
+        "1.2e+06",
+        "3.142",
+    ]
 
 
 def test_a_loss_that_is_no_number_or_stays_high_has_diverged() -> None:
@@ -163,3 +206,27 @@ def test_a_loss_that_comes_back_has_not_diverged() -> None:
     for _ in range(5):
         assert not any(watch.add(50.0, 1.0) for _ in range(PATIENCE_STEPS - 1))
         assert not watch.add(2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("generation", "wanted"), [("1", [1, 107]), ("2", [1, 107]), ("3", [1, 106]), ("4", [1, 106, 50])]
+)
+def test_generation_ends_at_every_published_terminator(generation: str, wanted: list[int], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, generation)
+    assert terminator_ids(catalog.rules(generation), tmp_path) == wanted
+
+
+def test_the_generation_config_keeps_what_the_base_says(tmp_path: Path) -> None:
+    write_small_model(tmp_path / "base", "3")
+    (tmp_path / "base/generation_config.json").write_text(
+        json.dumps({"top_k": 64, "eos_token_id": 1, "bos_token_id": 2})
+    )
+    write_generation_config(ModelFiles("file:///base", "rev", tmp_path / "base"), tmp_path)
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    assert found == {"top_k": 64, "eos_token_id": [1, 106], "bos_token_id": 2, "pad_token_id": 0}
+
+
+def test_another_vocabulary_ends_at_its_own_tokens(tmp_path: Path) -> None:
+    """A copy of a model whose tokens were renumbered."""
+    write_tokenizer(tmp_path, "2")
+    assert terminator_ids(catalog.rules("3"), tmp_path) == [1, 107]

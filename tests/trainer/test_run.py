@@ -104,8 +104,8 @@ def test_what_a_run_leaves(make_config: MakeConfig, trainer_host: TrainerHost, t
         f"adapter/{path.name}" for path in (out / "adapter").iterdir()
     }
     assert {path.name for path in (out / "adapter").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json",
-        "tokenizer_config.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
     status = run.status
@@ -119,11 +119,37 @@ def test_what_a_run_leaves(make_config: MakeConfig, trainer_host: TrainerHost, t
     assert sample.keys() == {"prompt", "before", "after"}
     page = (out / "report" / "report.html").read_text()
     assert not re.search(r"(src|href)=|@import|url\(", page), "the report must open offline"
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5, "loss, learning rate, speed, gradient norm, memory"
     card = (out / "adapter" / "README.md").read_text()
     assert "library_name: peft" in card
+    assert_loads_in_plain_peft(Path(config.model.uri.removeprefix("file://")), out / "adapter", config.model.uri)
     leftovers = [path for path in (tmp_path / "cache" / "runs").rglob("*") if path.is_file()]
     assert not leftovers
+
+
+def assert_loads_in_plain_peft(base: Path, adapter: Path, named: str) -> None:
+    """As its users load it: PEFT and transformers alone, by the files of the adapter's folder."""
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == named
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    settings = GenerationConfig.from_pretrained(adapter)
+    assert settings.eos_token_id == [1, 106]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        tuned = model(**inputs).logits
+        with model.disable_adapter():
+            plain = model(**inputs).logits
+    assert float((tuned - plain).abs().max()) > 0
+    assert (
+        model.generate(**inputs, generation_config=settings, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+    )
 
 
 def test_sigterm_saves_a_checkpoint_and_the_next_attempt_is_bit_equal(

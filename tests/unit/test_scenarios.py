@@ -27,6 +27,16 @@ def play() -> Play:
 # --- the plain story ---
 
 
+def test_to_an_adapter_that_is_no_better_than_the_base(play: Play) -> None:
+    play.training()
+    told = {"message": "The evaluation loss did not fall: it went from 2 to 3.", "remedy": "Look at the samples."}
+    status = play.ends("quotes-t1", 0, {**DONE, **told})
+    assert status.phase == "Succeeded"
+    assert "did not fall" in status.message
+    assert status.remedy == "Look at the samples."
+    assert play.wait(3600).remedy == "Look at the samples.", "later looks keep it"
+
+
 def test_to_success(play: Play) -> None:
     assert play.look().phase == "Preparing"
     assert play.prepared().phase == "Provisioning"
@@ -34,7 +44,8 @@ def test_to_success(play: Play) -> None:
     play.trainer(progress={"step": 40}, artifacts={"adapter": "gs://bucket/quotes/adapter"})
     status = play.ends("quotes-t1", 0, DONE)
     assert status.phase == "Succeeded"
-    assert status.message == "The adapter is written and verified: gs://bucket/quotes/adapter."
+    assert status.message == f"The adapter is written and verified: gs://bucket/quotes/adapter. {DONE['message']}"
+    assert status.remedy == ""
     assert status.progress is not None
     assert play.events() == ["Valid", "Preparing", "Prepared", "Provisioning", "Running", "Completed"]
     assert play.jobs() == ["quotes-p1", "quotes-t1"]

@@ -13,6 +13,7 @@ from typing import Any
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
 from gemmatune_trainer.data.templates import chat_template
+from gemmatune_trainer.generation import write_generation_config
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
 from gemmatune_trainer.result import Result
@@ -63,6 +64,8 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
         Interrupted: a newer attempt has taken over; then no manifest is written.
     """
     write_tokenizer(result.files, folder)
+    if result.kind == ADAPTER:  # a whole model has brought its own
+        write_generation_config(result.files, folder)
     (folder / "README.md").write_text(card.render(result), encoding="utf-8")
     page = scratch / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
@@ -118,6 +121,7 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "verified": {"delta": verification.delta, "largestDifference": verification.largest_difference}
         if verification
         else None,
+        "warnings": result.warnings,
         "artifacts": artifacts.model_dump(by_alias=True, exclude_none=True),
         "versions": result.versions,
     }

@@ -17,9 +17,10 @@ from gemmatune_trainer import manifest, merged, ownership
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.merged import Inputs, Scores
-from gemmatune_trainer.models import ModelFiles, cache_folder, fetch, terminator_ids
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.progress import Reporter, open_sink
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
@@ -94,7 +95,7 @@ def _merged(
     held_out = rows.evaluation is not None
     merger = Merger(files, known_rows(rows.evaluation or rows), held_out, alive)
     merger.load(adapter)
-    merger.write(folder, terminator_ids(config, files))
+    merger.write(folder, terminator_ids(files.model.rules, files.folder))
     manifest.write_tokenizer(files, folder)
     scores = merger.verify(folder)
     log.info("merge verified", base=scores.base_loss, adapter=scores.adapter_loss, merged=scores.merged_loss)

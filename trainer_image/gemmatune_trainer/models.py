@@ -18,7 +18,6 @@ from gemmatune_api import catalog
 from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunModel
 from gemmatune_trainer import claims
-from gemmatune_trainer.data.tokenize import TOKENIZER_FILE
 from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import local_path, open_storage
@@ -130,16 +129,6 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the run's model, without its weights."""
     return fetch(config.model, weights=False).tokenizer()
-
-
-def terminator_ids(config: RunConfig, files: ModelFiles) -> list[int]:
-    """Ids of the tokens that the trained model ends with: `<eos>`, and the end of a turn where turns were trained."""
-    import tokenizers
-
-    rules = files.model.rules
-    texts = rules.terminators if rules.chat and config.dataset.text is None else (rules.eos,)
-    tokenizer = tokenizers.Tokenizer.from_file(str(files.folder / TOKENIZER_FILE))
-    return [token for text in texts if (token := tokenizer.token_to_id(text)) is not None]
 
 
 def hub_name(uri: str) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gemmatune_trainer.charts import line_chart, number
+from markupsafe import Markup
+
+from gemmatune_trainer.charts import WIDE, Series, chart, number
 from gemmatune_trainer.history import thin
 from gemmatune_trainer.pages import environment
 
@@ -13,55 +17,82 @@ if TYPE_CHECKING:
     from gemmatune_trainer.result import Result
 
 _CHART_POINTS = 400
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its caption; `legend` names its lines, where there are several."""
+
+    title: str
+    unit: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...] = ()
+    wide: bool = False
 
 
 def render(result: Result) -> str:
     """The page; every text of the data, the prompts and the model is escaped."""
-    points = thin(result.history.points, _CHART_POINTS)
-    steps = [float(point.step) for point in points]
-    charts = [
-        ("Loss", "nats per labelled token", line_chart(steps, [point.loss for point in points], "loss by step")),
-        (
-            "Learning rate",
-            "",
-            line_chart(steps, [point.learning_rate for point in points], "learning rate by step"),
-        ),
-        (
-            "Speed",
-            "tokens a second",
-            line_chart(steps, [point.tokens_per_second for point in points], "tokens a second by step"),
-        ),
-    ]
-    evaluations = thin(result.history.evaluations, _CHART_POINTS)
-    if evaluations:
-        chart = line_chart(
-            [float(item.step) for item in evaluations],
-            [item.loss for item in evaluations],
-            "evaluation loss by step",
-        )
-        charts.insert(1, ("Evaluation loss", "nats per labelled token of the rows kept for it", chart))
     page = environment().get_template("report.html.j2")
     return page.render(
         result=result,
-        charts=charts,
+        figures=[figure for figure in figures(result) if figure.svg],
         samples=list(zip(result.prompts, result.before, result.after, strict=False)),
-        facts=_facts(result),
+        facts=facts(result),
         settings=settings(result.config),
-        data=_data(result),
+        data=data(result),
+        attempts=attempts(result),
     )
 
 
-def _facts(result: Result) -> list[tuple[str, str]]:
+def figures(result: Result) -> list[Figure]:
+    """The curves of a run; an upright line stands where an attempt went on."""
+    points = thin(result.history.points, _CHART_POINTS)
+    evaluations = thin(result.history.evaluations, _CHART_POINTS)
+    steps = [float(point.step) for point in points]
+    resumed = [float(begun.step) for begun in result.history.attempts if begun.step]
+    losses = [Series("training", steps, [point.loss for point in points])]
+    if evaluations:
+        at = [float(item.step) for item in evaluations]
+        losses.append(Series("evaluation", at, [item.loss for item in evaluations], "second"))
+    legend = tuple((item.name, item.style) for item in losses) if len(losses) > 1 else ()
+    title = "Loss of training and evaluation" if evaluations else "Loss"
+    found = [Figure(title, "nats per labelled token", chart(losses, "loss by step", resumed, WIDE), legend, wide=True)]
+    known = [point for point in points if point.memory]
+    held = [point.memory / _GIB for point in known]
+    kind = "memory of the process" if result.config.device == "cpu" else "highest memory of the device"
+    for name, unit, series in (
+        ("Learning rate", "", Series("", steps, [point.learning_rate for point in points])),
+        ("Speed", "tokens a second", Series("", steps, [point.tokens_per_second for point in points])),
+        ("Gradient norm", "before clipping", Series("", steps, [point.gradient_norm for point in points])),
+        ("Memory", f"GiB, {kind}", Series("", [float(point.step) for point in known], held)),
+    ):
+        found.append(Figure(name, unit, chart([series], f"{name.lower()} by step", resumed)))
+    return found
+
+
+def facts(result: Result) -> list[tuple[str, str]]:
+    """The run in a few numbers."""
     points = result.history.points
-    facts = [("Model", result.files.model.label), ("Method", method_text(result)), ("Steps", str(result.total_steps))]
+    found = [("Model", result.files.model.label), ("Method", method_text(result)), ("Steps", f"{result.total_steps:,}")]
     if points:
-        facts.append(("Loss", f"{number(points[0].loss)} → {number(points[-1].loss)}"))
+        found.append(("Loss", f"{number(points[0].loss)} → {number(points[-1].loss)}"))
     if result.history.evaluations:
         first, chosen = result.history.evaluations[0], result.evaluated or result.history.evaluations[-1]
-        facts.append(("Evaluation loss", f"{number(first.loss)} → {number(chosen.loss)} at step {chosen.step}"))
+        found.append(("Evaluation loss", f"{number(first.loss)} → {number(chosen.loss)} at step {chosen.step}"))
+        found.append(("Perplexity", f"{_perplexity(first.loss)} → {_perplexity(chosen.loss)}"))
     if result.verification:
-        facts.append(("Trained weights", f"{result.verification.parameters:,}"))
-    return facts
+        found.append(("Trained weights", f"{result.verification.parameters:,}"))
+    if points:
+        speeds = sorted(point.tokens_per_second for point in points)
+        found.append(("Median speed", f"{number(speeds[len(speeds) // 2])} tokens/s"))
+        if most := max(point.memory for point in points):
+            found.append(("Highest memory", f"{number(most / _GIB)} GiB"))
+    return found
+
+
+def _perplexity(loss: float) -> str:
+    return number(math.exp(loss)) if loss < 100 else "> e^100"
 
 
 def method_text(result: Result) -> str:
@@ -74,8 +105,9 @@ def method_text(result: Result) -> str:
     return f"{kind}, rank {method.rank}, alpha {method.alpha}"
 
 
-def _data(result: Result) -> list[tuple[str, str]]:
-    data = result.data
+def data(result: Result) -> list[tuple[str, str]]:
+    """What was trained on."""
+    statistics = result.data
     names = {
         "rows": "Rows",
         "tokens": "Tokens in a pass",
@@ -86,11 +118,34 @@ def _data(result: Result) -> list[tuple[str, str]]:
         "dropped_rows": "Rows dropped as too long",
         "duplicates": "Rows that repeat another",
     }
+    shares = {"labelled_tokens": statistics.tokens, "truncated_rows": statistics.rows, "duplicates": statistics.rows}
     return [
         ("Source", result.config.dataset.uri),
-        *((text, f"{getattr(data, name):,}") for name, text in names.items()),
-        *((("Rows kept for evaluation", f"{data.eval_rows:,}"),) if data.eval_rows else ()),
+        *((text, _counted(getattr(statistics, name), shares.get(name, 0))) for name, text in names.items()),
+        *((("Rows kept for evaluation", f"{statistics.eval_rows:,}"),) if statistics.eval_rows else ()),
     ]
+
+
+def _counted(value: int, whole: int) -> str:
+    return f"{value:,} ({value / whole:.1%})" if value and whole else f"{value:,}"
+
+
+def attempts(result: Result) -> list[tuple[str, str, str, str, str]]:
+    """The attempts as rows of a table: number, beginning, device, from and to which step.
+
+    An attempt whose steps no later one went on from has left no trace but its number.
+    """
+    begun = {item.attempt: item for item in result.history.attempts}
+    ends = [item.step for item in result.history.attempts[1:]] + [result.total_steps]
+    reached = dict(zip(begun, ends, strict=False))
+    rows = []
+    for attempt in range(1, result.config.attempt + 1):
+        item = begun.get(attempt)
+        if item is None:
+            rows.append((str(attempt), "", "", "", "left no checkpoint"))
+        else:
+            rows.append((str(attempt), item.time, item.device, f"{item.step:,}", f"{reached[attempt]:,}"))
+    return rows
 
 
 def settings(config: RunConfig) -> list[tuple[str, str]]:
@@ -101,11 +156,14 @@ def settings(config: RunConfig) -> list[tuple[str, str]]:
         config.method.kind: config.method,
         "training": config.training,
         "checkpoint": config.checkpoint,
+        "samples": config.samples,
+        "tracking": config.tracking,
         "output": config.output,
     }
     rows: list[tuple[str, str]] = [("device", config.device)]
     for name, block in blocks.items():
-        rows += _leaves(name, block.model_dump(by_alias=True, exclude_none=True))
+        if block is not None:
+            rows += _leaves(name, block.model_dump(by_alias=True, exclude_none=True))
     return rows
 
 

@@ -47,6 +47,19 @@ class Result:
         return next((item for item in reversed(self.history.evaluations) if item.step == self.step), None)
 
     @property
+    def warnings(self) -> list[str]:
+        """What a person should know before using the result: that it is whole does not say that it is any good."""
+        if self.evaluated is None:
+            return []
+        base, found = self.history.evaluations[0].loss, self.evaluated.loss
+        if found < base:
+            return []
+        return [
+            f"On the rows kept for evaluation the {self.kind} is no better than the base: its loss is {found:.4g}, "
+            f"the base's {base:.4g}."
+        ]
+
+    @property
     def base_name(self) -> str:
         """The base's published name."""
         return self.files.published_name[0]

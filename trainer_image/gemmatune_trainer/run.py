@@ -40,6 +40,7 @@ LOOK_PATIENCE = 10.0
 """How long a look at the fence before a status write asks a bucket that does not answer, in seconds."""
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
+NO_BETTER = "Look at the samples and the curves in the report; train on more rows, or with a lower learningRate."
 
 
 def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
@@ -163,7 +164,9 @@ def _finished_before(
 def _completed(
     config: RunConfig, uri: str | None, steps: int, result: Result | None = None, note: str = ""
 ) -> TerminationMessage:
-    text = f"{steps} steps are done and the {kind_of(config)} is verified."
+    text = f"{steps} steps are done."
+    for warning in result.warnings if result is not None else ():
+        log.warning(f"the {kind_of(config)} is verified, but", warning=warning)
     if result is not None and result.evaluated is not None:
         base, found = result.history.evaluations[0].loss, result.evaluated.loss
         verb = "fell" if found < base else "did not fall: it went"
@@ -171,6 +174,7 @@ def _completed(
     return TerminationMessage(
         reason=Reason.COMPLETED,
         message=f"{text} {note}".strip(),
+        remedy=NO_BETTER if result is not None and result.warnings else "",
         step=steps,
         manifest=uri,
     )

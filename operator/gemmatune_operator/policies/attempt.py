@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from gemmatune_api.base import duration_text
 from gemmatune_api.fit import merges
+from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import Attempt
 from gemmatune_operator import diagnose
@@ -273,7 +274,7 @@ def _nodes(job: JobView) -> str:
 def _closed(situation: Situation, decision: Decision, current: Attempt, job: JobView | None, why: Cause) -> Decision:
     """Closes the attempt; the same decision records the next one, or ends the run."""
     if why.answer is Answer.SUCCEED:
-        return _succeeded(situation, closed(situation, decision, current, job, why, counted=False))
+        return _succeeded(situation, closed(situation, decision, current, job, why, counted=False), why.said)
     verdict = retry.verdict(situation, decision, current, job, why)
     again = situation.settings.try_again
     remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True, again=again)
@@ -307,13 +308,17 @@ def _followed(
     return _start(situation, decision)
 
 
-def _succeeded(situation: Situation, decision: Decision) -> Decision:
+def _succeeded(situation: Situation, decision: Decision, said: TerminationMessage | None) -> Decision:
+    """The good end, with what the trainer says of it: whether the adapter is better than the base."""
     artifacts = decision.status.artifacts
     kind = "model" if situation.spec.method == "full" else "adapter"
     where = (getattr(artifacts, kind) if artifacts else None) or f"{situation.spec.output.uri}/{kind}"
     message = f"The {kind} is written and verified: {where}."
+    if said is not None and said.message:
+        message += f" {said.message}"
     decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.COMPLETED, message)
     if merges(situation.spec):
         return decision  # the merge has the last word
-    decision = decision.condition(situation, ConditionType.SUCCEEDED, True, Reason.COMPLETED, message)
+    remedy = said.remedy if said is not None else ""
+    decision = decision.condition(situation, ConditionType.SUCCEEDED, True, Reason.COMPLETED, message, remedy)
     return decision.condition(situation, ConditionType.FINISHED, True, Reason.COMPLETED, message).settle()

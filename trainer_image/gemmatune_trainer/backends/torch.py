@@ -21,7 +21,8 @@ from gemmatune_trainer.backends import adapter, whole
 from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verification
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, StepLoader, make_trainer
-from gemmatune_trainer.models import ModelFiles, terminator_ids
+from gemmatune_trainer.generation import terminator_ids
+from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.stop import StopFlag
 
 transformers.logging.set_verbosity_error()
@@ -141,7 +142,8 @@ class TorchBackend:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
         if self._full:
             dtype = DTYPES[self._config.training.precision]
-            self._written = whole.publish(self._model, folder, dtype, terminator_ids(self._config, self._files))
+            ends = terminator_ids(self._files.model.rules, self._files.folder)
+            self._written = whole.publish(self._model, folder, dtype, ends)
         else:
             self.save_weights(folder)
 
