@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gemmatune_api import catalog
 from gemmatune_api.spec import TextFormat
@@ -26,6 +27,7 @@ from gemmatune_trainer.manifest import serve_command
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
 from gemmatune_trainer.result import Result
+from gemmatune_trainer.run import _completed
 from tests.support.standin import write_small_model, write_tokenizer
 from tests.trainer.conftest import run_config
 
@@ -125,6 +127,11 @@ def test_an_adapter_that_is_no_better_is_told(result: Result) -> None:
     assert "note" in found.classes
     assert warning in "".join(found.text)
     assert warning in card.render(result)
+    with capture_logs() as lines:
+        message = _completed(result.config, None, 599, result)
+    assert [line["warning"] for line in lines] == [warning]
+    assert "did not fall" in message.message
+    assert message.remedy
 
 
 def test_the_card(result: Result) -> None:
