@@ -85,8 +85,7 @@ class DatasetSpec(ApiModel):
     """The data, in exactly one of the formats text, instruct, chat and imageText."""
 
     uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)]
-    """Where the rows are: files jsonl, json, csv or parquet (globs allowed) on gs://, pvc://CLAIM/PATH or file://, or a
-    repository on hf:// or ms://."""
+    """Where the rows are: jsonl, json, csv or parquet (globs allowed), or a repository of hf:// or ms://."""
     config: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Configuration of a datasets repository."""
     split: Annotated[str, Field(min_length=1, max_length=256)] | None = None

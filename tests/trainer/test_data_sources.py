@@ -13,8 +13,10 @@ import pytest
 
 from gemmatune_api.names import ENV_GCS_ENDPOINT
 from gemmatune_api.runconfig import RunDataset
+from gemmatune_trainer import blocks
 from gemmatune_trainer.data.sources import open_rows
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig, TrainerError
+from gemmatune_trainer.storage_gcs import GcsStorage
 from tests.support.fakegcs import FakeGcs
 
 ROWS = [{"quote": 'Be, "yourself".', "author": "Oscar"}, {"quote": "Zwei\nZeilen ☀", "author": "二"}]
@@ -133,6 +135,34 @@ def test_globs_and_folders_of_a_bucket(pattern, expected, filled, fake_gcs, tmp_
 def test_formats_of_a_bucket(name, filled, fake_gcs, tmp_path, monkeypatch):
     monkeypatch.setenv(ENV_GCS_ENDPOINT, fake_gcs.endpoint)
     assert rows(f"gs://{filled}/formats/{name}", tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("name", ["data.jsonl.gz", "data.json", "data.csv", "data.parquet"])
+def test_a_limit_reads_an_object_in_blocks(name, filled, fake_gcs, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENV_GCS_ENDPOINT, fake_gcs.endpoint)
+    assert rows(f"gs://{filled}/formats/{name}", tmp_path, limit=1) == ROWS
+
+
+def test_blocks_are_fetched_when_they_are_read(filled, fake_gcs, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENV_GCS_ENDPOINT, fake_gcs.endpoint)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 14)
+    lines = "".join(json.dumps({"n": number, "x": "x" * 1000}) + "\n" for number in range(200))
+    bucket = fake_gcs.client().bucket(filled)
+    bucket.blob("blocks/long.jsonl").upload_from_string(lines)
+    asked = []
+    whole = GcsStorage.read_part
+
+    def counted(self, item, begin, end):
+        asked.append((begin, end))
+        return whole(self, item, begin, end)
+
+    monkeypatch.setattr(GcsStorage, "read_part", counted)
+    reader = open_rows(dataset(f"gs://{filled}/blocks/long.jsonl", limit=150), tmp_path)
+    assert [next(reader).values["n"] for _ in range(20)] == list(range(20))
+    assert asked == [(begin, begin + (1 << 14)) for begin in range(0, 2 << 14, 1 << 14)]
+    bucket.blob("blocks/long.jsonl").upload_from_string(lines)
+    with pytest.raises(InvalidConfig, match="was deleted or changed while it was read"):
+        list(reader)
 
 
 def test_what_a_bucket_does_not_hold_is_refused(filled, fake_gcs, tmp_path, monkeypatch):

@@ -167,6 +167,8 @@ def test_a_broken_download_goes_on_where_it_broke(hub, tmp_path):
     assert len(set(ranges)) == 4
     hub.breaks, hub.ignores_ranges = 1, True
     assert len(texts(dataset("many"), tmp_path)) == 8000
+    hub.breaks, hub.ignores_ranges = 2, False
+    assert texts(dataset("many", limit=3), tmp_path) == FOUR[:3]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def test_read_and_write(storage: Storage) -> None:
     assert not storage.uri.endswith("/")
 
 
+def test_parts_are_of_one_generation(storage: Storage) -> None:
+    storage.write("rows.jsonl", b"0123456789")
+    (item,) = storage.list()
+    assert storage.read_part(item, 2, 5) == b"234"
+    storage.write("rows.jsonl", b"abcdefghij")
+    with pytest.raises(ObjectMissing, match=r"rows\.jsonl"):
+        storage.read_part(item, 5, 7)
+    storage.delete(["rows.jsonl"])
+    with pytest.raises(ObjectMissing, match=r"rows\.jsonl"):
+        storage.read_part(item, 5, 7)
+
+
 def test_create_once(storage: Storage) -> None:
     storage.write("attempts/00001", b"mine", if_generation_match=0)
     with pytest.raises(PreconditionFailed, match="attempts/00001"):

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from gemmatune_trainer import blocks
 from gemmatune_trainer.errors import AccessDenied, HubUnavailable, InvalidConfig, text_of
 
 Kind = Literal["models", "datasets"]
@@ -36,9 +37,9 @@ PAGE_FILES = 200
 _RETRIES = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 20
-_BLOCKS_KEPT = 4
 _AT_ONCE = 4
+_BROKEN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
+"""What a connection that ends amid a file is told as."""
 _SUBJECTS: Mapping[Kind, str] = {"models": "model", "datasets": "dataset"}
 
 
@@ -99,14 +100,21 @@ class Repository:
         with ThreadPoolExecutor(_AT_ONCE) as workers:
             list(workers.map(lambda file: self._download(file, folder / file.path), files))
 
-    def open(self, file: HubFile) -> io.BufferedReader:
-        """A file to read from, of which only the blocks that are asked for are fetched."""
-        return io.BufferedReader(_Remote(self, file))
+    def opener(self, file: HubFile) -> Callable[[], io.BufferedReader]:
+        """Opens a file to read from, of which only the blocks that are asked for are fetched."""
+        return blocks.opener(file.size, partial(self.read, file))
 
     def read(self, file: HubFile, begin: int, end: int) -> bytes:
         """The bytes from `begin` up to `end`, which lie in the file."""
-        answer = self._get("repo", self._place(file), {"Range": f"bytes={begin}-{end - 1}"})
-        data = answer.content
+        for attempt in range(_RETRIES + 1):
+            try:
+                answer = self._get("repo", self._place(file), {"Range": f"bytes={begin}-{end - 1}"}, stream=True)
+                data = answer.content
+            except _BROKEN as error:
+                if attempt == _RETRIES:
+                    raise HubUnavailable(f"{self._uri}: {file.path}: {text_of(error)}") from error
+            else:
+                break
         if answer.status_code == HTTPStatus.OK:  # the range was not minded
             data = data[begin:end]
         if len(data) != end - begin:
@@ -149,7 +157,7 @@ class Repository:
                         sink.write(chunk)
                         digest.update(chunk)
                         done += len(chunk)
-                except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                except _BROKEN as error:
                     failures = 0 if done > before else failures + 1
                     if failures >= _RETRIES:
                         raise HubUnavailable(f"{self._uri}: {file.path}: {text_of(error)}") from error
@@ -207,38 +215,3 @@ def _message(answer: requests.Response) -> str:
         body = {}
     told = body.get("Message") if isinstance(body, dict) else None
     return " ".join(str(told or answer.reason or "").split())
-
-
-class _Remote(io.RawIOBase):
-    """A file of the hub as a seekable stream; the newest blocks are kept, since Parquet is read to and fro."""
-
-    def __init__(self, repository: Repository, file: HubFile) -> None:
-        self._file = file
-        self._at = 0
-
-        @lru_cache(maxsize=_BLOCKS_KEPT)
-        def block(number: int) -> bytes:
-            begin = number * _BLOCK_BYTES
-            return repository.read(file, begin, min(begin + _BLOCK_BYTES, file.size))
-
-        self._block = block
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence] + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills the buffer up to the end of a block."""
-        if self._at >= self._file.size:
-            return 0
-        number, begin = divmod(self._at, _BLOCK_BYTES)
-        data = self._block(number)[begin : begin + len(buffer)]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

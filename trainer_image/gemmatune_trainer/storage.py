@@ -55,6 +55,9 @@ class Storage(Protocol):
     def read_generation(self, name: str) -> tuple[bytes, int]:
         """The object's content and the generation that `write` matches. Raises ObjectMissing."""
 
+    def read_part(self, item: StoredObject, begin: int, end: int) -> bytes:
+        """The bytes of an object from `begin` up to `end`. Raises ObjectMissing, also where it has changed since."""
+
     def write(self, name: str, data: bytes, if_generation_match: int | None = None) -> int:
         """Writes the object as a whole; its new generation.
 

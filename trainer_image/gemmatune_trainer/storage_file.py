@@ -47,6 +47,17 @@ class FileStorage:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise ObjectMissing(self.locate(name)) from error
 
+    def read_part(self, item: StoredObject, begin: int, end: int) -> bytes:
+        """Some bytes of one generation of a file. Raises ObjectMissing."""
+        try:
+            with self._path(item.name).open("rb") as file:
+                if _generation(os.fstat(file.fileno())) == item.generation:
+                    file.seek(begin)
+                    return file.read(end - begin)
+        except FileNotFoundError:
+            pass
+        raise ObjectMissing(self.locate(item.name))
+
     def write(self, name: str, data: bytes, if_generation_match: int | None = None) -> int:
         """Writes the object as a whole; its generation. Raises PreconditionFailed."""
         target = self._path(name)

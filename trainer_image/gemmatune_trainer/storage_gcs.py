@@ -79,6 +79,16 @@ class GcsStorage:
 
         return self._ask("reading", name, work)
 
+    def read_part(self, item: StoredObject, begin: int, end: int) -> bytes:
+        """Some bytes of one generation of an object. Raises ObjectMissing."""
+
+        def work() -> bytes:
+            blob = self._bucket.blob(self._prefix + item.name, generation=item.generation)
+            data: bytes = blob.download_as_bytes(start=begin, end=end - 1, timeout=_TIMEOUT, retry=None)
+            return data
+
+        return self._ask("reading", item.name, work)
+
     def write(self, name: str, data: bytes, if_generation_match: int | None = None) -> int:
         """Writes the object as a whole; its generation. Raises PreconditionFailed."""
         tries = 0

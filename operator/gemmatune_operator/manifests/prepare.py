@@ -19,7 +19,8 @@ RESOURCES = Resources(
     requests={CPU: "1", MEMORY: text(2 * GI), DISK: text(10 * GI)},
     limits={MEMORY: text(8 * GI), DISK: text(20 * GI)},
 )
-"""Enough for the tokenizer and a few million rows; the memory above the request is used only where the node has it."""
+"""Memory for the tokenizer, whatever the number of rows, and disk for tens of millions of short ones; what lies above
+the request is used only where the node has it."""
 SHARED_MEMORY = GI // 4
 _ACCOUNT = names.TRAINER_SERVICE_ACCOUNT
 READINESS = {

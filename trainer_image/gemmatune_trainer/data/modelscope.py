@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def modelscope_rows(dataset: RunDataset, cache: Path, token: str | None) -> Iter
     cache.mkdir(parents=True, exist_ok=True)
     for file in files:
         if dataset.limit is not None:
-            yield from read(partial(repository.open, file), file.path)
+            yield from read(repository.opener(file), file.path)
             continue
         with tempfile.TemporaryDirectory(prefix="object-", dir=cache) as folder:
             repository.download([file], Path(folder))

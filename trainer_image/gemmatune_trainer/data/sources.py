@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from gemmatune_api.runconfig import RunDataset
-from gemmatune_trainer import claims
+from gemmatune_trainer import blocks, claims
 from gemmatune_trainer.data.pattern import WILDCARDS, Pattern
 from gemmatune_trainer.data.readers import SUPPORTED, read, reader_of
 from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig, naming
-from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
+from gemmatune_trainer.storage import ObjectMissing, Storage, StoredObject, open_storage
 from gemmatune_trainer.tokens import scheme_of, token_for
 
 SOURCES = "hf://, ms://, gs://, pvc:// or file://"
@@ -46,7 +47,8 @@ def open_rows(dataset: RunDataset, cache: Path, secret_of: str | None = None) ->
         rows = modelscope_rows(dataset, cache / "data", token)
     elif scheme in ("file", "pvc", "gs"):
         _check_file_options(dataset)
-        rows = _bucket_rows(dataset.uri, cache / "data") if scheme == "gs" else _local_rows(dataset.uri)
+        in_blocks = dataset.limit is not None
+        rows = _bucket_rows(dataset.uri, cache / "data", in_blocks) if scheme == "gs" else _local_rows(dataset.uri)
     else:
         raise InvalidConfig(f"dataset.uri: {dataset.uri!r} cannot be read", f"Use {SOURCES}.")
     with naming(f"dataset.uri: {dataset.uri}"):
@@ -153,29 +155,35 @@ def _files_below(base: Path, pattern: Pattern) -> Iterator[str]:
         yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
 
 
-def _bucket_rows(uri: str, cache: Path) -> Iterator[Row]:
+def _bucket_rows(uri: str, cache: Path, in_blocks: bool) -> Iterator[Row]:
+    """Rows of a bucket's objects; `in_blocks` fetches only the blocks that they lie in."""
     bucket, _, path = uri.removeprefix("gs://").partition("/")
     if not bucket:
         raise InvalidConfig(f"dataset.uri: {uri} names no bucket", "Use gs://BUCKET/PATH.")
     pattern = Pattern.of(path)
     storage = open_storage(f"gs://{bucket}/{pattern.base}".rstrip("/"))
     wild = WILDCARDS.search(pattern.rest) is not None
-    names = [item.name for item in storage.list("" if wild else pattern.rest)]
-    if pattern.rest and not wild and pattern.rest not in names:
+    items = {item.name: item for item in storage.list("" if wild else pattern.rest)}
+    if pattern.rest and not wild and pattern.rest not in items:
         # No such object: the path may be that of a folder.
         pattern = Pattern(path, "")
         storage = open_storage(f"gs://{bucket}/{path}")
-        names = [item.name for item in storage.list()]
-    for name in _check_found([name for name in names if pattern.matches(name)], uri):
-        yield from _bucket_file(storage, name, cache)
+        items = {item.name: item for item in storage.list()}
+    for name in _check_found([name for name in items if pattern.matches(name)], uri):
+        yield from _bucket_file(storage, items[name], cache, in_blocks)
 
 
-def _bucket_file(storage: Storage, name: str, cache: Path) -> Iterator[Row]:
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="object-", dir=cache) as folder:
-        local = Path(folder) / "object"
-        try:
-            storage.download({name: local})
-        except ObjectMissing as error:
-            raise InvalidConfig(f"{storage.locate(name)} was deleted while it was read", _CORRECT_URI) from error
-        yield from read(local, name)
+def _bucket_file(storage: Storage, item: StoredObject, cache: Path, in_blocks: bool) -> Iterator[Row]:
+    try:
+        if in_blocks:
+            yield from read(blocks.opener(item.size, partial(storage.read_part, item)), item.name)
+            return
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="object-", dir=cache) as folder:
+            local = Path(folder) / "object"
+            storage.download({item.name: local})
+            yield from read(local, item.name)
+    except ObjectMissing as error:
+        raise InvalidConfig(
+            f"{storage.locate(item.name)} was deleted or changed while it was read", _CORRECT_URI
+        ) from error
