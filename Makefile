@@ -31,8 +31,8 @@ demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
-test: setup kube ## All tests but the faults: unit, golden, real control plane, chart, trainer, end to end
-	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests $(addprefix --ignore=,$(FAULTS)))
+test: setup kube ## Unit, golden, real control plane, chart, end to end: all but test-trainer and test-faults
+	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(FAULTS)))
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
 	$(call step,unit tests,$(PYTEST) tests/unit tests/golden)
@@ -54,7 +54,7 @@ soak-mutants: setup ## Every condition of every policy made wrong: its tests mus
 	$(call step,mutants,GEMMATUNE_SOAK=1 $(PYTEST) tests/unit/test_mutants.py)
 
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
-	$(call step,trainer tests,$(PYTEST) tests/trainer)
+	$(call step,trainer tests,$(PYTEST) -n 2 --dist loadfile tests/trainer)
 
 e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
 	$(call step,end to end,$(PYTEST) tests/e2e)
@@ -83,6 +83,6 @@ bench-trainer: setup ## Peak memory of the trainer against the planner's estimat
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
 
-ci: lint test test-faults clean-setup ## What CI runs
+ci: lint test test-trainer test-faults clean-setup ## What CI runs
 
 soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants ## Everything, with the benchmarks
