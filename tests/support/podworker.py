@@ -164,6 +164,13 @@ class PodWorker(threading.Thread):
         }
         if names.DEFAULT_CACHE in mounts:
             variables[names.ENV_CACHE] = str(mounts[names.DEFAULT_CACHE])
+        claims = self.folder / "claims"
+        for path, folder in mounts.items():
+            if path.startswith(f"{names.DEFAULT_CLAIMS}/"):
+                claims.mkdir(exist_ok=True)
+                (claims / Path(path).name).unlink(missing_ok=True)
+                (claims / Path(path).name).symlink_to(folder)
+                variables[names.ENV_CLAIMS] = str(claims)
         if names.DEFAULT_SERVICE_ACCOUNT_DIR in mounts:
             folder = mounts[names.DEFAULT_SERVICE_ACCOUNT_DIR]
             self._write_service_account(folder)
@@ -171,17 +178,30 @@ class PodWorker(threading.Thread):
         return variables
 
     def _mounts(self, container: Object) -> dict[str, Path]:
-        """A folder for each emptyDir and for the service account's projected volume, by mount path."""
+        """A folder for each emptyDir, for the service account's projected volume and for a claim, by mount path."""
         kinds = {volume["name"]: volume for volume in self.pod["spec"].get("volumes", [])}
         mounts: dict[str, Path] = {}
         for mount in container.get("volumeMounts", []):
             volume = kinds[mount["name"]]
+            if "persistentVolumeClaim" in volume:
+                mounts[mount["mountPath"]] = self._claimed(volume["persistentVolumeClaim"]["claimName"])
+                continue
             if "emptyDir" not in volume and mount["mountPath"] != names.DEFAULT_SERVICE_ACCOUNT_DIR:
-                raise ConfigError(f"volume {volume['name']}: this test node mounts emptyDir and service accounts only")
+                raise ConfigError(f"volume {volume['name']}: this test node has no such volumes")
             folder = self.folder / "volumes" / mount["name"]
             folder.mkdir(parents=True, exist_ok=True)
             mounts[mount["mountPath"]] = folder
         return mounts
+
+    def _claimed(self, claim: str) -> Path:
+        """The folder of this machine that is behind a bound claim: its volume's hostPath."""
+        namespace = self.pod["metadata"]["namespace"]
+        found = self._lookup("persistentvolumeclaims", claim) or {"spec": {}}
+        path = f"/api/v1/persistentvolumes/{found['spec'].get('volumeName')}"
+        volume = self._persist(lambda: self._allowed(lambda: self.node.api.find(path)))
+        if volume is None:
+            raise ConfigError(f"claim {namespace}/{claim} is bound to no volume")
+        return Path(volume["spec"]["hostPath"]["path"])
 
     def _write_service_account(self, folder: Path) -> None:
         """Token, ca.crt and namespace; the token is bound to this pod and dies with it."""
