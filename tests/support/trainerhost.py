@@ -6,6 +6,7 @@ Each run is a process of its own, with its own environment, signals and exit cod
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -95,9 +96,17 @@ class TrainerHost:
         return answer
 
     def start(
-        self, role: str, config: RunConfig | str, folder: Path, env: Mapping[str, str] | None = None
+        self,
+        role: str,
+        config: RunConfig | str,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        disk: int | None = None,
     ) -> TrainerProcess:
-        """Starts a run whose termination message, status and stderr go to `folder`."""
+        """Starts a run whose termination message, status and stderr go to `folder`.
+
+        `disk`: its cache is a file system of its own of that many bytes, which ends with it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         environment = {
             ENV_RUN: config if isinstance(config, str) else config.to_env(),
@@ -106,7 +115,8 @@ class TrainerHost:
             ENV_CACHE: os.environ.get(ENV_CACHE, str(folder / "cache")),
             **(env or {}),
         }
-        pid = self.ask({"role": role, "env": environment, "stderr": str(folder / "stderr")})["pid"]
+        request = {"role": role, "env": environment, "stderr": str(folder / "stderr"), "disk": disk}
+        pid = self.ask(request)["pid"]
         self._runs.append(TrainerProcess(self, pid, folder))
         return self._runs[-1]
 
@@ -161,12 +171,27 @@ def _fork(request: Mapping[str, Any]) -> int:
         os.dup2(target, 1)
         os.dup2(target, 2)
         os.environ.update(request["env"])
+        if request.get("disk"):
+            _small_disk(Path(os.environ[ENV_CACHE]), request["disk"])
         from gemmatune_trainer.__main__ import main
 
         code = main([request["role"]])
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _small_disk(folder: Path, size: int) -> None:
+    """Puts a file system of `size` bytes over the folder, for this process alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    clone_namespace, clone_user, mount_private = 0x00020000, 0x10000000, 1 << 18 | 1 << 14
+    folder.mkdir(parents=True, exist_ok=True)
+    if libc.unshare(clone_namespace | (clone_user if os.getuid() else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if libc.mount(None, b"/", None, mount_private, None) or libc.mount(
+        b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()
+    ):
+        raise OSError(ctypes.get_errno(), "mount")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmatune_trainer.backends.base import Snapshot
-from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain
+from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, StoredObject, crc32c, files_below
@@ -192,14 +192,25 @@ class Checkpoints:
                 self._prune(step)
             upload.set_result(None)
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
-            upload.set_exception(explain(error) or error)
+            upload.set_exception(self._taken_over() or explain(error) or error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _taken_over(self) -> Interrupted | None:
+        """Whether a newer attempt has taken over: what it has deleted is then why something went wrong here."""
+        try:
+            self._fence.check()
+        except Interrupted as error:
+            return error
+        except TrainerError as error:
+            log.debug("the fence cannot be looked at", error=error.message)
+        return None
 
     def _put(self, step: int, folder: Path, snapshot: Snapshot) -> None:
         started = time.monotonic()
         prefix = prefix_of(step)
-        snapshot(folder)
+        with naming(str(folder)):
+            snapshot(folder)
         files = files_below(folder, prefix)
         sums = {name: (path.stat().st_size, crc32c(path)) for name, path in files.items()}
         written = time.monotonic()
@@ -247,6 +258,7 @@ class Checkpoints:
             if not wrong:
                 return
             log.warning("files of a checkpoint arrived damaged", files=sorted(wrong))
+            self._fence.check()
         raise StorageUnavailable(f"{self._storage.locate(next(iter(wrong)))} arrives damaged, {_TRIES} times in a row")
 
     def _prune(self, newest: int) -> None:

@@ -99,7 +99,12 @@ class HubUnavailable(TrainerError):
     exit_code = ExitCode.HUB_UNAVAILABLE
 
 
-_FULL = ("No space left on device", "PytorchStreamWriter failed writing file", "unexpected pos")
+_FULL = (
+    "No space left on device",
+    "PytorchStreamWriter failed writing file",
+    "unexpected pos",
+    "basic_ios::clear: iostream error",
+)
 """What safetensors and torch.save make of the system's error."""
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]

@@ -30,6 +30,7 @@ from gemmatune_trainer.result import Result, kind_of
 from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
+from gemmatune_trainer.storage_file import FileStorage
 from gemmatune_trainer.tracking import Tracking, open_tracking
 from gemmatune_trainer.versions import versions
 from gemmatune_trainer.watchdog import Watchdog
@@ -38,6 +39,7 @@ SAVE_SECONDS = 15.0
 """How long after a signal the last checkpoint may take: of a pod's time to end, the rest is for the status."""
 LOOK_PATIENCE = 10.0
 """How long a look at the fence before a status write asks a bucket that does not answer, in seconds."""
+_ALIVE = "alive"
 VERIFIED_TOKENS = 64
 """Tokens of a row whose logits the verification compares: it holds them three times in fp32."""
 NO_BETTER = "Look at the samples and the curves in the report; train on more rows, or with a lower learningRate."
@@ -192,9 +194,11 @@ def _scratch(config: RunConfig) -> Path:
     """A folder of this attempt; those of earlier ones that were killed on this machine are removed."""
     runs = cache_folder("runs")
     for left in runs.glob(f"{config.run.uid}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if not FileStorage(left).is_locked(_ALIVE):
+            shutil.rmtree(left, ignore_errors=True)
     folder = runs / f"{config.run.uid}-{config.attempt}"
     folder.mkdir(parents=True)
+    FileStorage(folder).share_lock(_ALIVE)
     return folder
 
 

@@ -1,0 +1,175 @@
+"""A proxy in front of fake-gcs-server that meets chosen requests: refuses, cuts, damages or holds them, or kills.
+
+A fault is reached by the request that it waits for, not by a time: "while the optimizer's file goes up", "between the
+manifest and the first deletion".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import requests
+
+from tests.support.servers import LOOPBACK
+
+_HOP = frozenset({"host", "connection", "transfer-encoding", "content-length", "keep-alive", "content-encoding"})
+_NAME = re.compile(rb'"name":\s*("(?:[^"\\]|\\.)*")')
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests whose method and object's name match."""
+
+    method: str
+    name: str
+    """A regular expression, searched in the object's name (of a listing: in its prefix)."""
+    times: int = 1
+    code: int = 0
+    """Answer with this HTTP code, and do not ask the server."""
+    cut: bool = False
+    """Hand over half of the request, then break both connections."""
+    damage: bool = False
+    """Change one byte near the end of what goes up."""
+    lose: bool = False
+    """Ask the server, then break the connection instead of answering."""
+    before: Callable[[], None] = lambda: None
+    """Called before the server is asked; may block."""
+    after: Callable[[], None] = lambda: None
+    """Called once the server has answered, before the answer is passed on."""
+    met: list[str] = field(default_factory=list)
+    """Names of the objects whose requests it has met."""
+
+
+class FaultyGcs:
+    """The proxy. A context manager."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str]] = []
+        """Method and object's name of everything that was asked."""
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _handle(self) -> None:
+                proxy.handle(self)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer((LOOPBACK, 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://{LOOPBACK}:{self._server.server_port}"
+
+    def __enter__(self) -> FaultyGcs:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def fault(self, method: str, name: str, times: int = 1, **how: object) -> Fault:
+        """Disturbs the next `times` requests that match."""
+        fault = Fault(method, name, times, **how)  # type: ignore[arg-type]
+        with self._lock:
+            self.faults.append(fault)
+        return fault
+
+    def mend(self) -> None:
+        """Forgets all faults."""
+        with self._lock:
+            self.faults.clear()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        """One request, in a thread of its own."""
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        name = object_name(request.path, body)
+        with self._lock:
+            self.requests.append((request.command, name))
+            fault = next((one for one in self.faults if self._matches(one, request.command, name)), Fault("", ""))
+            fault.times -= 1
+            fault.met.append(name)
+        fault.before()
+        try:
+            if fault.code:
+                _answer(request, fault.code, b"{}")
+            elif fault.cut:
+                self._cut(request, body)
+            else:
+                self._forward(request, _damaged(body) if fault.damage else body, fault)
+        except (OSError, requests.RequestException):
+            request.close_connection = True  # whoever asked is gone, or the server is
+
+    @staticmethod
+    def _matches(fault: Fault, method: str, name: str) -> bool:
+        return fault.times > 0 and fault.method == method and re.search(fault.name, name) is not None
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes, fault: Fault) -> None:
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP}
+        found = requests.request(request.command, self._target + request.path, data=body, headers=headers, timeout=60)
+        fault.after()
+        if fault.lose:
+            _break(request)
+            return
+        kept = {key: value for key, value in found.headers.items() if key.lower() not in _HOP}
+        kept = {key: value.replace(self._target, self.endpoint) for key, value in kept.items()}
+        _answer(request, found.status_code, found.content, kept)
+
+    def _cut(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        target = urlsplit(self._target)
+        with socket.create_connection((target.hostname or LOOPBACK, target.port or 80), 10) as connection:
+            lines = [
+                f"{request.command} {request.path} HTTP/1.1",
+                f"Host: {target.netloc}",
+                f"Content-Length: {len(body)}",
+            ]
+            lines += [f"{key}: {value}" for key, value in request.headers.items() if key.lower() not in _HOP]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[: len(body) // 2])
+        _break(request)
+
+
+def object_name(path: str, body: bytes) -> str:
+    """The object that a request is about; the prefix for a listing."""
+    parts = urlsplit(path)
+    if match := re.search(r"/o/(.+)$", parts.path):
+        return unquote(match.group(1))
+    query = parse_qs(parts.query)
+    for key in ("name", "prefix"):
+        if key in query:
+            return query[key][0]
+    found = _NAME.search(body[:4096])
+    return str(json.loads(found.group(1))) if found else ""
+
+
+def _damaged(body: bytes) -> bytes:
+    """One byte changed, in the content: the end of a multipart body is its boundary."""
+    place = max(0, len(body) - 200)
+    return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
+
+
+def _answer(request: BaseHTTPRequestHandler, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    request.send_response(code)
+    for key, value in (headers or {"Content-Type": "application/json"}).items():
+        request.send_header(key, value)
+    request.send_header("Content-Length", str(len(content)))
+    request.end_headers()
+    request.wfile.write(content)
+
+
+def _break(request: BaseHTTPRequestHandler) -> None:
+    request.close_connection = True
+    request.connection.shutdown(socket.SHUT_RDWR)
