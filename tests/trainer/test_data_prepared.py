@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def test_what_is_cut_or_dropped_is_counted(tmp_path, tokenizer):
         prepared.write(kept, dataset(max_length=5), tokenizer, tmp_path / "none")
 
 
-def test_more_rows_than_a_batch(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(prepared, "BATCH_ROWS", 7)
+@pytest.mark.parametrize(("name", "bound"), [("BATCH_ROWS", 7), ("BATCH_LENGTH", 20), ("BATCH_LENGTH", 1)])
+def test_more_rows_than_a_batch(tmp_path, tokenizer, monkeypatch, name, bound):
+    monkeypatch.setattr(prepared, name, bound)
     documents = [Text("Hello " * (number % 5 + 1)) for number in range(50)]
     kept = spooled(tmp_path, *documents)
     data = prepared.PreparedData(
@@ -103,6 +105,20 @@ def test_more_rows_than_a_batch(tmp_path, tokenizer, monkeypatch):
     assert data.rows == 50
     expected = [tokenizer.encode(render(document, RULES)).input_ids for document in documents]
     assert [data.row(index)[0] for index in range(50)] == expected
+
+
+def test_long_documents_are_not_in_memory_together(tmp_path, tokenizer):
+    def peak(documents: int) -> int:
+        kept = spooled(tmp_path, *(Text("Hello " * 5_000 + str(number)) for number in range(documents)))
+        tracemalloc.start()
+        prepared.write(kept, dataset(), tokenizer, tmp_path / "rows")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "BATCH_LENGTH", 1 << 16)
+        assert peak(24) < 1.3 * peak(8)
 
 
 def test_the_hash_covers_what_decides_the_tokens(tmp_path, tokenizer):

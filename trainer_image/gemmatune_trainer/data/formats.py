@@ -54,6 +54,15 @@ class Conversation:
 
 
 Document = Text | Conversation
+
+
+def characters(document: Document) -> int:
+    """How long a document is, without what the template adds."""
+    if isinstance(document, Text):
+        return len(document.text)
+    return len(document.system) + sum(len(turn.text) for turn in document.turns)
+
+
 Format = Callable[[Row], Document]
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer.data.digests import held_out
-from gemmatune_trainer.data.formats import Document
+from gemmatune_trainer.data.formats import Document, characters
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import render
@@ -39,7 +39,9 @@ EVALUATION = "evaluation.arrow"
 STATISTICS = "statistics.json"
 MANIFEST = "manifest.json"
 BATCH_ROWS = 1000
-"""Rows that are tokenised and written at once: the bound of memory."""
+BATCH_LENGTH = 1 << 20
+"""Rows that are tokenised and written at once, and their characters and tokens together: the bounds of memory."""
+Item = TypeVar("Item")
 _VERSION = 1
 """To be raised when the same documents would become other tokens or labels."""
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
@@ -187,14 +189,13 @@ _Group = list[tuple[str, Document]]
 
 def _encoded_ahead(documents: _Documents, tokenizer: RowTokenizer) -> Iterator[tuple[_Group, list[Tokens]]]:
     """Groups of documents with their tokens; the tokenizer, which needs no Python, takes the next group meanwhile."""
-    remaining = iter(documents)
 
     def encoded(group: _Group) -> list[Tokens]:
         return tokenizer.encode_batch([render(document, tokenizer.rules) for _, document in group])
 
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as worker:
         waiting: tuple[_Group, Future[list[Tokens]]] | None = None
-        while group := list(islice(remaining, BATCH_ROWS)):
+        for group in _groups(documents, lambda item: characters(item[1])):
             begun = worker.submit(encoded, group)
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
@@ -203,8 +204,23 @@ def _encoded_ahead(documents: _Documents, tokenizer: RowTokenizer) -> Iterator[t
             yield waiting[0], waiting[1].result()
 
 
+def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in their order, as many at a time as BATCH_ROWS and BATCH_LENGTH allow, and at least one."""
+    group: list[Item] = []
+    held = 0
+    for item in items:
+        size = length(item)
+        if group and (len(group) >= BATCH_ROWS or held + size > BATCH_LENGTH):
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size
+    if group:
+        yield group
+
+
 def _batches(rows: Iterator[Tokens]) -> Iterator[pa.RecordBatch]:
-    while group := list(islice(rows, BATCH_ROWS)):
+    for group in _groups(rows, lambda row: len(row.input_ids)):
         offsets = np.cumsum([0, *(len(row.input_ids) for row in group)], dtype=np.int32)
         ids = np.fromiter(chain.from_iterable(row.input_ids for row in group), np.int32, offsets[-1])
         labels = np.fromiter(chain.from_iterable(row.labels for row in group), np.int32, offsets[-1])
