@@ -20,9 +20,13 @@ COMMANDS = {
     "inspect": "Show the first rows as the model sees them: what is trained and what is masked.",
     "run": "Run a resource on this machine, without a cluster.",
     "watch": "Follow a run of a cluster until its end.",
+    "samples": "Show the prompts of a run, answered before and after training.",
+    "report": "Fetch the report of a finished run.",
+    "compare": "Compare two finished runs: settings, losses, speed, memory, samples.",
+    "serve-command": "Print a command that serves the result of a finished run.",
     "demo": "Tune the real Gemma 3 270M on quotes, on this machine.",
 }
-"""Commands in the order of the help; gemmatune_cli.NAME holds the function `command` with its options."""
+"""Commands in the order of the help; gemmatune_cli.NAME (- as _) holds the function `command` with its options."""
 
 
 class Commands(TyperGroup):
@@ -39,7 +43,7 @@ class Commands(TyperGroup):
         if self._summaries_only:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        single.command(cmd_name)(import_module(f"gemmatune_cli.{cmd_name}").command)
+        single.command(cmd_name)(import_module(f"gemmatune_cli.{cmd_name.replace('-', '_')}").command)
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from gemmatune_api.names import ConditionType, Phase
-from gemmatune_api.status import FineTuneStatus
+from gemmatune_api.status import FineTuneStatus, Sample
 from gemmatune_api.status import Progress as TrainingProgress
 from gemmatune_operator.events import WARNING, transitions
 
@@ -160,11 +160,7 @@ def summary(console: Console, status: FineTuneStatus) -> None:
     """The end of a run: samples before and after, and where the results lie; or what went wrong and what to do."""
     if status.phase == Phase.SUCCEEDED:
         console.print(Text.assemble((f"{status.phase}: ", _PHASE_STYLES[Phase.SUCCEEDED]), status.message))
-    for sample in status.samples or []:
-        console.print(Text.assemble("\n", ("prompt  ", "dim"), (sample.prompt, "bold")))
-        for label, text in (("before", sample.before), ("after", sample.after)):
-            if text is not None:
-                console.print(Text.assemble((f"{label:<7} ", "dim"), _indented(text)))
+    print_samples(console, status.samples or [])
     if status.phase == Phase.FAILED:
         end = f"{status.phase}, {status.reason}: "
         console.print(Text.assemble((end, _PHASE_STYLES[Phase.FAILED]), status.message))
@@ -182,6 +178,15 @@ def summary(console: Console, status: FineTuneStatus) -> None:
         ):
             if uri:
                 console.print(Text.assemble((f"{label:<9}", "dim"), uri))
+
+
+def print_samples(console: Console, samples: Iterable[Sample]) -> None:
+    """Prompts with their answers before and after."""
+    for sample in samples:
+        console.print(Text.assemble("\n", ("prompt  ", "dim"), (sample.prompt, "bold")))
+        for label, text in (("before", sample.before), ("after", sample.after)):
+            if text is not None:
+                console.print(Text.assemble((f"{label:<7} ", "dim"), _indented(text)))
 
 
 def _indented(text: str) -> str:

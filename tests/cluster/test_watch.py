@@ -49,6 +49,32 @@ def watcher(crd: ControlPlane, namespace: str, tmp_path: Path) -> Watcher:
     return start
 
 
+def test_results_by_the_name_of_a_resource(crd: ControlPlane, namespace: str, path: str, tmp_path: Path) -> None:
+    """Samples come from the status while there is no manifest, and that is also what the other commands say."""
+
+    def gft(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "gemmatune_cli", *arguments, "-n", namespace],
+            env={**os.environ, "KUBECONFIG": str(crd.kubeconfig)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    output = (tmp_path / "nothing").as_uri()
+    crd.api.patch(path, {"spec": {"output": {"uri": output}}})
+    crd.api.patch(f"{path}/status", {"status": {"phase": "Training", "samples": [{"prompt": "Who?", "before": "I."}]}})
+    code, out, _ = gft("samples", "quotes")
+    assert (code, out.split()) == (0, ["prompt", "Who?", "before", "I."])
+    code, _, error = gft("serve-command", "quotes")
+    assert code == 1
+    assert f"GemmaFineTune {namespace}/quotes has not finished (it is Training): {output}/manifest.json" in error
+    code, _, error = gft("report", "quotas")
+    assert code == 1
+    assert f"{namespace}/quotas does not exist" in error
+
+
 def test_it_follows_a_run_to_its_success(
     crd: ControlPlane, namespace: str, path: str, watcher: Watcher, tmp_path: Path
 ) -> None:

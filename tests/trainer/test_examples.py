@@ -13,7 +13,7 @@ from gemmatune_api import catalog, defaults, validate, yamlio
 from gemmatune_api.names import API_VERSION, ENV_CACHE, KIND, ExitCode
 from gemmatune_api.runconfig import RunConfig, RunIdentity, build
 from gemmatune_cli.planning import planned
-from tests.support.trainerhost import TrainerHost
+from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.trainer.conftest import write_quotes
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
@@ -64,6 +64,15 @@ def miniature(spec: dict[str, Any], model: Path, folder: Path) -> RunConfig:
     )
 
 
+def assert_trackers(report: Path, tracking: dict[str, Any], run: TrainerProcess) -> None:
+    """What the trackers of an example left: without a key, Weights & Biases is offline."""
+    assert not run.events("tracker"), "no tracker had trouble"
+    assert len(list(report.glob("tensorboard/events.*"))) == bool(tracking.get("tensorboard"))
+    offline = [file.stat().st_size for file in report.glob("wandb/offline-run-*/run-uid-1.wandb")]
+    assert len(offline) == ("wandb" in tracking)
+    assert all(size > 1000 for size in offline)
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_in_miniature(
     file: Path,
@@ -73,6 +82,7 @@ def test_an_example_in_miniature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(ENV_CACHE, str(tmp_path / "cache"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     (document,) = yamlio.load_all(file.read_text(encoding="utf-8"))
     spec = document["spec"]
     known = catalog.by_uri(spec["model"]["uri"])
@@ -86,4 +96,8 @@ def test_an_example_in_miniature(
     assert [sample["prompt"] for sample in status.get("samples", [])] == spec.get("samples", {}).get("prompts", [])
     adapter = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
     assert adapter["r"] == config.method.rank
-    assert (tmp_path / "out/manifest.json").exists()
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["verified"]["delta"] > 0
+    assert (tmp_path / "out/report/report.html").exists()
+    assert bool(manifest["evaluations"]) == ("evalFraction" in spec["dataset"])
+    assert_trackers(tmp_path / "out/report", spec.get("tracking", {}), run)

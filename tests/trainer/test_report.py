@@ -146,7 +146,7 @@ def test_the_card(result: Result) -> None:
 
 def test_the_serve_command(result: Result) -> None:
     command = serve_command(result, "gs://bucket/runs/quotes/adapter")
-    assert command.startswith("gcloud storage cp -r 'gs://bucket/runs/quotes/adapter/*' ")
+    assert " && gcloud storage cp -r 'gs://bucket/runs/quotes/adapter/*' " in command
     assert "--max-lora-rank 8" in command
     assert "'\\''" in command or '"' in command  # the name is quoted for the shell
 

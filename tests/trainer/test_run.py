@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import ENV_GCS_ENDPOINT, ENV_RUN, ENV_TERMINATION_LOG, ExitCode, Reason
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_cli.main import app
 from tests.support.fakegcs import FakeGcs
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.support.wait import wait_for
@@ -123,6 +125,7 @@ def test_what_a_run_leaves(make_config: MakeConfig, trainer_host: TrainerHost, t
     card = (out / "adapter" / "README.md").read_text()
     assert "library_name: peft" in card
     assert_loads_in_plain_peft(Path(config.model.uri.removeprefix("file://")), out / "adapter", config.model.uri)
+    assert_gft_shows(out, manifest)
     leftovers = [path for path in (tmp_path / "cache" / "runs").rglob("*") if path.is_file()]
     assert not leftovers
 
@@ -150,6 +153,27 @@ def assert_loads_in_plain_peft(base: Path, adapter: Path, named: str) -> None:
     assert (
         model.generate(**inputs, generation_config=settings, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
     )
+
+
+def assert_gft_shows(out: Path, manifest: dict[str, Any]) -> None:
+    """What `gft` says of the output of a real run."""
+
+    def gft(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert gft("serve-command", str(out)).strip() == manifest["artifacts"]["serveCommand"]
+    assert "AutoPeftModelForCausalLM" in gft("serve-command", str(out), "--with", "transformers")
+    assert gft("report", out.as_uri()).strip() == str(out / "report/report.html")
+    (sample,) = json.loads(gft("samples", str(out), "--json"))
+    assert sample == manifest["samples"][0]
+    table = " ".join(gft("compare", str(out), out.as_uri()).split())
+    assert "training.learningRate" not in table, "nothing differs"
+    assert "LoRA, rank 4, alpha 8 LoRA, rank 4, alpha 8" in table
+    assert manifest["tokensPerSecond"] > 0
+    assert manifest["memory"] > 2**20
+    assert manifest["settings"]["lora.rank"] == "4"
 
 
 def test_sigterm_saves_a_checkpoint_and_the_next_attempt_is_bit_equal(

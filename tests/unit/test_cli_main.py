@@ -37,7 +37,8 @@ def test_every_command_explains_itself(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
-    first_words = (import_module(f"gemmatune_cli.{name}").command.__doc__ or "").split()[:3]
+    module = name.replace("-", "_")
+    first_words = (import_module(f"gemmatune_cli.{module}").command.__doc__ or "").split()[:3]
     assert " ".join(first_words) in " ".join(result.output.split())
 
 

@@ -33,7 +33,9 @@ def config(name: str) -> RunConfig:
 
 
 def test_there_are_examples() -> None:
-    assert {file.stem for file in EXAMPLES} >= {"minimal", "quotes-qlora-gpu", "persona-instruct-lora", "quotes-cpu"}
+    assert {file.stem for file in EXAMPLES} >= {
+        "minimal", "quotes-qlora-gpu", "quotes-tracked", "persona-instruct-lora", "quotes-cpu",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -98,3 +100,19 @@ def test_the_sample_data_has_what_the_template_names() -> None:
     assert len(rows) >= (run.training.global_batch_size)
     assert all(row.keys() == {"quote", "author"} and row["quote"] and row["author"] for row in rows)
     assert len({row["quote"] for row in rows}) == len(rows)
+
+
+def test_the_tracked_quotes_are_the_quotes_with_more_steps() -> None:
+    """QLoRA and optimizer as in the plain example; what differs is the length, the evaluation and the trackers."""
+    plain, tracked = config("quotes-qlora-gpu"), config("quotes-tracked")
+    assert tracked.method == plain.method
+    same = plain.training.model_copy(update={"max_steps": 100, "eval_every_steps": 20})
+    assert tracked.training == same
+    assert tracked.samples.prompts == ["Quote: A woman is like a tea bag;"]
+    assert tracked.tracking is not None
+    assert tracked.tracking.tensorboard
+    assert tracked.tracking.wandb is not None
+    train = list(objects(example("quotes-tracked"), 1, Settings()))[-1]
+    (container,) = train["spec"]["template"]["spec"]["containers"]
+    keys = [item["valueFrom"]["secretKeyRef"] for item in container["env"] if item["name"] == "WANDB_API_KEY"]
+    assert keys == [{"name": "wandb", "key": "WANDB_API_KEY"}]

@@ -130,6 +130,17 @@ class History:
         """Over the newest steps; 0 before the first one."""
         return sum(step.seconds for step in self._recent) / len(self._recent) if self._recent else 0.0
 
+    @property
+    def median_speed(self) -> float | None:
+        """Tokens a second, over all points; None without one."""
+        speeds = sorted(point.tokens_per_second for point in self.points)
+        return speeds[len(speeds) // 2] if speeds else None
+
+    @property
+    def highest_memory(self) -> int | None:
+        """Bytes; None where no point knows it."""
+        return max((point.memory for point in self.points), default=0) or None
+
     def thinned(self, points: int = STATUS_POINTS) -> list[Point]:
         """At most `points` points, evenly spaced, with the first and the last."""
         return thin(self.points, points)

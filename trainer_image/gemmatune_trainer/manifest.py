@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gemmatune_api import serving
+from gemmatune_api.serving import Served
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
 from gemmatune_trainer.data.templates import chat_template
@@ -113,8 +114,24 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "resumeHash": result.claim.resume_hash,
         "dataHash": result.claim.data_hash,
         "model": {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label},
+        "base": {"name": result.files.published_name[0], "revision": result.files.published_name[1]},
+        "method": {
+            "kind": result.config.method.kind,
+            "rank": result.config.method.rank,
+            "text": report.method_text(result),
+        },
+        "chat": _chat(result),
+        "settings": dict(report.settings(result.config)),
+        "data": result.data.model_dump(by_alias=True, exclude_none=True),
+        "samples": [
+            {"prompt": prompt, "before": before, "after": after}
+            for prompt, before, after in zip(result.prompts, result.before, result.after, strict=False)
+        ],
+        "tokensPerSecond": result.history.median_speed,
+        "memory": result.history.highest_memory,
         "steps": result.total_steps,
         "step": result.step,
+        "firstLoss": result.history.points[0].loss if last else None,
         "loss": last.loss if last else None,
         "evaluations": [asdict(item) for item in result.history.evaluations],
         result.kind: [asdict(file) for file in files],
@@ -141,18 +158,19 @@ def write_tokenizer(files: ModelFiles, folder: Path) -> None:
 
 
 def serve_command(result: Result, where: str) -> str:
-    """A command that serves the base with the adapter, or the whole model (vLLM)."""
-    name = result.config.run.name
-    path = where.removeprefix("file://")
-    fetch = ""
-    if where.startswith("gs://"):
-        path = f"./{name}"
-        fetch = f"gcloud storage cp -r {shlex.quote(where + '/*')} {shlex.quote(path)} && "
-    if result.kind == MODEL:
-        return f"{fetch}vllm serve {shlex.quote(path)} --served-model-name {shlex.quote(name)}"
-    base = result.base_name.removeprefix("file://")
-    rank = result.config.method.rank
-    return (
-        f"{fetch}vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {max(8, rank)} "
-        f"--lora-modules {shlex.quote(f'{name}={path}')}"
+    """A command that serves the base with the adapter, or the whole model (vLLM); `gft serve-command` has others."""
+    base, revision = result.files.published_name
+    served = Served(
+        name=result.config.run.name,
+        base=base,
+        where=where,
+        kind="model" if result.kind == MODEL else "adapter",
+        revision=revision,
+        rank=result.config.method.rank or 0,
+        chat=_chat(result),
     )
+    return serving.vllm(served)
+
+
+def _chat(result: Result) -> bool:
+    return result.files.model.rules.chat and result.config.dataset.text is None

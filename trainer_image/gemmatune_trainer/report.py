@@ -84,10 +84,9 @@ def facts(result: Result) -> list[tuple[str, str]]:
     if result.verification:
         found.append(("Trained weights", f"{result.verification.parameters:,}"))
     if points:
-        speeds = sorted(point.tokens_per_second for point in points)
-        found.append(("Median speed", f"{number(speeds[len(speeds) // 2])} tokens/s"))
-        if most := max(point.memory for point in points):
-            found.append(("Highest memory", f"{number(most / _GIB)} GiB"))
+        found.append(("Median speed", f"{number(result.history.median_speed or 0)} tokens/s"))
+    if most := result.history.highest_memory:
+        found.append(("Highest memory", f"{number(most / _GIB)} GiB"))
     return found
 
 

@@ -29,7 +29,7 @@ INTERVAL_SECONDS = 5.0
 """Time between two deliveries to a tracker."""
 RETRY_SECONDS = 30.0
 """The same after one that failed."""
-CLOSE_SECONDS = {"finished": 30.0, "interrupted": 3.0, "failed": 3.0}
+CLOSE_SECONDS = {"finished": 60.0, "interrupted": 3.0, "failed": 3.0}
 """How long the end of a run waits for each tracker: a pod that stops has little time."""
 _WAITING = 100_000
 """Values that are kept for a tracker that does not take them; the oldest go first."""

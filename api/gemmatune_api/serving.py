@@ -1,0 +1,85 @@
+"""Commands that serve what a run left: vLLM with the adapter, transformers, and the merged weights."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank."""
+
+_CHAT = """turns = [{"role": "user", "content": prompt}]
+text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")"""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a run left, as far as a server must know it.
+
+    `base` is the published name of the base or a file:// URI, `where` the prefix of the adapter or of the whole model,
+    `chat` whether turns were trained, `merged` the prefix of the merged weights, where there are any.
+    """
+
+    name: str
+    base: str
+    where: str
+    kind: Literal["adapter", "model"] = "adapter"
+    revision: str | None = None
+    rank: int = 8
+    chat: bool = False
+    merged: str | None = None
+
+
+def vllm(served: Served) -> str:
+    """vLLM: the base with the adapter under the run's name, or the whole model."""
+    fetch, path = _local(served.where, served.name)
+    name = shlex.quote(served.name)
+    if served.kind == "model":
+        return f"{fetch}vllm serve {shlex.quote(path)} --served-model-name {name}"
+    rank = next((size for size in LORA_RANKS if size >= served.rank), LORA_RANKS[-1])
+    parts = [f"{fetch}vllm serve {shlex.quote(served.base.removeprefix('file://'))}"]
+    if served.revision:
+        parts.append(f"--revision {shlex.quote(served.revision)}")
+    parts.append(f"--enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(f'{served.name}={path}')}")
+    parts.append(f"--generation-config {shlex.quote(path)}")  # the base's own may not end at the end of a turn
+    if served.chat:
+        parts.append(f"--chat-template {shlex.quote(f'{path}/chat_template.jinja')}")
+    return " ".join(parts)
+
+
+def merged(served: Served) -> str | None:
+    """vLLM on the merged weights, which need no adapter; None where there are none."""
+    if served.merged is None:
+        return None
+    fetch, path = _local(served.merged, f"{served.name}-merged")
+    return f"{fetch}vllm serve {shlex.quote(path)} --served-model-name {shlex.quote(served.name)}"
+
+
+def transformers(served: Served) -> str:
+    """A Python program that answers one prompt, by transformers and PEFT."""
+    fetch, path = _local(served.where, served.name)
+    package, kind = ("peft", "AutoPeftModelForCausalLM")
+    if served.kind == "model":
+        package, kind = ("transformers", "AutoModelForCausalLM")
+    asked = _CHAT if served.chat else 'inputs = tokenizer(prompt, return_tensors="pt")'
+    program = f"""import sys
+from {package} import {kind}
+from transformers import AutoTokenizer, GenerationConfig
+folder, prompt = sys.argv[1:]
+model = {kind}.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+{asked}
+output = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(folder), max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+    return f"{fetch}python -c {shlex.quote(program)} {shlex.quote(path)} 'YOUR PROMPT'"
+
+
+def _local(uri: str, name: str) -> tuple[str, str]:
+    """What copies a prefix here, and the path where it then is."""
+    if not uri.startswith("gs://"):
+        return "", uri.removeprefix("file://")
+    path = f"./{name}"
+    copy = f"mkdir -p {shlex.quote(path)} && gcloud storage cp -r {shlex.quote(f'{uri}/*')} {shlex.quote(path)} && "
+    return copy, path

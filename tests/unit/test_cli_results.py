@@ -1,0 +1,216 @@
+"""`gft samples`, `report`, `compare` and `serve-command`: what they show of finished runs, and their errors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from typer.testing import CliRunner, Result
+
+from gemmatune_api import serving
+from gemmatune_api.names import ENV_GCS_ENDPOINT
+from gemmatune_api.serving import Served
+from gemmatune_cli.main import app
+from tests.support.fakegcs import FakeGcs
+from tests.support.resources import resource
+
+NASTY = "[bold]<script>[/bold]"
+PAGE = "<!doctype html>äöü"
+Write = Callable[..., Path]
+
+
+def gft(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def error(*arguments: str) -> str:
+    found = gft(*arguments)
+    assert found.exit_code == 1, found.output
+    assert "Traceback" not in found.output
+    return " ".join(found.stderr.split())
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "run": {"name": "quotes", "namespace": "default", "uid": "u"},
+        "attempt": 1,
+        "dataHash": "d1",
+        "model": {"uri": "hf://google/gemma-2-2b", "revision": "c0ffee", "name": "gemma-2-2b"},
+        "base": {"name": "google/gemma-2-2b", "revision": "c0ffee"},
+        "method": {"kind": "lora", "rank": 12, "text": "LoRA, rank 12, alpha 24"},
+        "chat": True,
+        "settings": {"training.learningRate": "0.0002", "lora.rank": "12", "output.uri": "gs://a/b"},
+        "data": {"rows": 2508, "labelledTokens": 80732},
+        "samples": [{"prompt": f"Who {NASTY}?", "before": "Nobody.", "after": "A poet."}],
+        "tokensPerSecond": 1234.5,
+        "memory": 3 * 2**30,
+        "steps": 100,
+        "step": 80,
+        "firstLoss": 4.5,
+        "loss": 2.5,
+        "evaluations": [{"step": 0, "loss": 4.25}, {"step": 80, "loss": 2.125}, {"step": 100, "loss": 2.75}],
+        "artifacts": {"adapter": "gs://bucket/quotes/adapter"},
+        "versions": {"peft": "0.21.2"},
+        **changes,
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(name: str = "out", **changes: Any) -> Path:
+        folder = tmp_path / name
+        (folder / "report").mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest(**changes)))
+        (folder / "report/report.html").write_text(PAGE, encoding="utf-8")
+        return folder
+
+    return make
+
+
+def test_samples(write: Write) -> None:
+    lines = [" ".join(line.split()) for line in gft("samples", str(write())).output.splitlines() if line.strip()]
+    assert lines == [f"prompt Who {NASTY}?", "before Nobody.", "after A poet."]
+
+
+def test_samples_before_the_end_are_those_of_the_base(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    asked = {"prompts": ["Who?"], "maxNewTokens": 4, "answers": ["Nobody."]}
+    (tmp_path / "samples/before.json").write_text(json.dumps(asked))
+    assert gft("samples", tmp_path.as_uri()).output.split() == ["prompt", "Who?", "before", "Nobody."]
+    (tmp_path / "samples/before.json").unlink()
+    assert "has no samples" in error("samples", tmp_path.as_uri())
+
+
+def test_a_run_by_its_file(write: Write, tmp_path: Path) -> None:
+    file = tmp_path / "quotes.yaml"
+    changes = {"spec.output.uri": write().as_uri()}
+    file.write_text(json.dumps(resource(changes=changes)))
+    assert "A poet." in gft("samples", str(file)).output
+    assert gft("report", str(file)).output.strip() == str(tmp_path / "out/report/report.html")
+
+
+def test_report(write: Write, tmp_path: Path) -> None:
+    folder = write()
+    copy = tmp_path / "copy.html"
+    assert gft("report", str(folder), "-o", str(copy)).output.strip() == str(copy)
+    assert copy.read_text(encoding="utf-8") == PAGE
+    assert gft("report", str(folder), "-o", "-").output.strip() == PAGE
+    (folder / "report/report.html").unlink()
+    assert "report.html does not exist" in error("report", str(folder))
+
+
+def test_compare(write: Write) -> None:
+    one = write("one")
+    other = write(
+        "two",
+        settings={"training.learningRate": "0.001", "lora.rank": "12", "output.uri": "gs://c/d"},
+        loss=2.25,
+        samples=[{"prompt": f"Who {NASTY}?", "before": "Nobody.", "after": "A king."}],
+        warnings=["It is no better."],
+        versions={"peft": "0.22.0"},
+    )
+    found = gft("compare", str(one), str(other))
+    assert found.exit_code == 0, found.output
+    rows = [" ".join(line.split()) for line in found.output.splitlines()]
+    for row in (
+        "training.learningRate 0.0002 0.001",
+        "version of peft 0.21.2 0.22.0",
+        "loss of the last point 2.5 2.25",
+        "evaluation loss of the base 4.25 4.25",
+        "evaluation loss of the result 2.125 2.125",
+        "tokens a second (median) 1234 1234",
+        "highest memory, GiB 3 3",
+        "warnings - It is no better.",
+        f"prompt Who {NASTY}?",
+        "after A poet. A king.",
+    ):
+        assert row in rows, (row, found.output)
+    assert not any(row.startswith(("lora.rank", "output.uri")) for row in rows), "what is equal, or always differs"
+
+
+def test_compare_says_that_nothing_differs(write: Write) -> None:
+    folder = str(write())
+    assert "none" in gft("compare", folder, folder).output.split("Results")[0]
+
+
+def test_serve_commands(write: Write) -> None:
+    folder = write()
+    command = gft("serve-command", str(folder)).output
+    adapter = f"{folder}/adapter"
+    assert shlex.split(command) == [
+        "vllm", "serve", "google/gemma-2-2b", "--revision", "c0ffee", "--enable-lora", "--max-lora-rank", "16",
+        "--lora-modules", f"quotes={adapter}", "--generation-config", adapter,
+        "--chat-template", f"{adapter}/chat_template.jinja",
+    ]  # fmt: skip
+    python, option, program, path, _ = shlex.split(gft("serve-command", str(folder), "--with", "transformers").output)
+    assert (python, option, path) == ("python", "-c", adapter)
+    compile(program, "program", "exec")
+    assert "apply_chat_template" in program
+    assert "has no merged weights" in error("serve-command", str(folder), "--with", "merged")
+    (folder / "merged").mkdir()
+    (folder / "merged/manifest.json").write_text("{}")
+    merged = gft("serve-command", str(folder), "--with", "merged").output
+    assert shlex.split(merged) == ["vllm", "serve", f"{folder}/merged", "--served-model-name", "quotes"]
+
+
+def test_a_bucket_is_copied_before_it_is_served() -> None:
+    served = Served(name="q", base="google/gemma-2-2b", where="gs://b/it's/adapter", rank=8)
+    words = shlex.split(serving.vllm(served))
+    assert words[:8] == ["mkdir", "-p", "./q", "&&", "gcloud", "storage", "cp", "-r"]
+    assert words[8:10] == ["gs://b/it's/adapter/*", "./q"]
+    whole = shlex.split(serving.vllm(Served(name="q", base="x", where="file:///out/model", kind="model")))
+    assert whole == ["vllm", "serve", "/out/model", "--served-model-name", "q"]
+    program = shlex.split(serving.transformers(Served(name="q", base="x", where="file:///o/model", kind="model")))[2]
+    assert "peft" not in program
+    compile(program, "program", "exec")
+
+
+@pytest.mark.parametrize("command", ["report", "serve-command"])
+def test_a_run_that_has_not_finished(command: str, tmp_path: Path) -> None:
+    text = error(command, tmp_path.as_uri())
+    assert "has not finished" in text
+    assert "manifest.json does not exist" in text
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    assert "cannot be read from here" in error("samples", "s3://bucket/x")
+    assert "is a folder without manifest.json" in error("samples", str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{")
+    assert "is no JSON" in error("report", str(tmp_path))
+    assert "cannot be read" in error("samples", str(tmp_path / "none.yaml"))
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[FakeGcs]:
+    server = FakeGcs()
+    yield server
+    server.stop()
+
+
+def test_a_run_in_a_bucket(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(ENV_GCS_ENDPOINT, gcs.endpoint)
+    monkeypatch.chdir(tmp_path)
+    requests.post(f"{gcs.endpoint}/storage/v1/b", json={"name": "results"}, timeout=30).raise_for_status()
+    for name, content in (("manifest.json", json.dumps(manifest())), ("report/report.html", PAGE)):
+        where = f"{gcs.endpoint}/upload/storage/v1/b/results/o"
+        params = {"uploadType": "media", "name": f"a/quotes/{name}"}
+        requests.post(where, params=params, data=content.encode(), timeout=30).raise_for_status()
+    assert "A poet." in gft("samples", "gs://results/a/quotes/").output
+    assert gft("report", "gs://results/a/quotes/manifest.json").output.strip() == "quotes-report.html"
+    assert (tmp_path / "quotes-report.html").read_text(encoding="utf-8") == PAGE
+    assert "has not finished" in error("report", "gs://results/b")
+    assert "gcloud storage cp" in gft("serve-command", "gs://results/a/quotes").output
+    monkeypatch.setenv(ENV_GCS_ENDPOINT, "http://127.0.0.1:9")
+    assert "the storage does not answer" in error("report", "gs://results/a/quotes")
+
+
+def test_without_a_login_it_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(ENV_GCS_ENDPOINT, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    assert "gcloud auth application-default login" in error("report", "gs://results/a")
