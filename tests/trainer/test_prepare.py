@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bench import prepare as bench
 from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import (
     DEFAULT_CACHE,
@@ -38,6 +39,7 @@ from gemmatune_trainer.storage import open_storage
 from tests.support.hub import TOKEN, Hub
 from tests.support.standin import write_small_model
 from tests.trainer.conftest import run_config, write_quotes
+from tools.performance import document
 
 
 @pytest.fixture(autouse=True)
@@ -422,3 +424,14 @@ def test_inspect_refuses_other_arguments(config, tmp_path):
         assert code == ExitCode.INVALID_CONFIG
         assert message is not None
         assert "inspect" in message.message
+
+
+def test_the_benchmark_measures_a_preparation(tmp_path):
+    write_small_model(tmp_path / "model", "3")
+    found = bench.measure(60, tmp_path / "model")
+    assert found.tokens > found.rows == 60
+    assert found.peak > 50 << 20
+    bench.write([found], tmp_path / "results" / "prepare.json")
+    text = document(tmp_path / "results")
+    assert "| 60 |" in text
+    assert "make bench-prepare" in text
