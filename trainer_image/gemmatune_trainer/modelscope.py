@@ -69,7 +69,13 @@ class Repository:
         self._endpoint = (os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT).rstrip("/")
         self._token = token
         self._session = requests.Session()
-        retry = Retry(_RETRIES, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504], raise_on_status=False)
+        retry = Retry(
+            _RETRIES,
+            backoff_factor=1,  # half a minute in all
+            status_forcelist=[429, 500, 502, 503, 504],
+            raise_on_status=False,
+            respect_retry_after_header=False,  # it may name an hour
+        )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=_AT_ONCE))
         if token:
