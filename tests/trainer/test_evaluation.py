@@ -116,7 +116,7 @@ def test_evaluation_changes_nothing_that_is_trained(make_config: MakeConfig) -> 
 
 def write_others(path: Path) -> str:
     """Rows that have nothing in common with those that are trained: what is learnt only makes them less likely."""
-    rows = [{"text": "7 % 4 & 9 _ 3 { 8 } 5 ~ 6 = 2", "from": f"{number} + {number}"} for number in range(4)]
+    rows = [{"text": "<b>7 % 4 & 9 _ 3 { 8 } 5 ~ 6 = 2", "from": f"{number} + {number}"} for number in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.as_uri()
 
@@ -149,7 +149,10 @@ def test_the_best_adapter_is_the_result_also_after_an_interruption(
     assert "Evaluation loss" in (tmp_path / "u" / "report" / "report.html").read_text()
     samples = whole.status["samples"]
     assert len(samples) == 3
-    assert samples[1]["prompt"].startswith("Quote:")
+    assert samples[1]["prompt"].startswith("Quote: <b>7")
+    page = (tmp_path / "u" / "report" / "report.html").read_text()
+    assert "Quote: &lt;b&gt;7" in page, "what a row holds is text"
+    assert "<b>7" not in page
     # The same run, stopped where a checkpoint has the best adapter behind it.
     run(trainer_host, "prepare", config, tmp_path / "prepare")
     first = trainer_host.start("train", config, tmp_path / "first")

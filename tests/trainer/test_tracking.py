@@ -55,6 +55,12 @@ def attempt(config: RunConfig, number: int, first: int, last: int, ending: Endin
     return [line for line in lines if line["log_level"] == "warning"]
 
 
+def test_of_several_processes_one_speaks(run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert not attempt(run(tensorboard=True), 1, 1, 2, "finished", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
     """What TensorBoard shows of the event files of a folder: tag -> step -> value."""
     from tensorboardX.proto.event_pb2 import Event

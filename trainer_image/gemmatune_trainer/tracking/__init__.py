@@ -33,6 +33,8 @@ CLOSE_SECONDS = {"finished": 60.0, "interrupted": 3.0, "failed": 3.0}
 """How long the end of a run waits for each tracker: a pod that stops has little time."""
 _WAITING = 100_000
 """Values that are kept for a tracker that does not take them; the oldest go first."""
+_RANK = "RANK"
+"""Set by torchrun: of several processes the first one speaks for the run."""
 _SECRETS = (WANDB_KEY, MLFLOW_KEY, "HF_TOKEN")
 
 
@@ -172,7 +174,7 @@ def open_tracking(config: RunConfig, settings: Sequence[tuple[str, str]], scratc
 
     `from_step` is the step that the attempt begins with: what an earlier one told of later steps is told again.
     """
-    wanted = config.tracking
+    wanted = config.tracking if os.environ.get(_RANK, "0") == "0" else None
     trackers: list[Tracker] = []
     if wanted is not None and wanted.tensorboard:
         from gemmatune_trainer.tracking.tensorboard import TensorBoard
