@@ -183,7 +183,6 @@ def _setting(spec: FineTuneSpec, place: _Place, length: int) -> Setting:
         rows=1,
         length=length,
         checkpointing=False,
-        packed=spec.dataset.packing is not False,
         optimizer=_set(training.optimizer),
         precision=_set(training.precision),
         device=place.device,

@@ -19,8 +19,10 @@ GIB = 1024**3
 
 HEAD_CHUNK = 256
 """Labelled positions whose logits exist at a time."""
-PACKED_TOKENS = 1024
-"""Longest sequence that rows are packed into; longer rows get sequences of their own length."""
+WIDE_LOGITS = 1 << 21
+"""Logits of a chunk that are in fp32 at a time."""
+OWN_PASSES = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"})
+"""Families whose frozen norms and feed-forward blocks our trainer computes by passes of its own."""
 NF4_BLOCK = 64
 """Weights that share a quantisation constant (bitsandbytes)."""
 ABSMAX_BLOCK = 256
@@ -50,15 +52,14 @@ Device = Literal["cuda", "cpu", "tpu"]
 class Setting:
     """What the memory of one device depends on.
 
-    `rows` rows of `length` tokens pass at once, several to a sequence where they are `packed`. `all_logits`: the head
-    is computed at every position at once, as trainers other than ours do.
+    `rows` rows of `length` tokens pass at once, each attending to itself. `all_logits`: the head is computed at every
+    position at once, and activations are kept as transformers and PEFT do, as trainers other than ours do.
     """
 
     method: MethodKind
     rows: int
     length: int
     checkpointing: bool
-    packed: bool = True
     rank: int = 8
     targets: str | tuple[str, ...] = "all-linear"
     """A preset or the names of modules."""
@@ -78,11 +79,6 @@ class Setting:
     def tokens(self) -> int:
         """Tokens of one forward pass."""
         return self.rows * self.length
-
-    @property
-    def sequence(self) -> int:
-        """Longest sequence of one forward pass."""
-        return min(max(PACKED_TOKENS, self.length), self.tokens) if self.packed else self.length
 
     @property
     def activation_bytes(self) -> int:
@@ -119,8 +115,15 @@ def adapter_weights(model: GemmaModel, setting: Setting) -> int:
     return 0 if setting.method == "full" else 4 * trainable(model, setting)
 
 
+def own_adapter(setting: Setting) -> bool:
+    """Whether the adapted layers have our trainer's passes, which keep an input once and cast only the adapter."""
+    return setting.method != "full" and not setting.all_logits and not setting.dora
+
+
 def autocast_copies(model: GemmaModel, setting: Setting) -> int:
     """Bytes of the 16-bit copies that autocast keeps of fp32 weights during a pass."""
+    if own_adapter(setting):
+        return 0
     return 2 * trainable(model, setting) if setting.activation_bytes == 2 else 0
 
 
@@ -164,20 +167,22 @@ def _factored_state(model: GemmaModel, setting: Setting) -> int:
 def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     """Bytes that one layer keeps for its backward pass, without checkpointing.
 
-    Norms keep their input in fp32 (trained ones also what they make of it), every adapted module its own copy of its
-    input (autocast makes it), attention its queries, keys, values and output, the feed-forward block three tensors of
-    its width. Eager attention keeps its scores besides, SDPA its mask as numbers.
+    Norms keep their input in fp32 (trained ones also what they make of it), adapted modules their input, attention its
+    queries, keys, values and output, the feed-forward block three tensors of its width. Our own passes keep a norm's
+    input as it came, and two tensors of the feed-forward block.
     """
     width = setting.activation_bytes
     kv_heads, head_dim = model.heads_of(layer)
     query, key = model.heads * head_dim, kv_heads * head_dim
     ffn = model.ffn_of(layer)
-    per_token = 4 * model.norms_per_layer * model.hidden
+    own = setting.method != "full" and not setting.all_logits and model.family in OWN_PASSES
+    norm = width if own else 4
+    per_token = norm * model.norms_per_layer * model.hidden
     if model.qk_norm:
-        per_token += 4 * (query + key)
+        per_token += norm * (query + key)
     if setting.method == "full":
         per_token *= 2  # a norm's weights are trained: its normalised input is kept too
-    per_token += 2 * width * (query + key) + 3 * width * ffn
+    per_token += 2 * width * (query + key) + (2 if own else 3) * width * ffn
     per_token += _linear_inputs(model, setting, query, ffn)
     if model.experts:
         per_token += 12 * model.hidden + 12 * model.experts
@@ -186,10 +191,23 @@ def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
         per_token += 4 * model.hidden + 3 * width * model.ple_width
     if model.altup_inputs:
         per_token += model.altup_inputs * model.hidden * (3 * width + 4)
+    return setting.tokens * per_token + _scores(model, setting, layer)
+
+
+def _scores(model: GemmaModel, setting: Setting, layer: int) -> int:
+    """Bytes that attention keeps beside its inputs and output.
+
+    Eager attention keeps its scores. SDPA keeps its mask as numbers: ours has one only where rows are longer than the
+    sliding window, for all rows of one length.
+    """
+    width = setting.activation_bytes
     if model.rules.attention == "eager":
-        copies = 4 + width + (width if model.attn_softcapping else 0)
-        return setting.tokens * (per_token + setting.sequence * model.heads * copies)
-    return setting.tokens * (per_token + setting.sequence * width)
+        copies = 4 + (width if width == 2 else 0) + (width if model.attn_softcapping else 0)
+        return setting.tokens * setting.length * model.heads * copies
+    if setting.all_logits:
+        return setting.tokens * setting.length * width
+    window = 0 if model.is_global(layer) else model.sliding_window or 0
+    return setting.length**2 * width if 0 < window < setting.length else 0
 
 
 def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) -> int:
@@ -201,7 +219,7 @@ def _linear_inputs(model: GemmaModel, setting: Setting, query: int, ffn: int) ->
     sizes = {"q_proj": model.hidden, "k_proj": model.hidden, "v_proj": model.hidden, "o_proj": query}
     sizes |= {"gate_proj": model.hidden, "up_proj": model.hidden, "down_proj": ffn}
     total = width * setting.rank * len(names & sizes.keys())  # what each A gives to its B
-    if width == 2:
+    if width == 2 and not own_adapter(setting):  # autocast copies the input of each
         return total + width * sum(size for name, size in sizes.items() if name in names)
     shared = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     return total + width * sum(sizes[group[0]] for group in shared if names & set(group))
@@ -213,7 +231,7 @@ def workspace(model: GemmaModel, setting: Setting) -> int:
     width = setting.activation_bytes
     gradients = setting.tokens * ((4 + 3 * width) * widest + 8 * model.hidden)
     if model.rules.attention == "eager":
-        gradients += setting.tokens * setting.sequence * model.heads * (4 + width)
+        gradients += setting.tokens * setting.length * model.heads * (4 + width)
     restored = 0
     if setting.method == "qlora":
         restored = width * max(matrix.inputs * matrix.outputs for matrix in model.matrices())
@@ -224,7 +242,7 @@ def masks(model: GemmaModel, setting: Setting) -> int:
     """Bytes of the attention masks that all layers share: one for global and one for sliding layers."""
     kinds = 2 if model.sliding_window else 1
     width = setting.activation_bytes if model.rules.attention == "eager" else 1
-    return setting.tokens * setting.sequence * kinds * width
+    return (setting.tokens if setting.all_logits else setting.length) * setting.length * kinds * width
 
 
 def activations(model: GemmaModel, setting: Setting) -> int:
@@ -248,16 +266,16 @@ def activations(model: GemmaModel, setting: Setting) -> int:
 def logits(model: GemmaModel, setting: Setting) -> int:
     """Bytes of logits, their soft-max and their gradient at the positions of one chunk, and of the hidden gradients.
 
-    Ours, at 256 positions at a time: logits, their log-soft-max in fp32 (which becomes the gradient), and the gradient
-    of the chunk before or its copy in the head's width; a soft cap adds three fp32 tensors. `all_logits`: the fp32
-    copy and its gradient at every position.
+    Ours, at 256 positions at a time: logits, which become their own gradient, a few rows of them at a time in fp32 with
+    their log-soft-max; a soft cap adds three fp32 tensors. `all_logits`: the fp32 copy and its gradient at every
+    position.
     """
     width = setting.activation_bytes
     hidden = setting.tokens * model.hidden * (width + 4)
     if setting.all_logits:
         return setting.tokens * model.vocab * (width + 4 + 4) + hidden
-    per_logit = width + 4 + 4 + (12 if model.final_softcapping else 0)
-    return min(HEAD_CHUNK, setting.tokens) * model.vocab * per_logit + hidden
+    chunk = min(HEAD_CHUNK, setting.tokens) * model.vocab
+    return chunk * width + min(WIDE_LOGITS, chunk) * (8 + (12 if model.final_softcapping else 0)) + hidden
 
 
 def mapped_files(model: GemmaModel, setting: Setting) -> int:

@@ -16,6 +16,8 @@ peft = pytest.importorskip("peft")
 
 from gemmatune_api import catalog, memory  # noqa: E402
 from gemmatune_api.memory import Setting  # noqa: E402
+from gemmatune_trainer.backends import fused  # noqa: E402
+from gemmatune_trainer.backends.forward import packed_hidden  # noqa: E402
 
 TEXT_CLASSES = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM"),
@@ -84,9 +86,9 @@ def adapter_of(module: Any, rank: int, targets: list[str], **options: Any) -> in
 
 
 def test_the_trainer_works_as_the_planner_counts() -> None:
-    from gemmatune_trainer.backends import forward, torch_trainer
+    from gemmatune_trainer.backends import forward
 
-    assert (memory.HEAD_CHUNK, memory.PACKED_TOKENS) == (forward.CHUNK_ROWS, torch_trainer.PACKED_TOKENS)
+    assert (memory.HEAD_CHUNK, memory.WIDE_LOGITS) == (forward.CHUNK_ROWS, forward.WIDE_LOGITS)
 
 
 NAMES = [
@@ -143,10 +145,12 @@ def kept_bytes(model: catalog.GemmaModel, setting: Setting) -> int:
     config._attn_implementation = model.rules.attention
     module = getattr(transformers, TEXT_CLASSES[model.family][1])(config)
     dtype = torch.bfloat16 if setting.activation_bytes == 2 else torch.float32
+    tuned = module
     if setting.method == "lora":
         module = module.to(dtype)
         targets = list(catalog.target_names(setting.targets))
-        peft.get_peft_model(module, peft.LoraConfig(r=setting.rank, target_modules=targets))
+        tuned = peft.get_peft_model(module, peft.LoraConfig(r=setting.rank, target_modules=targets))
+        fused.install(tuned)
     weights = {value.data_ptr() for value in module.parameters()}
     alive: dict[int, Any] = {}
 
@@ -161,8 +165,8 @@ def kept_bytes(model: catalog.GemmaModel, setting: Setting) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        output = module.model(input_ids=ids, position_ids=positions, use_cache=False)
-    assert output.last_hidden_state.requires_grad
+        hidden = packed_hidden(tuned, ids, positions)
+    assert hidden.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in alive.values())
 
 
@@ -178,7 +182,6 @@ def test_bytes_that_a_layer_keeps_are_those_of_autograd(name: str, precision: st
         method=method,
         rows=2,
         length=96,
-        packed=False,
         checkpointing=False,
         rank=4,
         precision="bf16" if precision == "bf16" else "fp32",

@@ -112,3 +112,13 @@ def test_the_first_token_of_a_document_is_not_trained() -> None:
     assert first.tolist() == [0, 4]
     assert (batch.labels[0][first] == forward.IGNORED).all()
     assert batch.labelled_tokens == 8
+
+
+def test_what_inference_leaves_behind_can_be_trained_with(tiny_model: TinyModel) -> None:
+    """Masks are kept between passes: one that was made under inference mode must not break a later backward pass."""
+    model = load(tiny_model("3"), "sdpa")
+    ids, positions, labels = tensors(ListedRows([2 * SLIDING_WINDOW + 5]).items, [[0]])
+    with torch.inference_mode():
+        forward.packed_logits(model, ids, positions)
+    forward.labelled_loss(model, ids, positions, labels).backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None

@@ -53,7 +53,6 @@ def setting(run: Run) -> Setting:
         method="qlora" if run.method == "qlora" else "lora",
         rows=run.batch,
         length=run.length,
-        packed=False,
         checkpointing=True,
         rank=run.rank,
         optimizer="adamw_bnb_8bit",

@@ -8,19 +8,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gemmatune_trainer.backends import attention
+
 IGNORED = -100
 CHUNK_ROWS = 256
 """Labelled positions whose logits exist at one time."""
+WIDE_LOGITS = 1 << 21
+"""Logits of a chunk that are in fp32 at one time, for soft-max and gradient."""
 
 
 def packed_hidden(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     """Last hidden states [sequences, length, hidden] of packed documents, which do not see each other.
 
-    transformers builds block-diagonal masks from position_ids that restart at 0, but only without an attention mask
-    and without a cache.
+    A document begins wherever position_ids are 0. All sequences pass as one, and attention goes document by document:
+    how they were packed decides nothing.
     """
-    output = _decoder(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    attention.use(_base(model).config.get_text_config())
+    output = _decoder(model)(
+        input_ids=input_ids.reshape(1, -1),
+        position_ids=position_ids.reshape(1, -1),
+        attention_mask=attention.NO_MASK,
+        use_cache=False,
+        documents=attention.documents(position_ids.reshape(-1)),
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden.view(*input_ids.shape, hidden.shape[-1])
 
 
 def _base(model: Any) -> Any:
@@ -79,13 +91,12 @@ class _HeadLoss(torch.autograd.Function):
                 rows = slice(begin, begin + CHUNK_ROWS)
                 states = hidden[rows].to(head.dtype)
                 logits = functional.linear(states, head)
-                chunk_loss, logit_gradient = _cross_entropy(logits, targets[rows], cap, needed)
-                total += chunk_loss
-                if gradient is not None and logit_gradient is not None:
-                    logit_gradient = logit_gradient.to(head.dtype)
-                    gradient[rows] = (logit_gradient @ head).to(gradient.dtype)
+                total += _cross_entropy(logits, targets[rows], cap, needed)
+                if gradient is not None:
+                    gradient[rows] = (logits @ head).to(gradient.dtype)
                     if head_gradient is not None:
-                        head_gradient += logit_gradient.T @ states
+                        head_gradient += logits.T @ states
+                del logits  # before the next chunk's exist
         if gradient is not None:
             ctx.save_for_backward(gradient)
             ctx.head_gradient = head_gradient
@@ -100,19 +111,25 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * outputs[0].to(gradient.dtype), None, of_head, None
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, cap: float | None, needed: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of [rows, vocabulary] logits before capping, and its gradient to them (None where not needed)."""
-    squash = None
-    if cap:
-        squash = torch.tanh(logits.float() / cap)
-        logits = squash * cap
-    log_probabilities = functional.log_softmax(logits, dim=-1, dtype=torch.float32)
-    index = targets.unsqueeze(1)
-    loss = -log_probabilities.gather(1, index).sum()
-    if not needed:
-        return loss, None
-    gradient = log_probabilities.exp_()
-    gradient.scatter_add_(1, index, torch.full_like(index, -1.0, dtype=gradient.dtype))
-    if squash is not None:
-        gradient *= 1.0 - squash * squash
-    return loss, gradient
+def _cross_entropy(logits: Tensor, targets: Tensor, cap: float | None, needed: bool) -> Tensor:
+    """Summed loss of [rows, vocabulary] logits before capping, which become its gradient to them where it is needed.
+
+    A few rows at a time: what is in fp32 between the passes stays small, and on many devices in the cache.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    rows = max(1, WIDE_LOGITS // logits.shape[1])
+    for begin in range(0, logits.shape[0], rows):
+        part = logits[begin : begin + rows]
+        wide = part.float()
+        squash = torch.tanh(wide / cap) if cap else None
+        if squash is not None and cap:
+            wide = squash * cap
+        wide = functional.log_softmax(wide, dim=-1)
+        index = targets[begin : begin + rows].unsqueeze(1)
+        total -= wide.gather(1, index).sum()
+        if needed:
+            wide.exp_().scatter_add_(1, index, torch.full_like(index, -1.0, dtype=wide.dtype))
+            if squash is not None:
+                wide *= 1.0 - squash * squash
+            part.copy_(wide)
+    return total

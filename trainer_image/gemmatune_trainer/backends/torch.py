@@ -17,7 +17,7 @@ from transformers import set_seed as seed_everything
 
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunConfig, RunMethod
-from gemmatune_trainer.backends import adapter, whole
+from gemmatune_trainer.backends import adapter, fused, whole
 from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verification
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, StepLoader, make_trainer
@@ -60,6 +60,7 @@ class TorchBackend:
             self._model, self._before = base, whole.pieces(base)
         else:
             self._model = get_peft_model(base, lora_config(self._config, self._files.model.rules))
+            fused.install(self._model)
             settings = self._model.peft_config["default"]
             settings.base_model_name_or_path, settings.revision = self._files.published_name
         self._kind.check_dtypes(self._model)
@@ -166,6 +167,7 @@ class TorchBackend:
             return whole.compare(self._model, (trained, self._logits(row)), self._before, sums, folder)
         base = load_base(self._files, self._config)
         self._model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+        fused.install(self._model)
         adapter.check_keys(self._model, folder)
         reloaded = self._logits(row)
         with self._model.disable_adapter():

@@ -25,9 +25,6 @@ from gemmatune_trainer.backends.usage import memory
 from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import collate, micro_batches, pack
 
-PACKED_TOKENS = 1024
-"""Longest sequence that rows are packed into: attention's cost grows with the square of it."""
-
 
 class StepLoader:
     """The micro-batches of all steps from `first_step` (from 0) on, as one pass.
@@ -75,8 +72,7 @@ class StepLoader:
 
     def _tensors(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         lengths = [len(ids) for ids, _ in rows]
-        single = [[index] for index in range(len(rows))]
-        sequences = pack(lengths, max(PACKED_TOKENS, *lengths)) if self._packing else single
+        sequences = pack(lengths, sum(lengths)) if self._packing else [[index] for index in range(len(rows))]
         batch = collate(rows, sequences, pad_id=self._pad_id)
         return {
             "input_ids": torch.from_numpy(batch.input_ids),
