@@ -77,8 +77,9 @@ clean-setup: ## `make demo` to its first step with an empty home and a PATH with
 bench-operator: setup kube ## The operator's speed beside a bare client and an empty kopf (about 15 minutes)
 	$(call step,operator benchmark,$(RUN) python -m bench.operator)
 
-bench-trainer: setup ## Peak memory of the trainer against the planner's estimate
-	$(call step,trainer benchmark,$(RUN) python -m bench.memory)
+bench-trainer: setup ## The trainer's speed and memory beside others, and its memory against the plan (about 25 minutes)
+	$(call step,memory benchmark,$(RUN) python -m bench.memory)
+	$(call step,trainer benchmark,$(RUN) python -m bench.trainer)
 
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)

@@ -1,0 +1,49 @@
+"""The floating-point work of a step against what no trainer can do without: a figure that holds on any hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.trainer_verdict import WORK, necessary
+from gemmatune_api import catalog
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.backends.forward import labelled_loss
+from gemmatune_trainer.backends.torch import TorchBackend
+from gemmatune_trainer.backends.torch_trainer import StepLoader
+from gemmatune_trainer.models import fetch
+from gemmatune_trainer.stop import StopFlag
+from tests.trainer.conftest import ListedRows
+
+LENGTHS = [30, 57, 41, 12, 49, 23, 44, 60]
+
+
+@pytest.mark.parametrize(("generation", "changes"), [("1", {}), ("2", {}), ("3", {}), ("3", {"dropout": 0.1})])
+def test_a_step_does_little_more_than_the_necessary(
+    make_config: Callable[..., RunConfig], generation: str, changes: dict[str, Any]
+) -> None:
+    """Rows of different lengths, of which half is labelled, in one micro-batch without checkpointing."""
+    config = make_config(generation, micro_batch_size=8, global_batch_size=8, **changes)
+    files = fetch(config.model, weights=True)
+    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend.load()
+    rows = ListedRows(LENGTHS, masked=6)
+    (batch,) = StepLoader(config, rows, len(LENGTHS), 1, 0, 0)
+    backend._model.train()
+    with FlopCounterMode(display=False) as counter:
+        labelled_loss(backend._model, batch["input_ids"], batch["position_ids"], batch["labels"]).backward()
+    found = catalog.by_config(files.config)
+    assert found is not None
+    shape = {
+        "non_embedding": found.parameters - found.embedding,
+        "embedding": found.embedding,
+        "adapter": sum(value.numel() for value in backend._model.parameters() if value.requires_grad),
+        "attention_width": found.heads * found.head_dim,
+        "layers": found.layers,
+    }
+    documents = [[ids, [-100, *labels[1:]]] for ids, labels in rows.items]
+    share = counter.get_total_flops() / necessary(documents, shape)
+    assert 0.8 < share <= WORK
