@@ -17,7 +17,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ soak-machinery: setup kube ## Kill -9 at every single write of every story; each
 soak-mutants: setup ## Every condition of every policy made wrong: its tests must fail
 	$(call step,mutants,GEMMATUNE_SOAK=1 $(PYTEST) tests/unit/test_mutants.py)
 
+soak-chaos: setup ## 30 kills of the trainer, every fault of its storage, and what checkpoints cost; writes bench/results/chaos.json
+	$(call step,chaos,$(RUN) python -m bench.chaos)
+
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,$(PYTEST) -n 2 --dist loadfile tests/trainer)
 
@@ -86,4 +89,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint test test-trainer test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos ## Everything, with the benchmarks

@@ -288,6 +288,7 @@ class Attempt:
             evaluation.restore(start.folder)
         self._watch = LossWatch(point.loss for point in self.history.points)
         self._step = start.step if start else 0
+        self._beside = 0.0
         planned = config.checkpoint
         self._schedule = _Schedule(planned.every_steps, planned.every_seconds, time.monotonic())
 
@@ -300,7 +301,7 @@ class Attempt:
         """
         log.info("training", from_step=self._step, total_steps=self._total_steps, rows=self._rows)
         self._report(urgent=True)
-        self._schedule.time = time.monotonic()
+        started = self._schedule.time = time.monotonic()
         try:
             start = self._start.folder if self._start else None
             if self._evaluation.missed(self._step, self.history):
@@ -308,6 +309,8 @@ class Attempt:
                     self._backend.restore_weights(start)
                 self._evaluate()
             self._backend.train(rows, self._rows, self._total_steps, start, self)
+            seconds = time.monotonic() - started
+            log.info("trained", seconds=round(seconds, 2), for_checkpoints_and_status=round(self._beside, 3))
             with self._watchdog.patiently("uploading the last checkpoint"):
                 self._checkpoints.wait(self._look)
         except StopTraining:
@@ -358,10 +361,12 @@ class Attempt:
         save = self._schedule.due(step.number, time.monotonic()) or last
         if self._evaluation.due(step.number, with_checkpoint=save, last=last):
             self._evaluate()
+        started = time.monotonic()
         self._report(urgent=False)
         if save:
             with self._watchdog.patiently("saving a checkpoint"):
                 self._checkpoints.save(step.number, self._snapshot, self._look)
+        self._beside += time.monotonic() - started
 
     def _evaluate(self) -> None:
         self._evaluation.run(self._step, self.history, self.micro_batch)
