@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gemmatune_trainer.backends.base import Snapshot
 from gemmatune_trainer.checkpoints import Checkpoints
-from gemmatune_trainer.errors import Interrupted, StorageUnavailable
+from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError
 from gemmatune_trainer.ownership import Claim, Fence, claim
 from gemmatune_trainer.run import _Schedule
-from gemmatune_trainer.storage import crc32c
+from gemmatune_trainer.storage import StoredObject, crc32c
 from gemmatune_trainer.storage_file import FileStorage
 from tests.trainer.conftest import run_config
 
@@ -22,19 +23,33 @@ IDENTITY = {"resumeHash": "h", "dataHash": "d", "attempt": 1, "versions": {}}
 
 
 class Slow(FileStorage):
-    """A directory whose uploads wait for a gate, and may fail."""
+    """A directory whose uploads wait for a gate, may fail, and may arrive damaged; it knows checksums."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.damaged = 0
+        self.undeletable: TrainerError | None = None
 
     def upload(self, files: Mapping[str, Path]) -> None:
         self.gate.wait(10)
         if self.error:
             raise self.error
         super().upload(files)
+        if self.damaged:
+            self.damaged -= 1
+            path = self.root / next(iter(files))
+            path.write_bytes(path.read_bytes()[::-1])
+
+    def list(self, prefix: str = "") -> Sequence[StoredObject]:
+        return [replace(item, crc32c=crc32c(self.root / item.name)) for item in super().list(prefix)]
+
+    def delete(self, names: Sequence[str]) -> None:
+        if self.undeletable and names:
+            raise self.undeletable
+        super().delete(names)
 
 
 @pytest.fixture
@@ -163,6 +178,138 @@ def test_nothing_is_trusted_that_a_newer_attempt_has_fenced_off(
     heir.save(7, taker(7))
     heir.wait()
     assert steps(tmp_path / "out") == [7], "what the interrupted upload left is swept up"
+
+
+def test_what_arrives_damaged_is_sent_again(make: Callable[..., Checkpoints], tmp_path: Path) -> None:
+    checkpoints = make()
+    storage: Slow = make.storage  # type: ignore[attr-defined]
+    storage.damaged = 2
+    checkpoints.save(5, taker(5))
+    checkpoints.wait()
+    assert (tmp_path / "out" / "checkpoints" / "step-00000005" / "state").read_text() == "state of 5"
+    storage.damaged = 3
+    checkpoints.save(10, taker(10))
+    with pytest.raises(StorageUnavailable, match="arrives damaged, 3 times"):
+        checkpoints.wait()
+    found = make(attempt=2).newest()
+    assert found is not None
+    assert found.step == 5
+
+
+def test_what_cannot_be_deleted_ends_no_run(make: Callable[..., Checkpoints], tmp_path: Path) -> None:
+    checkpoints = make(keep=1)
+    storage: Slow = make.storage  # type: ignore[attr-defined]
+    storage.undeletable = StorageUnavailable("the bucket refuses")
+    for step in (5, 10):
+        checkpoints.save(step, taker(step))
+        checkpoints.wait()
+    assert steps(tmp_path / "out") == [5, 10]
+    storage.undeletable = None
+    checkpoints.save(15, taker(15))
+    checkpoints.wait()
+    assert steps(tmp_path / "out") == [15]
+
+
+def test_the_last_one_goes_beside_an_upload_in_flight(make: Callable[..., Checkpoints]) -> None:
+    checkpoints = make()
+    storage: Slow = make.storage  # type: ignore[attr-defined]
+    checkpoints.save(5, taker(5))
+    checkpoints.wait()
+    storage.gate.clear()
+    checkpoints.save(10, taker(10))
+    assert checkpoints.save_last(12, taker(12), seconds=0.2) == "its upload takes longer than 0 s"
+    assert checkpoints.last_step == 5
+    storage.gate.set()
+    assert checkpoints.save_last(12, taker(12), seconds=30) == ""
+    assert checkpoints.last_step == 12
+    checkpoints.wait()
+    assert checkpoints.last_step == 12, "an older one that lands later is not the newest"
+    assert checkpoints.save_last(12, lambda: pytest.fail("it has landed"), seconds=30) == ""
+    storage.error = StorageUnavailable("the bucket is away")
+    assert checkpoints.save_last(13, taker(13), seconds=30) == "the bucket is away"
+    make(attempt=2)
+    storage.error = None
+    with pytest.raises(Interrupted, match="attempt 2"):
+        checkpoints.save_last(14, taker(14), seconds=30)
+
+
+def test_waiting_ends_where_it_shall(make: Callable[..., Checkpoints]) -> None:
+    checkpoints = make()
+    storage: Slow = make.storage  # type: ignore[attr-defined]
+    storage.gate.clear()
+    checkpoints.save(5, taker(5))
+
+    def look() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(10, lambda: pytest.fail("nothing is copied while it waits"), look)
+    storage.gate.set()
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"files": []}, "names no file"),
+        ({"step": 7}, "its step is 7, this run's is 5"),
+        ({"version": 2}, "its version is 2"),
+        ({"files": "x"}, "cannot be read"),
+        ({"files": [{"name": "state"}]}, "cannot be read"),
+        ({"resumeHash": "x"}, "its resumeHash is x"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(
+    make: Callable[..., Checkpoints], tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    checkpoints = make()
+    checkpoints.save(5, taker(5))
+    checkpoints.wait()
+    path = tmp_path / "out" / "checkpoints" / "step-00000005" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    heir = make(attempt=2)
+    assert heir.newest() is None
+    assert heir.note.startswith("The checkpoint of step 5 is not used: ")
+    assert words in heir.note
+
+
+def test_every_single_byte_counts(make: Callable[..., Checkpoints], tmp_path: Path) -> None:
+    """One bit changed anywhere, in a file or in its manifest: never another state than the one that was saved."""
+    checkpoints = make()
+    checkpoints.save(5, taker(5))
+    checkpoints.wait()
+    folder = tmp_path / "out" / "checkpoints" / "step-00000005"
+    heir = make(attempt=2)
+    for name in ("state", "manifest.json"):
+        whole = (folder / name).read_bytes()
+        for place in range(len(whole)):
+            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            heir._passed_over.clear()
+            found = heir.newest()
+            assert found is None or (found.folder / "state").read_text() == "state of 5", (name, place)
+            assert name != "state" or found is None
+        (folder / name).write_bytes(whole)
+
+
+def test_pruned_by_a_zombie_while_it_is_read(make: Callable[..., Checkpoints]) -> None:
+    """What was listed is gone, because something newer has landed: that is found."""
+    zombie = make(keep=1)
+    zombie.save(5, taker(5))
+    zombie.wait()
+    storage: Slow = make.storage  # type: ignore[attr-defined]
+    heir = make(attempt=2)
+    download, zombie._fence = storage.download, heir._fence  # it has passed its fence already
+
+    def interrupted(files: Mapping[str, Path]) -> None:
+        storage.download = download  # type: ignore[method-assign]
+        zombie.save(10, taker(10))
+        zombie.wait()
+        download(files)
+
+    storage.download = interrupted  # type: ignore[method-assign]
+    found = heir.newest()
+    assert found is not None
+    assert found.step == 10
 
 
 def test_the_manifest_names_what_it_vouches_for(make: Callable[..., Checkpoints], tmp_path: Path) -> None:

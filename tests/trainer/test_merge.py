@@ -124,6 +124,38 @@ def test_an_adapter_trained_on_4_bits_is_merged_into_16(
     assert_merged(config)
 
 
+def test_an_adapter_trained_on_8_bits_is_merged_into_16(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path
+) -> None:
+    config = trained(trainer_host, make_config(kind="qlora", bits=8, precision="bf16"), tmp_path)
+    done(trainer_host.run("merge", config, tmp_path / "merge"))
+    assert_merged(config)
+
+
+def test_a_dora_adapter_sets_the_length_of_every_row(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path
+) -> None:
+    """By formula: the magnitude times the direction of the 16-bit base plus its delta."""
+    config = trained(trainer_host, make_config(dora=True), tmp_path)
+    done(trainer_host.run("merge", config, tmp_path / "merge"))
+    base = load_file(Path(config.model.uri.removeprefix("file://")) / "model.safetensors")
+    adapter = load_file(output(config) / "adapter" / "adapter_model.safetensors")
+    settings = json.loads((output(config) / "adapter" / "adapter_config.json").read_text())
+    assert settings["use_dora"]
+    scale = settings["lora_alpha"] / settings["r"]
+    merged = load_file(output(config) / "merged" / "model.safetensors")
+    magnitudes = [name for name in adapter if ".lora_magnitude_vector" in name]
+    assert len(magnitudes) == len(adapter) // 3
+    for name in magnitudes:
+        stem = name.partition(".lora_magnitude_vector")[0]
+        delta = adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"] * scale
+        target = stem.removeprefix("base_model.model.") + ".weight"
+        moved = base[target].bfloat16().float() + delta
+        wanted = moved * (adapter[name] / moved.norm(dim=1)).unsqueeze(1)
+        assert torch.allclose(merged[target].float(), wanted, rtol=2**-7, atol=1e-6), target
+        assert not torch.equal(merged[target], base[target].bfloat16())
+
+
 def test_the_base_is_left_as_it_was(make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path) -> None:
     """Weights of a 16-bit file are mapped, not copied: merging must not write through to the file."""
     config = make_config()

@@ -71,7 +71,8 @@ def merge(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             stop.check(doing)
 
         folder = scratch / "merged"
-        scores = _merged(config, files, adapter, rows, folder, alive)
+        with stop.at_once("the merge"):
+            scores = _merged(config, files, adapter, rows, folder, alive)
         merged.publish(storage, fence, folder, inputs, scores, lambda: alive("the merged weights were uploaded"))
         return _completed(storage, reporter, finished.artifacts, scores)
     finally:

@@ -95,10 +95,12 @@ class Arena:
         """The environment of its processes."""
         return {ENV_GCS_ENDPOINT: self.proxy.endpoint, ENV_CACHE: str(run.folder / "cache")}
 
-    def start(self, run: Run, number: int, disk: int | None = None, name: str = "") -> TrainerProcess:
-        """Starts an attempt."""
-        folder = run.folder / (name or f"attempt-{number}")
-        return self.host.start("train", run.attempt(number), folder, self.env(run), disk)
+    def start(
+        self, run: Run, number: int, disk: int | None = None, name: str = "", role: str = "train"
+    ) -> TrainerProcess:
+        """Starts an attempt, or a merge."""
+        folder = run.folder / (name or f"{role}-{number}")
+        return self.host.start(role, run.attempt(number), folder, self.env(run), disk)
 
     def finish(self, run: Run, number: int) -> TrainerProcess:
         """An attempt that gets through; the run must then have left what the undisturbed one left."""
@@ -147,9 +149,10 @@ def wait_for_step(process: TrainerProcess, step: int) -> None:
 
 
 class Sniper:
-    """Ends a process by SIGKILL, from whatever thread comes to the moment for it; it returns once it is dead."""
+    """Sends a process a signal from whatever thread comes to the moment for it; after SIGKILL it waits for the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: signal.Signals = signal.SIGKILL) -> None:
+        self._number = number
         self._ready = threading.Event()
         self._process: TrainerProcess | None = None
         self.fired = threading.Event()
@@ -160,12 +163,13 @@ class Sniper:
         self._ready.set()
 
     def fire(self) -> None:
-        """Kills it."""
+        """Sends it."""
         assert self._ready.wait(60)
         assert self._process is not None
         pid = self._process.pid
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: _is_dead(pid), "the process's death", interval=0.005)
+        os.kill(pid, self._number)
+        if self._number == signal.SIGKILL:
+            wait_for(lambda: _is_dead(pid), "the process's death", interval=0.005)
         self.fired.set()
 
 

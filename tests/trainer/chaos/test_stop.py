@@ -11,7 +11,7 @@ from gemmatune_trainer.run import SAVE_SECONDS
 from tests.support.soak import only_in_soak
 from tests.support.trainerhost import TrainerProcess
 from tests.support.wait import wait_for
-from tests.trainer.chaos.arena import INTERVAL, STEPS, Arena, began, folder_of, reached, wait_for_step
+from tests.trainer.chaos.arena import INTERVAL, STEPS, Arena, Sniper, began, folder_of, reached, wait_for_step
 
 
 def stop(process: TrainerProcess) -> float:
@@ -85,3 +85,19 @@ def test_amid_an_evaluation_and_after_training(arena: Arena) -> None:
     assert "samples after training" in second.message.message
     assert second.message.step == STEPS
     arena.finish(run, 3)
+
+
+def test_amid_a_merge(arena: Arena) -> None:
+    """While the merged weights go up: exit 30 and no manifest; the next merge is whole."""
+    run = arena.undisturbed
+    sniper = Sniper(signal.SIGTERM)
+    arena.proxy.fault("POST", r"run/merged/.*\.safetensors", before=sniper.fire)
+    first = arena.start(run, 1, role="merge")
+    sniper.aim(first)
+    assert first.wait() == ExitCode.INTERRUPTED, first.log()
+    assert sniper.fired.is_set()
+    assert "SIGTERM came" in first.message.message
+    assert "run/merged/manifest.json" not in arena.gcs.names(run.bucket, "run/merged/")
+    second = arena.start(run, 2, role="merge")
+    assert second.wait() == ExitCode.DONE, second.log()
+    assert "run/merged/manifest.json" in arena.gcs.names(run.bucket, "run/merged/")
