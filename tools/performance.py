@@ -142,6 +142,33 @@ REPORTS: dict[str, Report] = {
             ),
         ),
     ),
+    "chaos.json": Report(
+        title="Kills of the trainer, and what checkpoints cost",
+        command="make soak-chaos",
+        text="A tiny model is killed at random moments, through fake-gcs-server; every run ended with the adapter of the "
+        "undisturbed one to the bit. The costs are those of LoRA on the real Gemma 3 270M.",
+        tables=(
+            Table(
+                rows=lambda found: [kill for run in found["runs"] for kill in run["kills"]],
+                columns={
+                    "Killed": lambda row: row["moment"],
+                    "At step": lambda row: str(row["reached"]),
+                    "Resumed from": lambda row: str(row["resumed"]),
+                    "Steps lost": lambda row: str(row["lost"]),
+                },
+                title="Kills",
+            ),
+            Table(
+                rows=lambda found: found["costs"],
+                columns={
+                    "What": lambda row: row["what"],
+                    "Measured": lambda row: f"{row['value']:.3g} {row['unit']}",
+                    "At most": lambda row: f"{row['most']:g} {row['unit']}" if "most" in row else "",
+                },
+                title="Costs",
+            ),
+        ),
+    ),
     "faults.json": Report(
         title="Faults, and how soon they show",
         command="make soak-faults",
