@@ -145,8 +145,8 @@ REPORTS: dict[str, Report] = {
     "chaos.json": Report(
         title="Kills of the trainer, and what checkpoints cost",
         command="make soak-chaos",
-        text="A tiny model is killed at random moments, through fake-gcs-server; every run ended with the adapter of the "
-        "undisturbed one to the bit. The costs are those of LoRA on the real Gemma 3 270M.",
+        text="A tiny model is killed at random moments, through fake-gcs-server; every run ended with the adapter of "
+        "the undisturbed one to the bit. The costs are those of LoRA on the real Gemma 3 270M.",
         tables=(
             Table(
                 rows=lambda found: [kill for run in found["runs"] for kill in run["kills"]],
