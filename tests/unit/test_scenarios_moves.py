@@ -52,12 +52,12 @@ def test_a_model_outside_the_catalog_is_planned_for_another_accelerator() -> Non
 
 
 def test_a_move_to_what_is_too_small_is_refused_and_corrected() -> None:
-    play = suspended({**SPEC, "lora": {}, "training": {"maxSteps": 100, "microBatchSize": 16}})
+    play = suspended({**SPEC, "lora": {}, "training": {"maxSteps": 100, "globalBatchSize": 28, "microBatchSize": 28}})
 
     def move(spec: Object, gpu: str) -> None:
         spec["suspend"] = False
         spec["accelerator"] = {"gpu": {"type": gpu}}
-        spec["training"]["microBatchSize"] = 16
+        spec["training"]["microBatchSize"] = 28
         spec["training"]["gradientCheckpointing"] = False
 
     status = play.change(lambda spec: move(spec, "nvidia-tesla-t4"))
