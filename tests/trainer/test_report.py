@@ -7,12 +7,12 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from gemmatune_api import catalog
 from gemmatune_api.spec import TextFormat
@@ -117,7 +117,10 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     assert "note" not in found.classes
 
 
-def test_an_adapter_that_is_no_better_is_told(result: Result) -> None:
+def test_an_adapter_that_is_no_better_is_told(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    log = SimpleNamespace(warning=lambda event, warning: logged.append(warning))
+    monkeypatch.setattr("gemmatune_trainer.run.log", log)
     result.history.evaluations[1] = Evaluated(300, 4.75)
     found = Tags()
     found.feed(report.render(result))
@@ -127,9 +130,8 @@ def test_an_adapter_that_is_no_better_is_told(result: Result) -> None:
     assert "note" in found.classes
     assert warning in "".join(found.text)
     assert warning in card.render(result)
-    with capture_logs() as lines:
-        message = _completed(result.config, None, 599, result)
-    assert [line["warning"] for line in lines] == [warning]
+    message = _completed(result.config, None, 599, result)
+    assert logged == [warning]
     assert "did not fall" in message.message
     assert message.remedy
 

@@ -80,7 +80,7 @@ def test_amid_an_evaluation_and_after_training(arena: Arena) -> None:
     wait_for_step(first, 2 * INTERVAL)  # its evaluation begins now
     stop(first)
     second = arena.start(run, 2)
-    wait_for(lambda: second.events("adapter verified"), "the verification", seconds=240, detail=second.log)
+    wait_for(lambda: second.events("result verified"), "the verification", seconds=240, detail=second.log)
     stop(second)
     assert "samples after training" in second.message.message
     assert second.message.step == STEPS
