@@ -47,6 +47,18 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return shown if low == high else f"{shown} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
+TARGETS = Table(
+    rows=lambda found: found["targets"],
+    columns={
+        "What": lambda row: row["what"],
+        "Target": lambda row: row["target"],
+        "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
+        "Met": lambda row: "yes" if row["met"] else "no",
+    },
+    title="Targets",
+)
+"""What a benchmark was to reach, and did."""
+
 REPORTS: dict[str, Report] = {
     "memory.json": Report(
         title="Memory of the trainer against the plan",
@@ -103,16 +115,7 @@ REPORTS: dict[str, Report] = {
         "is what torch counts, against what a step cannot do without. Utilisation is the necessary work against the "
         "machine's own matrix product, both by processor time.",
         tables=(
-            Table(
-                rows=lambda found: found["targets"],
-                columns={
-                    "What": lambda row: row["what"],
-                    "Target": lambda row: row["target"],
-                    "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
-                    "Met": lambda row: "yes" if row["met"] else "no",
-                },
-                title="Targets",
-            ),
+            TARGETS,
             Table(
                 rows=lambda found: found["arms"],
                 columns={
@@ -199,16 +202,7 @@ REPORTS: dict[str, Report] = {
         "floor is kopf with one index and an empty handler. A resource's wait for its Job counts from the API server's "
         "answer to its creation to the Job's arrival in a watch.",
         tables=(
-            Table(
-                rows=lambda found: found["targets"],
-                columns={
-                    "What": lambda row: row["what"],
-                    "Target": lambda row: row["target"],
-                    "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
-                    "Met": lambda row: "yes" if row["met"] else "no",
-                },
-                title="Targets",
-            ),
+            TARGETS,
             Table(
                 rows=lambda found: [found["ceiling"]],
                 columns={
