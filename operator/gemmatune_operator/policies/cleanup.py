@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from gemmatune_api.names import ConditionType, Reason
+from gemmatune_operator import diagnose
 from gemmatune_operator.conditions import has
 from gemmatune_operator.decision import Decision, Deletion, Situation
+from gemmatune_operator.diagnose import Cause
 from gemmatune_operator.observe import open_attempt
 from gemmatune_operator.policies.outcome import STOPPED
 from gemmatune_operator.views import JobView, PodView
@@ -60,6 +62,14 @@ def stuck(situation: Situation, job: JobView) -> bool:
     """Whether all of a Job's pods that have not ended should have been gone long ago."""
     alive = [pod for pod in job.pods if not pod.ended]
     return bool(alive) and all(_overdue(situation, pod) for pod in alive)
+
+
+def end_of(situation: Situation, job: JobView) -> Cause | None:
+    """How a Job ended, or why it is given up; None while it goes on."""
+    ending = diagnose.ended(job)
+    if ending is None and stuck(situation, job):
+        return diagnose.lost(next(pod for pod in job.pods if not pod.ended))
+    return ending
 
 
 def seconds_to_stuck(situation: Situation) -> float | None:

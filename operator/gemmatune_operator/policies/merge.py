@@ -16,7 +16,7 @@ from gemmatune_operator.manifests import merge as manifest
 from gemmatune_operator.observe import trained
 from gemmatune_operator.policies import deadline, remedies, retry
 from gemmatune_operator.policies.accept import config_of
-from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
+from gemmatune_operator.policies.cleanup import end_of, in_the_way, seconds_to_stuck
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
 from gemmatune_operator.policies.prepare import (
     PENDING_LOOK_SECONDS,
@@ -44,9 +44,7 @@ def merge(situation: Situation, decision: Decision) -> Decision:
         return _again(situation, decision, record, None, diagnose.vanished(record.job))
     record = record.model_copy(update={"start_time": record.start_time or rfc3339(job.created or situation.now)})
     decision = decision.update(merge=record, next_attempt_time=None)
-    ending = diagnose.ended(job)
-    if ending is None and stuck(situation, job):
-        ending = diagnose.lost(next(pod for pod in job.pods if not pod.ended))
+    ending = end_of(situation, job)
     if ending is not None:
         return _ended(situation, decision, record, job, ending)
     sign = diagnose.ending(job)

@@ -15,7 +15,7 @@ from gemmatune_operator.manifests import access
 from gemmatune_operator.manifests import prepare as manifest
 from gemmatune_operator.policies import deadline, describe, queue, remedies, results, retry
 from gemmatune_operator.policies.accept import config_of, model_of, planned
-from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
+from gemmatune_operator.policies.cleanup import end_of, in_the_way, seconds_to_stuck
 from gemmatune_operator.views import JobView
 
 RETRIES = 3
@@ -50,9 +50,7 @@ def prepare(situation: Situation, decision: Decision) -> Decision:
         return _create(situation, decision, record)
     if job.deleting:
         return decision.settle()
-    ending = diagnose.ended(job)
-    if ending is None and stuck(situation, job):
-        ending = diagnose.lost(next(pod for pod in job.pods if not pod.ended))
+    ending = end_of(situation, job)
     if ending is not None:
         return _ended(situation, decision, record, job, ending)
     sign = diagnose.ending(job)
