@@ -6,40 +6,32 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import prepare as bench
 from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import (
-    DEFAULT_CACHE,
     ENV_CACHE,
     ENV_CLAIMS,
     ENV_GCS_ENDPOINT,
     ENV_RUN,
-    ENV_SERVICE_ACCOUNT,
     ENV_TERMINATION_LOG,
     ExitCode,
     Reason,
 )
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_operator.manifests import prepare as prepare_manifest
-from gemmatune_trainer.access import granted
 from gemmatune_trainer.data import prepared
-from gemmatune_trainer.errors import AccessDenied, DataInvalid, Interrupted, InvalidConfig, OutputInUse
+from gemmatune_trainer.errors import DataInvalid, Interrupted, InvalidConfig, OutputInUse
 from gemmatune_trainer.prepare import prepare, summary
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import open_storage
 from tests.support.hub import TOKEN, Hub
 from tests.support.standin import write_small_model
 from tests.trainer.conftest import run_config, write_quotes
-from tools.performance import document
 
 
 @pytest.fixture(autouse=True)
@@ -310,93 +302,6 @@ def test_a_hub_out_of_order_is_not_the_users_fault(config, tmp_path):
     assert "503" in message.message
 
 
-class _Metadata(BaseHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps the test's output clean."""
-
-    def do_GET(self) -> None:
-        values = {"numeric-project-id": b"1234567", "project-id": b"my-project"}
-        data = values.get(self.path.rpartition("/")[2], b"")
-        self.send_response(200 if data and self.headers["Metadata-Flavor"] == "Google" else 404)
-        self.end_headers()
-        self.wfile.write(data)
-
-
-@pytest.fixture
-def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The surroundings of a pod on GKE: what the manifest tells it, and a metadata server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv(ENV_SERVICE_ACCOUNT, "gemmatune-trainer")
-    monkeypatch.setenv(ENV_CACHE, str(tmp_path / "cache"))
-    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_address[1]}")
-    yield
-    server.shutdown()
-    server.server_close()
-
-
-class Bucket:
-    """Refuses the first `refusals` requests."""
-
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
-        self.asked = 0
-
-    def ask(self) -> str:
-        self.asked += 1
-        if self.asked <= self.refusals:
-            raise AccessDenied("writing gs://b/x is refused: 403")
-        return "granted"
-
-
-def test_a_refusal_by_a_bucket_is_asked_again(pod):
-    bucket = Bucket(refusals=2)
-    assert granted("gs://b/x", bucket.ask, patience=30.0, namespace="team") == "granted"
-    assert bucket.asked == 3
-
-
-def test_while_it_is_refused_a_file_says_so(pod: None, tmp_path: Path) -> None:
-    """The pod's readiness probe looks at it: not ready while access is refused, and again afterwards."""
-    command = [
-        word.replace(DEFAULT_CACHE, str(tmp_path / "cache")) for word in prepare_manifest.READINESS["exec"]["command"]
-    ]
-    ready: list[bool] = []
-
-    def ask() -> str:
-        ready.append(subprocess.run(command, check=False).returncode == 0)
-        if len(ready) < 3:
-            raise AccessDenied("refused")
-        return "granted"
-
-    assert granted("gs://b/x", ask, patience=30.0, namespace="team") == "granted"
-    assert ready == [True, False, False]
-    assert subprocess.run(command, check=False).returncode == 0
-    with pytest.raises(AccessDenied):
-        granted("gs://b/x", Bucket(1000).ask, patience=0.1, namespace="team")
-    assert subprocess.run(command, check=False).returncode == 0
-
-
-def test_a_lasting_refusal_prints_the_command_that_grants_access(pod):
-    bucket = Bucket(refusals=1000)
-    with pytest.raises(AccessDenied) as caught:
-        granted("gs://b/x", bucket.ask, patience=0.2, namespace="team")
-    assert bucket.asked > 1
-    assert caught.value.message == "writing gs://b/x is refused: 403"
-    assert caught.value.remedy == (
-        "Grant roles/storage.objectUser: gcloud storage buckets add-iam-policy-binding gs://b "
-        "--role=roles/storage.objectUser --member=principal://iam.googleapis.com/projects/1234567/locations/global/"
-        "workloadIdentityPools/my-project.svc.id.goog/subject/ns/team/sa/gemmatune-trainer"
-    )
-
-
-def test_refusals_elsewhere_are_told_at_once():
-    bucket = Bucket(refusals=1000)
-    with pytest.raises(AccessDenied):
-        granted("file:///x", bucket.ask, patience=30.0, namespace="team")
-    assert bucket.asked == 1
-
-
 # Inspect.
 
 
@@ -424,14 +329,3 @@ def test_inspect_refuses_other_arguments(config, tmp_path):
         assert code == ExitCode.INVALID_CONFIG
         assert message is not None
         assert "inspect" in message.message
-
-
-def test_the_benchmark_measures_a_preparation(tmp_path):
-    write_small_model(tmp_path / "model", "3")
-    found = bench.measure(60, tmp_path / "model")
-    assert found.tokens > found.rows == 60
-    assert found.peak > 50 << 20
-    bench.write([found], tmp_path / "results" / "prepare.json")
-    text = document(tmp_path / "results")
-    assert "| 60 |" in text
-    assert "make bench-prepare" in text
