@@ -42,6 +42,10 @@ class NodeContext:
     stopping: threading.Event
 
 
+class NotKnownYet(Exception):
+    """The node authorizer learns of a bound pod, and of what it refers to, a moment later; until then it refuses."""
+
+
 class Stopped(Exception):
     """The node stopped, or the pod is gone, in the middle of a step."""
 
@@ -130,6 +134,8 @@ class PodWorker(threading.Thread):
                 if str(error) != shown:
                     shown = str(error)
                     self._report(waiting={"reason": "CreateContainerConfigError", "message": shown})
+            except NotKnownYet:
+                pass  # as a kubelet, whose pod stays as it is meanwhile
             self._wake.wait(0.2)
             if self._ended_early():
                 raise Stopped
@@ -224,9 +230,8 @@ class PodWorker(threading.Thread):
         try:
             return call()
         except ApiError as error:
-            # The node authorizer learns of a bound pod, and of what it refers to, a moment later.
             if error.status == 403:
-                raise ConfigError(str(error)) from error
+                raise NotKnownYet from error
             raise
 
     def _run_process(self, spec: ProcessSpec) -> int:
