@@ -11,7 +11,6 @@ import datetime
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import about
 from bench.memory import DATA, RunFailed
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
@@ -137,14 +137,10 @@ def _time(line: Mapping[str, Any]) -> float:
 def main() -> None:
     """Measures both and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of the Gemma 3 270M; default: the demo's")
+    about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    model = arguments.model
-    if model is None:
-        from gemmatune_cli.local.model import gemma_3_270m
-
-        model = gemma_3_270m(print)
+    model = about.model_of(arguments)
     with tempfile.TemporaryDirectory(prefix="gemmatune-chaos-") as folder:
         costs = cost(model, Path(folder))
         print(json.dumps(costs, indent=1), flush=True)
@@ -156,16 +152,11 @@ def main() -> None:
 
 def write(runs: list[dict[str, Any]], costs: list[dict[str, Any]], output: Path) -> None:
     """Writes the figures with commit, date and machine."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    document = {
-        "commit": commit,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    found = {
         "costs": costs,
         "runs": runs,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n")
+    about.write(found, output)
 
 
 if __name__ == "__main__":

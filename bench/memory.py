@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import about
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
 from gemmatune_api.messages import PrepareResult, from_text
@@ -169,14 +168,10 @@ def _table(measurements: list[Measurement]) -> str:
 def main() -> None:
     """Measures every setting, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of the Gemma 3 270M; default: the demo's")
+    about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    model = arguments.model
-    if model is None:
-        from gemmatune_cli.local.model import gemma_3_270m
-
-        model = gemma_3_270m(print)
+    model = about.model_of(arguments)
     measurements = []
     for setting in SETTINGS:
         measurements.append(measure(setting, model))
@@ -189,16 +184,11 @@ def main() -> None:
 
 def write(measurements: list[Measurement], output: Path) -> None:
     """Writes the measurements with commit, date and machine."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     rows = [
         {**asdict(item.setting), "peak": item.peak, "plan": item.plan.model_dump(by_alias=True)}
         for item in measurements
     ]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    document = {"commit": commit, "date": today, "machine": machine, "measurements": rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n")
+    about.write({"measurements": rows}, output)
 
 
 if __name__ == "__main__":

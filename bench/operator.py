@@ -9,17 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from bench import about
 from bench.load import Client, Object, Paths, Population, Server, Watched, each, paced, stages, until
 from bench.verdict import document, table
 from bench.worker import PATIENCE, QUICK, Bench, Sizes, Worker, difference, writes
@@ -264,17 +260,9 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gemmatune-bench-") as folder:
         found = asyncio.run(run(QUICK if arguments.quick else Sizes(), Path(folder)))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    about = {
-        "commit": commit,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "minutes": round((time.monotonic() - began) / 60, 1),
-    }
-    result = {**about, **document(found)}
+    result = {"minutes": round((time.monotonic() - began) / 60, 1), **document(found)}
     print(table(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    about.write(result, arguments.output)
 
 
 if __name__ == "__main__":

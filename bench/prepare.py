@@ -7,11 +7,9 @@ bench/results/prepare.json. It fails where the peak of memory grows with the row
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import about
 from bench.memory import DATA, RunFailed
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
@@ -116,30 +115,21 @@ def growth(measurements: Sequence[Measurement]) -> float:
 
 def write(measurements: Sequence[Measurement], output: Path) -> None:
     """Writes the measurements with commit, date and machine."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    document = {
-        "commit": commit,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    found = {
         "bytes_per_row": growth(measurements),
         "measurements": [asdict(item) for item in measurements],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n")
+    about.write(found, output)
 
 
 def main() -> None:
     """Measures every size, prints what was found and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of the Gemma 3 270M; default: the demo's")
+    about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
-    model = arguments.model
-    if model is None:
-        from gemmatune_cli.local.model import gemma_3_270m
-
-        model = gemma_3_270m(print)
+    model = about.model_of(arguments)
     measurements = []
     for rows in arguments.sizes:
         found = measure(rows, model)

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from bench import trainer_rows, trainer_verdict, trainer_whole
+from bench import about, trainer_rows, trainer_verdict, trainer_whole
 from bench.arms import RANK, Arm, Precision, Settings
 from bench.trainer_rows import Kind
 from gemmatune_api import catalog
@@ -261,15 +260,6 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> str:
     return result.stdout
 
 
-def write(document: dict[str, Any], output: Path) -> None:
-    """Writes the results with commit, date and machine."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"commit": commit, "date": today, "machine": machine, **document}, indent=1) + "\n")
-
-
 def table(lines: Sequence[dict[str, Any]], targets: Sequence[dict[str, Any]]) -> str:
     """What is printed at the end."""
     shown = [f"{'':30}{'label-tok/s':>12}{'tok/s':>8}{'MFU':>6}{'work':>6}{'peak MiB':>9}{'live':>7}{'NLL':>7}"]
@@ -292,20 +282,16 @@ def table(lines: Sequence[dict[str, Any]], targets: Sequence[dict[str, Any]]) ->
 def main() -> None:
     """Measures, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of the model; default: the demo's Gemma 3 270M")
+    about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="one repeat of bf16 quotes and nothing else")
     parser.add_argument("--only", help="data and precision, such as quotes-bf16, or whole, or quality", action="append")
     arguments = parser.parse_args()
-    model = arguments.model
-    if model is None:
-        from gemmatune_cli.local.model import gemma_3_270m
-
-        model = gemma_3_270m(print)
+    model = about.model_of(arguments)
     plan = QUICK if arguments.quick else Plan()
     document = benchmark(plan, model, set(arguments.only or []))
     print(table(document["arms"], document["targets"]))
-    write(document, arguments.output)
+    about.write(document, arguments.output)
 
 
 QUICK = Plan(

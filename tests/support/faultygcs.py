@@ -12,12 +12,12 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import requests
 
+from tests.support.loopback import LoopbackServer
 from tests.support.servers import LOOPBACK
 
 _HOP = frozenset({"host", "connection", "transfer-encoding", "content-length", "keep-alive", "content-encoding"})
@@ -48,8 +48,8 @@ class Fault:
     """Names of the objects whose requests it has met."""
 
 
-class FaultyGcs:
-    """The proxy. A context manager."""
+class FaultyGcs(LoopbackServer):
+    """The proxy."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -68,19 +68,7 @@ class FaultyGcs:
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
-        self._server = ThreadingHTTPServer((LOOPBACK, 0), Handler)
-        self._server.daemon_threads = True
-        self.endpoint = f"http://{LOOPBACK}:{self._server.server_port}"
-
-    def __enter__(self) -> FaultyGcs:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def fault(self, method: str, name: str, times: int = 1, **how: object) -> Fault:
         """Disturbs the next `times` requests that match."""

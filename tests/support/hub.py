@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.loopback import LoopbackServer
 
 Kind = Literal["models", "datasets"]
 TOKEN = "hf_good"
@@ -46,7 +46,7 @@ class Repository:
         return next(files for name, files in self.revisions.items() if self.commit(name) == commit)
 
 
-class Hub:
+class Hub(LoopbackServer):
     """The server. Processes reach it by HF_ENDPOINT = `endpoint`."""
 
     def __init__(self) -> None:
@@ -57,10 +57,7 @@ class Hub:
         self.failing: HTTPStatus | None = None
         """Status that every request is answered with, where one is set; also by GET /_failing/503 and /_failing/200."""
         self._repositories: dict[tuple[str, str], Repository] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(type("Handler", (_Handler,), {"hub": self}))
 
     def add(
         self,
@@ -86,16 +83,6 @@ class Hub:
         """Variables that lead a process here, with short waits between its retries."""
         values = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         return values | ({"HF_TOKEN": token} if token else {})
-
-    def __enter__(self) -> Hub:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class _Refused(Exception):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
+
+from tests.support.loopback import LoopbackServer
 
 Access = Literal["public", "gated", "private"]
 TOKEN = "ms-good"
@@ -45,7 +45,7 @@ class Request:
     range: str
 
 
-class ModelScope:
+class ModelScope(LoopbackServer):
     """The server. Processes reach it by MODELSCOPE_ENDPOINT = `endpoint`."""
 
     def __init__(self) -> None:
@@ -60,10 +60,7 @@ class ModelScope:
         self.ignores_ranges = False
         """Whether files are always sent whole."""
         self.repositories: dict[str, Repository] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(type("Handler", (_Handler,), {"hub": self}))
 
     def add(
         self,
@@ -77,16 +74,6 @@ class ModelScope:
         repository = self.repositories.setdefault(f"{kind}/{name}", Repository(access))
         content = {path: data.encode() if isinstance(data, str) else data for path, data in files.items()}
         repository.revisions[revision] = content
-
-    def __enter__(self) -> ModelScope:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
