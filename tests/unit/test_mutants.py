@@ -30,7 +30,7 @@ OTHER_TESTS = {
     "__init__": ["test_policy_accept.py", "test_scenarios.py"],
     "attempt": ["test_policy_attempt.py", "test_policy_attempt_ends.py"],
     "close": ["test_policy_attempt_ends.py", "test_policy_suspend.py", "test_scenarios.py"],
-    "remedies": ["test_policy_retry.py", "test_policy_attempt_ends.py"],
+    "remedies": ["test_policy_retry.py", "test_policy_attempt_ends.py", "test_policy_merge.py"],
     "results": ["test_policy_prepare.py", "test_policy_accept.py"],
     "diagnose": ["test_diagnose.py"],
 }

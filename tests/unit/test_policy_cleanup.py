@@ -10,7 +10,7 @@ from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import JobRecord
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Deletion
-from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS, cleanup, in_the_way, seconds_to_stuck
+from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS, cleanup, end_of, in_the_way, seconds_to_stuck
 from gemmatune_operator.views import JobView
 from tests.support.situations import NOW, attempt, decision, ended_pod, job, pod, situation
 
@@ -100,3 +100,13 @@ def test_when_to_look_again() -> None:
     assert seconds_to_stuck(situation(jobs=[job("quotes-t1", ending)])) == 30 + OVERDUE_SECONDS + 1
     assert seconds_to_stuck(situation(lost_pods=(pod(deleted=LATE),))) == 1
     assert seconds_to_stuck(situation(lost_pods=(ended_pod(0, deleted=LATE),))) is None
+
+
+def test_a_job_is_given_up_for_the_pod_that_stays() -> None:
+    """Of several pods one has ended; the cause names the other, whose node does not answer."""
+    gone = pod(name="stays", deleted=NOW - timedelta(seconds=OVERDUE_SECONDS + 1))
+    seen = situation(jobs=[job("quotes-t1", ended_pod(1), gone)])
+    found = end_of(seen, seen.observed.jobs["quotes-t1"])
+    assert found is not None
+    assert (found.reason, "stays" in found.message) == (Reason.NODE_LOST, True)
+    assert end_of(seen, job("quotes-t1", pod())) is None

@@ -119,6 +119,7 @@ def test_the_cost_is_written_only_with_another_change() -> None:
         (Progress(step=1, total_steps=9), None),
         (Progress(step=1, total_steps=9, eta="1h"), 4.1),
         (Progress(step=9, total_steps=9, eta="0s"), 0.5),
+        (Progress(step=9, total_steps=9), 0.5),
     ],
 )
 def test_the_estimate(progress: Progress | None, estimated: float | None) -> None:
@@ -130,3 +131,10 @@ def test_the_estimate(progress: Progress | None, estimated: float | None) -> Non
 def test_without_prices_no_cost_is_shown() -> None:
     plain = situation(resource())
     assert cost.shown_cost(plain, decision(attempt())).status.cost is None
+
+
+def test_the_estimate_goes_by_the_newest_price_that_is_known() -> None:
+    priced = attempt(end_time=rfc3339(NOW), cost_per_hour=3.6)
+    runs = decision(priced, attempt(2), progress=Progress(step=1, total_steps=9, eta="1h"))
+    unpriced = seen(prices={}, spec={"limits": {}})
+    assert cost.shown_cost(unpriced, runs).status.cost == Cost(so_far=0.0, estimated=3.6)

@@ -9,7 +9,7 @@ import pytest
 from gemmatune_api.names import ANNOTATION_RETRY, Reason
 from gemmatune_api.status import Timers
 from gemmatune_operator.conditions import rfc3339
-from gemmatune_operator.policies.deadline import pending, training
+from gemmatune_operator.policies.deadline import pending, training, used_up
 from tests.support.situations import NOW, attempt, decision, job, pod, resource, situation
 
 LIMITED = {"limits": {"deadline": "1h", "pendingDeadline": "30m"}}
@@ -65,3 +65,12 @@ def test_a_running_attempt_does_not_wait() -> None:
 def test_pending_deadline_is_a_day_by_default() -> None:
     assert pending(situation(now=NOW + timedelta(hours=23, minutes=59)), job(), NOW).cause is None
     assert pending(situation(now=NOW + timedelta(hours=24)), job(), NOW).cause is not None
+
+
+@pytest.mark.parametrize(("trained", "ends"), [(3599, False), (3600, True), (4000, True)])
+def test_no_attempt_starts_once_it_is_used_up(trained: float, ends: bool) -> None:
+    found = used_up(situation(resource(LIMITED)), decision(timers=Timers(active_seconds=trained)))
+    assert (found is not None) == ends
+    if found is not None:
+        assert (found.reason, "1h" in found.message) == (Reason.DEADLINE_EXCEEDED, True)
+    assert used_up(situation(), decision(timers=Timers(active_seconds=10**7))) is None

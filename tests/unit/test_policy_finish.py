@@ -39,6 +39,10 @@ PHASES = [
     (conditions(*READY, "Suspended", Training="Suspended"), Phase.SUSPENDED, C.SUSPENDED),
     (conditions(*READY, "Suspended", "Failed"), Phase.FAILED, C.FAILED),
     (conditions("Failed", Accepted="InvalidSpec"), Phase.FAILED, C.FAILED),
+    (conditions(*READY, Succeeded="Merging"), Phase.MERGING, C.SUCCEEDED),
+    (conditions(*READY, "Provisioned", Succeeded="Merging"), Phase.MERGING, C.SUCCEEDED),
+    (conditions(*READY, Succeeded="Merging", Provisioned="Provisioning"), Phase.MERGING, C.SUCCEEDED),
+    (conditions(*READY, Succeeded="Merging", Provisioned="Unschedulable"), Phase.MERGING, C.PROVISIONED),
     (conditions(*READY, "Succeeded", "Finished", Training="Completed"), Phase.SUCCEEDED, C.SUCCEEDED),
     (conditions(*READY, Failed="Retrying", Provisioned="Provisioning"), Phase.PROVISIONING, C.PROVISIONED),
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Artifacts, JobRecord, PlanMerge
 from gemmatune_operator.conditions import rfc3339
@@ -263,3 +264,56 @@ def test_a_suspension_gives_up_what_has_begun() -> None:
     unseen = merging(start_time=None)
     assert given_up(situation(ASKED), unseen) is unseen
     assert given_up(situation(ASKED), after_training()).status.merge is None
+
+
+def message(found: Decision, kind: ConditionType) -> str:
+    return next(item.message for item in found.status.conditions if item.type == kind)
+
+
+def test_an_ordinary_wait_says_no_more_than_that() -> None:
+    starts = job("quotes-m1", pod(phase="Pending", scheduled=True))
+    assert message(looked(merging(), starts), P) == "Merge 1 waits for its node."
+    waits = job("quotes-m1", pod(phase="Pending", scheduled=False, unscheduled_message="0/1", node=""))
+    assert "0/1" in message(looked(merging(), waits), P)
+
+
+def test_the_next_says_when_it_follows() -> None:
+    assert "The next follows in " in message(looked(merging(), failed_job(1, "quotes-m1")), S)
+    assert "The next follows at once" in message(looked(merging(), failed_job(30, "quotes-m1")), S)
+
+
+def test_of_several_pods_one_may_not_have_begun() -> None:
+    both = job("quotes-m1", pod(started=NOW), pod(name="other", uid="other"))
+    stalled = looked(merging(), both, still_since=NOW, now=NOW + timedelta(minutes=45))
+    assert record(stalled).number == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (Reason.PROVISIONING, ""),
+        (Reason.INTERRUPTED, "Nothing: the next merge begins anew."),
+        (Reason.HOST_OUT_OF_MEMORY, "Nothing at first: the next merge gets more, "),
+        (Reason.DISK_FULL, "Nothing at first: the next merge gets more, "),
+        (Reason.UNSCHEDULABLE, "Add CPU nodes with the memory and disk of status.plan.merge."),
+    ],
+)
+def test_the_remedy_while_it_goes_on(reason: Reason, remedy: str) -> None:
+    found = remedies.merge_underway(cause(reason))
+    assert found.startswith(remedy)
+    assert bool(found) == bool(remedy)
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (Reason.PREEMPTED, "Raise limits.maxPreemptions. Then "),
+        (Reason.POD_LOST, "Look at the events of the node that ran the pod. Then "),
+        (Reason.KILLED, "Add CPU nodes with more memory: status.plan.merge tells what the merge needs. Then "),
+        (Reason.OUTPUT_IN_USE, "Create a new resource with another output.uri."),
+    ],
+)
+def test_the_remedy_when_it_failed(reason: Reason, remedy: str) -> None:
+    assert remedies.merge_failed(cause(reason)).startswith(remedy)
+    told = cause(reason, said=TerminationMessage(message="so", remedy="Do as I say."))
+    assert remedies.merge_failed(told).startswith("Do as I say." if reason is not Reason.OUTPUT_IN_USE else remedy)

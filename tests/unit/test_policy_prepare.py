@@ -13,7 +13,7 @@ from gemmatune_api.status import JobRecord
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
-from gemmatune_operator.policies import describe
+from gemmatune_operator.policies import describe, results
 from gemmatune_operator.policies.prepare import (
     PENDING_LOOK_SECONDS,
     RETRIES,
@@ -308,3 +308,11 @@ def test_a_pod_that_is_not_ready_waits_for_access(
     found = prepare(seen, before)
     assert said(found, ConditionType.PREPARED) == ("False", reason)
     assert found.wake == wake
+
+
+def test_the_result_is_that_of_the_pod_that_succeeded() -> None:
+    words = json.dumps(PREPARED)
+    found = results.of_job(job("quotes-p1", ended_pod(1), ended_pod(0, termination_message=words), complete=True))
+    assert found is not None
+    assert found.data is not None
+    assert results.of_job(job("quotes-p1", ended_pod(1, termination_message=words))) is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gemmatune_api.names import ConditionType
-from gemmatune_api.status import Counters, Timers
+from gemmatune_api.status import CheckpointStatus, Counters, Timers
+from gemmatune_operator import conditions
 from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.decision import Decision
 from gemmatune_operator.policies.suspend import suspend
 from tests.support.situations import NOW, attempt, decision, job, pod, resource, said, situation
 
@@ -67,3 +69,27 @@ def test_resumed() -> None:
     assert not found.settled
     again = decision(conditions=found.status.conditions)
     assert suspend(situation(), again) is again
+
+
+def message(found: Decision) -> str:
+    condition = conditions.find(found.status.conditions, S)
+    assert condition is not None
+    return condition.message
+
+
+def test_it_says_from_where_it_goes_on() -> None:
+    closed = attempt(end_time=rfc3339(NOW), reason="Suspended", to_step=5)
+    saved = {"checkpoint": CheckpointStatus(step=7, uri="gs://bucket/quotes/checkpoints/step-00000007")}
+    assert message(suspend(situation(SUSPEND, jobs=[job(deleting=True)]), decision(closed))).startswith("The trainer")
+    found = suspend(situation(SUSPEND), decision(closed, **saved))
+    assert message(found).endswith("goes on from the checkpoint of step 7.")
+    assert found.status.attempts[0].to_step == 7, "saved after it was asked to stop"
+    assert suspend(situation(SUSPEND), decision(**saved)).status.attempts == []
+    further = suspend(situation(SUSPEND), decision(closed.model_copy(update={"to_step": 9}), **saved))
+    assert further.status.attempts[0].to_step == 9
+
+
+def test_a_merge_goes_on_as_a_merge() -> None:
+    done = decision(attempt(end_time=rfc3339(NOW), reason="Completed"))
+    assert message(suspend(situation(SUSPEND, jobs=[job("quotes-m1", pod())]), done)) == "The merge stops."
+    assert message(suspend(situation(SUSPEND), done)).endswith("goes on with the merge.")
