@@ -371,3 +371,30 @@ def test_nothing_is_too_odd(pod_status: Any, job_status: Any, meta: Any, node: A
     machine_of({"status": node})
     events_of([{"reason": meta, "lastTimestamp": node}])
     of_resource({"metadata": meta, "status": job_status})
+
+
+def test_of_several_pods_the_telling_one() -> None:
+    """The one that waits, while another runs; the one that succeeded, after another failed."""
+    waits = pod(name="b", phase="Pending", scheduled=False, unscheduled_message="0/3 nodes")
+    assert diagnose.waiting(job("quotes-t1", pod(), waits)).reason is Reason.UNSCHEDULABLE
+    words = json.dumps({"message": "done", "manifest": "gs://b/manifest.json"})
+    done = job("quotes-t1", ended_pod(1), ended_pod(0, name="b", termination_message=words), complete=True)
+    found = diagnose.ended(done)
+    assert found is not None
+    assert found.said is not None
+    assert found.said.manifest == "gs://b/manifest.json"
+
+
+def test_only_events_that_tell_are_looked_at() -> None:
+    full, other = event("FailedScaleUp", "out of resources", 1), event("Pulled", "image pulled", 2)
+    view = pending(scheduled=False, events=(full, other))
+    assert diagnose.waiting(view).reason is Reason.CAPACITY_UNAVAILABLE
+
+
+def test_a_pod_that_left_nothing() -> None:
+    silent = diagnose.ended(job("quotes-t1", failed=True, failure_reason="", active=0))
+    assert silent is not None
+    assert silent.message.endswith("without a final state.")
+    told = diagnose.ended(job("quotes-t1", failed=True, failure_reason="Odd", failure_message="it is", active=0))
+    assert told is not None
+    assert told.message.endswith("without a final state (Odd: it is).")

@@ -178,6 +178,7 @@ def test_a_running_attempt_names_its_nodes() -> None:
         return next(item.message for item in found.status.conditions if item.type == C.TRAINING)
 
     assert told("n2", "n1") == "Attempt 1 trains on n1, n2 (onDemand)."
+    assert told("n1", "") == "Attempt 1 trains on n1 (onDemand)."
     assert told("") == "Attempt 1 trains on its node (onDemand)."
 
 

@@ -22,6 +22,7 @@ from gemmatune_operator import conditions
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.policies.attempt import attempt
+from gemmatune_operator.policies.close import training_time
 from gemmatune_operator.policies.prepare import PENDING_LOOK_SECONDS
 from gemmatune_operator.views import JobView
 from tests.support.attempts import ONE, C, created, look, running
@@ -288,3 +289,17 @@ def test_what_it_cost() -> None:
     free = look(running(), failed_job(30)).status.timers
     assert free is not None
     assert free.spent == 0
+
+
+def test_of_several_pods_the_one_that_stays_is_named() -> None:
+    gone = pod(name="stays", deleted=NOW - timedelta(minutes=5))
+    found = look(running(), job("quotes-t1", ended_pod(1), gone, wanted=2))
+    assert found.status.attempts[0].reason == "NodeLost"
+    assert "stays" in found.status.attempts[0].message
+
+
+def test_training_begins_when_all_pods_run() -> None:
+    began = [pod(started=NOW), pod(name="b", started=NOW + timedelta(seconds=9)), pod(name="c")]
+    current = an_attempt()
+    assert training_time(current, job("quotes-t1", *began, wanted=2)) == NOW + timedelta(seconds=9)
+    assert training_time(current, job("quotes-t1", *began, wanted=3)) is None

@@ -36,6 +36,7 @@ def test_a_held_job_is_queued() -> None:
     assert phase_of(found.status.conditions) == (Phase.QUEUED, C.PROVISIONED)
     assert "the queue gpus" in found.status.conditions[-1].message
     assert (found.wake, found.create, found.delete) == (None, (), ()), "its admission is an event"
+    assert said(found, C.TRAINING) is None, "a first attempt has trained nothing that could be paused"
     later = look(attempt(2), job("quotes-t2", **HELD))
     assert said(later, C.TRAINING) == ("False", "Queued")
     assert phase_of(later.status.conditions)[0] is Phase.QUEUED

@@ -223,6 +223,8 @@ def test_more_memory() -> None:
     full = after(why, job=limited, machines={"n1": Machine(memory=11 * GIB)})
     assert full.again
     assert full.overrides in (None, Overrides())
+    same = after(why, job=job("quotes-t1", ended_pod(137), memory=9 * GIB), machines={"n1": Machine(memory=10 * GIB)})
+    assert same.overrides in (None, Overrides()), "it has all that the machine gives"
     unlimited = after(why, job=job("quotes-t1", ended_pod(137)))
     assert unlimited.overrides in (None, Overrides())
 
