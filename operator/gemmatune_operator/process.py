@@ -14,7 +14,7 @@ from kubernetes.aio.client import ApiClient
 
 from gemmatune_api import accelerators, catalog
 from gemmatune_operator import handlers, probes
-from gemmatune_operator.cache import Cache, Key
+from gemmatune_operator.cache import Cache, Key, Wake
 from gemmatune_operator.clock import SteadyClock
 from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
 from gemmatune_operator.election import Election
@@ -35,7 +35,8 @@ EVENTS_SECONDS = 2.0
 FIRST_LIST_SECONDS = 2.0
 """Pause between two tries to list everything at the start."""
 SETTLING_SECONDS = 15.0
-"""After kopf's start: what it lists then was listed just before."""
+"""After kopf's start. What it lists until then was listed just before; what vanished between the two lists, no watch
+tells of, so that everything is listed once more then."""
 KOPF_SECONDS = 4.0
 """How long it waits for kopf to close its watches."""
 
@@ -237,6 +238,9 @@ class Process:
 
     async def _resync(self) -> None:
         """Every resource is looked at now and then, whatever became of its events."""
+        if self._options.resync > SETTLING_SECONDS:
+            await asyncio.sleep(SETTLING_SECONDS)
+            await self._sync(all_of_them=False)
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._missed.wait(), self._options.resync)
@@ -251,19 +255,21 @@ class Process:
             await asyncio.sleep(FIRST_LIST_SECONDS)
             await self._sync()
 
-    async def _sync(self) -> None:
-        """All there is becomes known, and every resource is looked at."""
-        complete = True
+    async def _sync(self, *, all_of_them: bool = True) -> None:
+        """All there is becomes known, and every resource is looked at, or only those of which something was unknown."""
+        complete, wakes = True, list[Wake]()
         for namespace in self._options.namespaces or ("",):
             try:
-                await sync(self._reached, self._cache, namespace)
+                wakes += await sync(self._reached, self._cache, namespace)
                 if not self._listed:  # later the watch brings the Events
                     await tell(self._reached, self._cache, namespace)
             except (UnavailableError, RefusedError) as error:
                 complete = False
                 log.warning("not listed", error=str(error))
         self._listed = self._listed or complete
-        for key in self._cache.keys:
+        for key, priority in wakes:
+            self._queue.add(key, priority)
+        for key in self._cache.keys if all_of_them else ():
             self._queue.add(key, Priority.ROUTINE)
 
 

@@ -186,3 +186,25 @@ def test_it_starts_while_the_api_server_is_away(
         assert process.stacks() == []
     finally:
         process.kill()
+
+
+def test_what_vanishes_between_two_lists(crd: ControlPlane, proxy: ApiProxy, namespace: str, tmp_path: Path) -> None:
+    """A Job goes after the operator's list and before kopf's: no watch tells of it, and the resync is minutes away."""
+    stage = Stage(crd.api, namespace)
+    first = OperatorProcess(crd.operator_kubeconfig, tmp_path / "first.log", namespaces=[namespace]).ready()
+    try:
+        stage.create()
+        stage.to_training()
+    finally:
+        first.kill()
+    proxy.deaf = "."
+    second = OperatorProcess(proxy.kubeconfig, tmp_path / "second.log", namespaces=[namespace]).ready()
+    try:
+        crd.api.delete(f"{stage.jobs}/quotes-t1", {"propagationPolicy": "Background"})
+        wait_for(lambda: stage.api.find(f"{stage.jobs}/quotes-t1") is None, "the Job to go unseen")
+        proxy.mend()
+        stage.wait(lambda status: len(status["attempts"]) == 2, "attempt 2", seconds=60)
+        assert second.stop(30) == 0
+        assert second.stacks() == []
+    finally:
+        second.kill()

@@ -271,6 +271,8 @@ def test_progress_is_cheap(crd: ControlPlane, namespace: str, start: Start) -> N
         time.sleep(0.5)
         return requests() == before
 
+    # At its start and once more when it has settled, everything is listed.
+    wait_for(lambda: any('kind="Pod"' in line and line.endswith(" 2.0") for line in requests()), "the second list")
     wait_for(settled, "the operator to be quiet")
     before = requests()
     for step in range(50):

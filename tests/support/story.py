@@ -10,6 +10,7 @@ from typing import Any
 
 import requests
 
+from gemmatune_api import names
 from gemmatune_operator.conditions import rfc3339
 from tests.support.api import ApiError, Object
 from tests.support.play import PREPARED
@@ -234,12 +235,13 @@ class Story:
         return False
 
     def count(self) -> None:
-        """Notes the Jobs and pods that exist."""
+        """Notes the Jobs and pods of this run that exist."""
+        selector = f"{names.LABEL_RUN}={self.stage.name}"
         prefix = f"{self.stage.name}-"
-        for job in self.stage.api.get(self.stage.jobs)["items"]:
+        for job in self.stage.api.get(self.stage.jobs, labelSelector=selector)["items"]:
             name = job["metadata"]["name"].removeprefix(prefix)
             self.made.setdefault(name, set()).add(job["metadata"]["uid"])
-        for pod in self.stage.api.get(self.stage.pods)["items"]:
+        for pod in self.stage.api.get(self.stage.pods, labelSelector=selector)["items"]:
             name = pod["metadata"]["labels"]["batch.kubernetes.io/job-name"].removeprefix(prefix)
             self.pods.setdefault(name, set()).add(pod["metadata"]["uid"])
 
