@@ -113,6 +113,8 @@ class RunTraining(ApiModel):
     """Rows per forward pass."""
     gradient_checkpointing: bool
     """Whether activations are recomputed."""
+    sharded: bool = False
+    """Whether the processes of an attempt divide weights and optimizer state (FSDP2) instead of copying them (DDP)."""
     learning_rate: float
     """Peak learning rate."""
     schedule: str
@@ -271,6 +273,7 @@ def build(
             global_batch_size=_require(training.global_batch_size),
             micro_batch_size=overrides.micro_batch_size or (plan.micro_batch_size if plan else 1),
             gradient_checkpointing=planned if checkpointing is None else checkpointing,
+            sharded=bool(plan and plan.sharded),
             learning_rate=_require(training.learning_rate),
             schedule=_require(training.schedule),
             warmup_steps=training.warmup_steps,

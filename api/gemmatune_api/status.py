@@ -84,6 +84,8 @@ class Plan(StatusModel):
     """Accelerators of one attempt."""
     mesh: dict[str, int] | None = None
     """Chips along data and model (xla and keras)."""
+    sharded: bool | None = None
+    """Whether several GPUs divide weights and optimizer state (FSDP2) or each hold a copy (DDP)."""
     micro_batch_size: int
     """Rows per device and forward pass."""
     accumulation: int

@@ -144,6 +144,7 @@ def run_config(model: Path, data: Path, output: Path | str, **changes: Any) -> R
             "global_batch_size": 4,
             "micro_batch_size": 2,
             "gradient_checkpointing": False,
+            "sharded": False,
             "learning_rate": 5e-3,
             "schedule": "cosine",
             "optimizer": "adamw_torch",

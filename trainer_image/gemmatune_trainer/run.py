@@ -26,6 +26,7 @@ from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.progress import Reporter, open_sink
+from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.result import Result, kind_of
 from gemmatune_trainer.samples import Samples
 from gemmatune_trainer.stop import StopFlag
@@ -46,16 +47,22 @@ NO_BETTER = "Look at the samples and the curves in the report; train on more row
 
 
 def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
-    """Carries out an attempt; its end as a message.
+    """Carries out an attempt, or helps rank 0 to; its end as a message.
 
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
+    ranks = Ranks.of_environment()
+    if not ranks.main:
+        from gemmatune_trainer.follow import follow
+
+        return follow(config, stop, ranks)
     storage, claimed = _claimed(config)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
         return _finished_before(config, storage, Reporter(open_sink(config.run)), finished)
     ownership.hold(storage)
+    ranks.join(config.device)
     fence = ownership.Fence.take(storage, claimed, config.attempt)
     reporter = _reporter(config, fence)
     scratch = _scratch(config)
@@ -73,7 +80,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
             files = fetch(config.model, weights=True, revision=claimed.model_revision)
         total_steps = _total_steps(config, rows.rows)
         with stop.at_once("loading the model"):
-            backend = _backend(config, files, stop)
+            backend = _backend(config, files, stop, ranks)
             backend.load()
         samples = Samples(config, files, stop, rows.evaluation)
         before = samples.before(backend, storage)
@@ -104,6 +111,7 @@ def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         error.message = f"{error.message} {checkpoints.note}".strip()
         raise
     finally:
+        ranks.end()
         _end(watchdog, reporter, tracking, scratch)
 
 
@@ -220,7 +228,7 @@ def _total_steps(config: RunConfig, rows: int) -> int:
     return config.training.steps(rows)
 
 
-def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
+def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag, ranks: Ranks) -> Backend:
     """The backend of the run; its libraries are imported only here, after everything that can fail early."""
     started = time.monotonic()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses a process that sees several
@@ -228,7 +236,12 @@ def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag) -> Backend:
 
     log.info("libraries loaded", backend=config.backend, seconds=round(time.monotonic() - started, 1))
     stop.check("loading the model")
-    return TorchBackend(config, files, files.tokenizer(), stop)
+    backend = TorchBackend(config, files, files.tokenizer(), stop, ranks)
+    if ranks.size == 1:
+        return backend
+    from gemmatune_trainer.backends.leading import LeadingBackend
+
+    return LeadingBackend(backend, ranks, stop, config.training.sharded)
 
 
 class StopTraining(Exception):

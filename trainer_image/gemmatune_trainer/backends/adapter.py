@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gemmatune_trainer.backends.base import Snapshot, Verification
+from gemmatune_trainer.backends.whole import deal, gathered
+from gemmatune_trainer.ranks import Ranks
 
 WEIGHTS = "adapter_model.safetensors"
 _TOLERANCE = 1e-2
@@ -33,11 +35,18 @@ def _trained(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
 
 
-def snapshot(model: Any) -> Snapshot:
-    """Copies the adapter; it is written as adapter_config.json and adapter_model.safetensors."""
+def snapshot(model: Any, *, keep: bool = True) -> Snapshot:
+    """Copies the adapter; it is written as adapter_config.json and adapter_model.safetensors.
+
+    All processes take part, those that `keep` can write it.
+    """
     # Not model.save_pretrained: it asks the hub for the base's vocabulary, and writes a README of its own.
     found = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in sorted(found.items())}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in sorted(found.items()):
+        whole = gathered(value.detach())
+        if keep:
+            tensors[name] = whole.to("cpu", copy=True).contiguous()
     settings = copy.deepcopy(model.peft_config["default"])
     settings.inference_mode = True
 
@@ -49,13 +58,18 @@ def snapshot(model: Any) -> Snapshot:
     return write
 
 
-def restore(model: Any, folder: Path) -> None:
-    """Loads the adapter of a folder into the model's own, in place. Raises AdapterInvalid where the keys differ."""
-    tensors = load_file(folder / WEIGHTS)
+def restore(model: Any, folder: Path, ranks: Ranks) -> None:
+    """Loads the adapter of a folder of rank 0 into the model's own, in place, on all processes.
+
+    Raises:
+        AdapterInvalid: the keys differ.
+    """
     current = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if tensors.keys() != current.keys():
+    tensors = load_file(folder / WEIGHTS) if ranks.main else {}
+    if ranks.main and tensors.keys() != current.keys():
         raise AdapterInvalid(f"{folder / WEIGHTS} holds other tensors than the model's adapter")
-    set_peft_model_state_dict(model, tensors)
+    for name in sorted(current):
+        deal(ranks, current[name], tensors.get(name))
 
 
 def check_keys(model: Any, folder: Path) -> None:
@@ -70,7 +84,7 @@ def check_keys(model: Any, folder: Path) -> None:
                 f"({', '.join([*missing, *unexpected][:3])})"
             )
         for name in names:
-            if not torch.equal(file.get_tensor(name), loaded[name].cpu()):
+            if not torch.equal(file.get_tensor(name), gathered(loaded[name]).cpu()):
                 raise AdapterInvalid(f"{folder / WEIGHTS}: {name} is not what was loaded")
 
 

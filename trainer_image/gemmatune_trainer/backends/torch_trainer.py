@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import copy
-import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
-from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.runconfig import RunConfig, RunTraining
 from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Step, Training
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss
+from gemmatune_trainer.backends.parallel import part_like, state_from_main
+from gemmatune_trainer.backends.states import copied, load_random, random_file, random_states, set_random_states
 from gemmatune_trainer.backends.usage import memory
+from gemmatune_trainer.backends.whole import gathered
 from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import collate, micro_batches, pack
+from gemmatune_trainer.ranks import Ranks
 
 
 class StepLoader:
     """The micro-batches of all steps from `first_step` (from 0) on, as one pass.
 
-    Rows of a step are a function of (seed, epoch, step) alone. A step has ceil(global / micro) micro-batches; the
-    last one has what is left.
+    Rows of a step are a function of (seed, epoch, step) alone; each rank takes an equal part of them, in order. Its
+    step has ceil(part / micro) micro-batches; the last one has what is left.
     """
 
     def __init__(
-        self, config: RunConfig, rows: Rows, number_of_rows: int, total_steps: int, first_step: int, pad_id: int
+        self,
+        config: RunConfig,
+        rows: Rows,
+        number_of_rows: int,
+        total_steps: int,
+        first_step: int,
+        pad_id: int,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._pad_id = pad_id
         self._training = config.training
         self._packing = config.dataset.packing
@@ -45,7 +57,7 @@ class StepLoader:
         self._first_step = first_step
 
     def __len__(self) -> int:
-        return self._total_steps * accumulation(self._training.global_batch_size, self._training.micro_batch_size)
+        return self._total_steps * accumulation(self._training, self._ranks)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """While a step trains, the micro-batches of the next one are made in the background."""
@@ -59,9 +71,11 @@ class StepLoader:
                 yield from batches
 
     def step(self, number: int) -> list[dict[str, torch.Tensor]]:
-        """The micro-batches of step `number`; rows that are not packed lie beside others of about their length."""
+        """A rank's micro-batches of step `number`; rows that are not packed lie beside others of about their length."""
         training = self._training
         chosen = step_rows(training.seed, number, self._number_of_rows, training.global_batch_size)
+        part = len(chosen) // self._ranks.size
+        chosen = chosen[part * self._ranks.rank : part * (self._ranks.rank + 1)]
         rows = [self._rows.row(index) for index in chosen]
         groups = micro_batches([len(ids) for ids, _ in rows], training.micro_batch_size, by_length=not self._packing)
         return [self._tensors([rows[index] for index in group]) for group in groups]
@@ -81,18 +95,29 @@ class StepLoader:
         }
 
 
-def accumulation(global_batch_size: int, micro_batch_size: int) -> int:
-    """Micro-batches per optimizer step."""
-    return -(-global_batch_size // micro_batch_size)
+def accumulation(training: RunTraining, ranks: Ranks) -> int:
+    """Micro-batches of a rank per optimizer step."""
+    return -(-training.global_batch_size // ranks.size // training.micro_batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a training runs on: its configuration, the processes, and what every pass of the model goes through."""
+
+    config: RunConfig
+    ranks: Ranks
+    shell: Any
 
 
 class PackedTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose batches come from a StepLoader and whose loss is that of labelled positions alone."""
 
-    def __init__(self, loader: StepLoader, watcher: Training, precision: str, **settings: Any) -> None:
+    def __init__(self, loader: StepLoader, watcher: Training, setting: Setting, **settings: Any) -> None:
         self._loader = loader
         self._watcher = watcher
-        self._autocast = precision == "bf16"
+        self._shell = setting.shell
+        self._ranks = setting.ranks
+        self._autocast = setting.config.training.precision == "bf16"
         self._random_states: dict[str, Any] = {}
         self._tokens = self._labelled = 0
         self._loss = torch.zeros(())
@@ -103,7 +128,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def run(self, start: Path | None) -> None:
         """Trains to the end of the schedule."""
-        self._random_states = _random_states()
+        self._random_states = random_states()
         self._step_started = time.monotonic()
         self.train(resume_from_checkpoint=str(start) if start else None)
 
@@ -118,7 +143,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         """One micro-batch, forward and backward."""
         self._watcher.micro_batch()
         self._tokens += inputs["input_ids"].numel()
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        waits = hasattr(self._shell, "no_sync") and not self.accelerator.sync_gradients
+        with self._shell.no_sync() if waits else nullcontext():  # DDP: gradients are summed once a step
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._labelled = int(num_items_in_batch)
         self._loss = self._loss.to(loss.device) + loss
         return loss
@@ -126,33 +153,38 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Loss of a micro-batch: its summed loss over the labelled tokens of the whole step."""
+        """Loss of a micro-batch: its summed loss over the labelled tokens of the whole step.
+
+        DDP and FSDP2 average gradients over the ranks; times their number, it is their sum.
+        """
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self._autocast):
-            total = labelled_loss(self.model, inputs["input_ids"], inputs["position_ids"], inputs["labels"])
-        return total / num_items_in_batch
+            total = self._shell(labelled_loss, inputs["input_ids"], inputs["position_ids"], inputs["labels"])
+        return total * self._ranks.size / num_items_in_batch
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
     ) -> torch.Tensor:
-        """Labelled tokens of a step."""
-        return torch.stack([(batch["labels"] != IGNORED).sum() for batch in batch_samples]).sum().to(device)
+        """Labelled tokens of a step, of all ranks."""
+        (total,) = self._ranks.add([sum(int((batch["labels"] != IGNORED).sum()) for batch in batch_samples)])
+        return torch.tensor(int(total), device=device)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Remembers the gradient norm of the step, before clipping."""
         found = super()._get_grad_norm(model, grad_norm)
-        self._norm = float(found) if found is not None else 0.0
+        self._norm = float(gathered(found)) if found is not None else 0.0
         return found
 
     def after_step(self) -> None:
         """Keeps the random states, for a checkpoint of this step, and tells the watcher."""
-        self._random_states = _random_states()
+        self._random_states = random_states()
         now = time.monotonic()
+        loss, tokens = self._ranks.add([float(self._loss) / self._ranks.size, float(self._tokens)])
         step = Step(
             number=self.state.global_step,
-            loss=float(self._loss),
+            loss=loss,
             gradient_norm=self._norm,
             learning_rate=float(self.lr_scheduler.get_last_lr()[0]),
-            tokens=self._tokens,
+            tokens=int(tokens),
             labelled_tokens=self._labelled,
             seconds=now - self._step_started,
             memory=memory(self.args.device),
@@ -163,19 +195,61 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self._watcher.step_done(step)
 
     def snapshot(self) -> Snapshot:
-        """Copies optimizer, schedule, random states and step; they are written as transformers' files."""
-        optimizer = _copied(self.optimizer.state_dict(), {})
+        """Copies optimizer, schedule, every rank's random states, and step; they are written as transformers' files.
+
+        The optimizer's state is written whole, whatever part of it a rank has: another number of ranks reads it too.
+        """
+        optimizer = copied(self.optimizer.state_dict(), {}, keep=self._ranks.main)
         schedule = copy.deepcopy(self.lr_scheduler.state_dict())
-        random_states = self._random_states
+        everyones = self._ranks.gather(self._random_states)
         state = copy.deepcopy(self.state)
 
         def write(folder: Path) -> None:
             torch.save(optimizer, folder / OPTIMIZER_NAME)
             torch.save(schedule, folder / SCHEDULER_NAME)
-            torch.save(random_states, folder / "rng_state.pth")
+            for rank, states in enumerate(everyones):
+                torch.save(states, folder / random_file(rank, len(everyones)))
             state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
         return write
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state that rank 0 reads, on every rank what it has of it."""
+        if checkpoint is None:
+            return
+        if self._ranks.size == 1:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder, found = Path(checkpoint), None
+        if self._ranks.main:
+            found = {
+                "optimizer": torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True),
+                "schedule": torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True),
+            }
+        states = state_from_main(self._ranks, found, self.args.device)
+        optimizer = states["optimizer"]
+        for group, saved in zip(self.optimizer.param_groups, optimizer["param_groups"], strict=True):
+            for value, number in zip(group["params"], saved["params"], strict=True):
+                of_weight = optimizer["state"].get(number, {})
+                of_weight.update({name: part_like(value, item) for name, item in of_weight.items()})
+        self.optimizer.load_state_dict(optimizer)
+        self.lr_scheduler.load_state_dict(states["schedule"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Every rank's own random states, where as many ranks have left them; else new ones by seed, step and rank."""
+        if checkpoint is None:
+            return
+        folder, size = Path(checkpoint), self._ranks.size
+        files = [folder / random_file(rank, size) for rank in range(size)]
+        fit = self._ranks.main and all(file.exists() for file in files)
+        fit = fit and len(list(folder.glob("rng_state*.pth"))) == size
+        saved = [load_random(file) for file in files] if fit else None
+        if size > 1:
+            saved = self._ranks.from_main(saved)
+        if saved is not None:
+            set_random_states(saved[self._ranks.rank])
+        else:
+            set_seed(self.args.seed + self.state.global_step * size + self._ranks.rank)
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]
@@ -187,7 +261,7 @@ class _StepEnd(TrainerCallback):  # type: ignore[misc]
 
 def make_trainer(
     model: Any,
-    config: RunConfig,
+    setting: Setting,
     tokenizer: Any,
     rows: Rows,
     number_of_rows: int,
@@ -196,15 +270,16 @@ def make_trainer(
     watcher: Training,
 ) -> PackedTrainer:
     """The trainer of a run; `start` is the folder of a state to resume from."""
+    config, ranks = setting.config, setting.ranks
     adapted = hasattr(model, "peft_config")
     kept = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad and adapted}
     callback = _StepEnd()
     trainer = PackedTrainer(
-        loader=StepLoader(config, rows, number_of_rows, total_steps, step_of(start), tokenizer.pad_token_id),
+        loader=StepLoader(config, rows, number_of_rows, total_steps, step_of(start), tokenizer.pad_token_id, ranks),
         watcher=watcher,
-        precision=config.training.precision,
+        setting=setting,
         model=model,
-        args=arguments(config, total_steps),
+        args=arguments(config, total_steps, ranks),
         processing_class=tokenizer,
         data_collator=lambda batch: batch,
         # SFTTrainer wants to see a dataset; the rows come from the loader.
@@ -215,7 +290,7 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     # TRL casts the adapter of a quantised base to bf16, where small updates vanish, and wraps the base's forward.
     for name, value in model.named_parameters():
-        if name in kept:
+        if name in kept and value.dtype != kept[name].dtype:
             value.data = kept[name]
     (model.get_base_model() if adapted else model).__dict__.pop("forward", None)
     return trainer
@@ -228,14 +303,14 @@ def step_of(start: Path | None) -> int:
     return int(TrainerState.load_from_json(str(start / "trainer_state.json")).global_step) if start else 0
 
 
-def arguments(config: RunConfig, total_steps: int) -> SFTConfig:
+def arguments(config: RunConfig, total_steps: int, ranks: Ranks) -> SFTConfig:
     """SFTConfig with every value that matters set: its defaults differ from transformers' and from ours."""
     training = config.training
     return SFTConfig(
         output_dir=tempfile.gettempdir(),  # nothing is written there: checkpoints are ours
         use_cpu=config.device == "cpu",
         per_device_train_batch_size=training.micro_batch_size,
-        gradient_accumulation_steps=accumulation(training.global_batch_size, training.micro_batch_size),
+        gradient_accumulation_steps=accumulation(training, ranks),
         num_train_epochs=1,
         max_steps=total_steps,
         learning_rate=training.learning_rate,
@@ -276,28 +351,3 @@ def arguments(config: RunConfig, total_steps: int) -> SFTConfig:
         disable_tqdm=True,
         log_level="error",
     )
-
-
-def _random_states() -> dict[str, Any]:
-    """The states of all random numbers, as transformers reads them from its file."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.random.get_rng_state()
-    return states
-
-
-def _copied(value: Any, known: dict[int, torch.Tensor]) -> Any:
-    """A state in host memory that later steps do not change; `known` keeps tensors that are shared so."""
-    if isinstance(value, torch.Tensor):
-        if id(value) not in known:
-            known[id(value)] = value.detach().to("cpu", copy=True)
-        return known[id(value)]
-    if isinstance(value, Mapping):
-        return {key: _copied(item, known) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item, known) for item in value)
-    return value

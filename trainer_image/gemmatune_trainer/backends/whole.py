@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gemmatune_trainer.backends.base import Snapshot, Verification
+from gemmatune_trainer.ranks import Ranks
 
 FILES = "weights-*.safetensors"
 SHARD_BYTES = 5_000_000_000
@@ -64,6 +67,11 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
+def deal(ranks: Ranks, value: Tensor, whole: Tensor | None) -> None:
+    """Writes a tensor of rank 0, of the weight's own type there, into a weight on every rank."""
+    put(value, ranks.broadcast(whole, (value.shape, value.dtype), value.device))
+
+
 @torch.no_grad()
 def put(value: Tensor, whole: Tensor) -> None:
     """Writes a whole tensor into a weight, of which this process may hold a part."""
@@ -111,22 +119,25 @@ def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield shard
 
 
-def restore(model: Any, folder: Path) -> None:
-    """Loads what a snapshot wrote, in place. Raises ModelInvalid where the names differ."""
-    wanted = dict(trained(model))
-    found: set[str] = set()
-    for path in sorted(folder.glob(FILES)):
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            found |= names
-            for name in names & wanted.keys():
-                put(wanted[name], file.get_tensor(name))
-    if found != wanted.keys():
-        missing, unexpected = sorted(wanted.keys() - found), sorted(found - wanted.keys())
-        raise ModelInvalid(
-            f"{folder}: {len(missing)} tensors are missing and {len(unexpected)} unexpected "
-            f"({', '.join([*missing, *unexpected][:3])})"
-        )
+def restore(model: Any, folder: Path, ranks: Ranks) -> None:
+    """Loads what a snapshot wrote into a folder of rank 0, in place, on all processes.
+
+    Raises:
+        ModelInvalid: the names differ.
+    """
+    wanted = trained(model)
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(FILES))]
+        found = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
+        if ranks.main and found.keys() != dict(wanted).keys():
+            missing = sorted(dict(wanted).keys() - found.keys())
+            unexpected = sorted(found.keys() - dict(wanted).keys())
+            raise ModelInvalid(
+                f"{folder}: {len(missing)} tensors are missing and {len(unexpected)} unexpected "
+                f"({', '.join([*missing, *unexpected][:3])})"
+            )
+        for name, value in wanted:
+            deal(ranks, value, found[name].get_tensor(name) if ranks.main else None)
 
 
 def publish(
@@ -169,6 +180,24 @@ def _write_dtype(folder: Path, dtype: torch.dtype) -> None:
         if "dtype" in block:
             block["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_files(folder: Path, sums: dict[str, int]) -> None:
+    """Makes sure that the files hold the weights of these checksums, whatever their names. Raises ModelInvalid."""
+    found: Counter[int] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found.update(_checksum(file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - no mapping
+    if missing := Counter(sums.values()) - found:
+        raise ModelInvalid(f"{folder}: {missing.total()} of {len(sums)} weights are not those that were trained")
+
+
+@torch.no_grad()
+def round_to(model: Any, dtype: torch.dtype) -> None:
+    """Rounds the weights to a data type, in place, and keeps them in their own."""
+    for value in model.parameters():
+        part = local(value)
+        part.copy_(part.to(dtype).to(part.dtype))
 
 
 def checksums(model: Any, dtype: torch.dtype) -> dict[str, int]:

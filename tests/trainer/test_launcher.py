@@ -1,0 +1,89 @@
+"""The launcher with stand-ins for the trainer: the pod has the exit code and the message of the process that counts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gemmatune_api.messages import TerminationMessage, from_text
+from gemmatune_api.names import ENV_TERMINATION_LOG
+from tests.support.wait import wait_for
+
+STAND_IN = """
+import json, os, signal, sys, time
+rank = int(os.environ["RANK"])
+
+def end(code, *_):
+    with open(os.environ["GEMMATUNE_TERMINATION_LOG"], "w") as file:
+        json.dump({"reason": f"Code{code}", "message": f"rank {rank}"}, file)
+    sys.stdout.flush()
+    os._exit(code)
+
+def killed(code):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+signal.signal(signal.SIGTERM, lambda *_: end(30))
+open(f"up-{rank}", "w").close()
+what = json.loads(os.environ["WHAT"])[rank]
+if what is None:
+    while True:
+        time.sleep(0.05)
+after, code = what
+time.sleep(after)
+killed(code) if code < 0 else end(code)
+"""
+
+
+def start(folder: Path, what: str) -> subprocess.Popen[bytes]:
+    """A pod of two processes; `what`: for each (seconds, exit code), or null for one that waits."""
+    (folder / "standin.py").write_text(STAND_IN)
+    code = (
+        "import sys; from gemmatune_trainer import launcher; launcher.TRAINER_MODULE = 'standin'; "
+        "launcher.GRACE_SECONDS = 1.0; sys.exit(launcher.main(['--per-node', '2', 'train']))"
+    )
+    env = {**os.environ, "WHAT": what, "PYTHONPATH": str(folder), ENV_TERMINATION_LOG: str(folder / "log")}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env)
+
+
+def said(folder: Path) -> str:
+    found = from_text((folder / "log").read_text(), TerminationMessage)
+    assert found is not None
+    return found.message
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [
+        ("[[0, 0], [0.3, 0]]", 0, "rank 0"),
+        ("[[0.3, 0], [0, 0]]", 0, "rank 0"),
+        ("[[0, 21], [0.2, 21]]", 21, "rank 0"),
+        ("[null, [0, 20]]", 20, "rank 1"),  # the other waits for it: it is ended
+        ("[[0, 1], [0.3, 20]]", 20, "rank 1"),  # rank 0 only lost its connection
+        ("[[0.3, 1], [0, 1]]", 1, "rank 1"),
+        ("[[0, 0], null]", 0, "rank 0"),
+    ],
+)
+def test_who_speaks_for_the_pod(tmp_path: Path, what: str, code: int, message: str) -> None:
+    assert start(tmp_path, what).wait(60) == code
+    assert said(tmp_path) == message
+
+
+def test_a_killed_process_leaves_no_message(tmp_path: Path) -> None:
+    assert start(tmp_path, "[null, [0, -9]]").wait(60) == 128 + signal.SIGKILL
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_pods_sigterm_reaches_all(tmp_path: Path) -> None:
+    pod = start(tmp_path, "[null, null]")
+    wait_for(lambda: all((tmp_path / f"up-{rank}").exists() for rank in (0, 1)), "both processes", seconds=60)
+    began = time.monotonic()
+    pod.send_signal(signal.SIGTERM)
+    assert pod.wait(60) == 30
+    assert time.monotonic() - began < 30
+    assert said(tmp_path) == "rank 0"
