@@ -35,6 +35,8 @@ FIELD_MANAGER_TRAINER = "gemmatune-trainer"
 TRAINER_SERVICE_ACCOUNT = "gemmatune-trainer"
 CONTAINER = "trainer"
 TRAINER_MODULE = "gemmatune_trainer"
+LAUNCHER_MODULE = f"{TRAINER_MODULE}.launcher"
+"""Starts the trainer once for every GPU of a pod."""
 
 ENV_RUN = "GEMMATUNE_RUN"
 """RunConfig as JSON: all that a trainer is told."""

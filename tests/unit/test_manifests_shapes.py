@@ -121,27 +121,22 @@ def test_one_gpu_needs_no_launcher() -> None:
     assert container(train(resource()))["command"] == ["python", "-m", "gemmatune_trainer", "train"]
 
 
-def test_torchrun_of_one_node_meets_by_itself() -> None:
-    command = launch.torchrun("quotes-t1", Layout(1, 4, replicas=4), DAY)
-    assert command[:3] == ["python", "-m", "torch.distributed.run"]
-    assert "--standalone" in command
-    assert not [item for item in command if item.startswith(("--rdzv", "--node-rank"))]
-    assert command[-3:] == ["-m", "gemmatune_trainer", "train"]
+def test_the_launcher_of_one_node_meets_by_itself() -> None:
+    command = launch.launcher("quotes-t1", Layout(1, 4, replicas=4), DAY)
+    assert command == ["python", "-m", "gemmatune_trainer.launcher", "--per-node=4", "train"]
 
 
-def test_torchrun_of_several_nodes_meets_at_the_first_pod() -> None:
-    command = launch.torchrun("quotes-t2", Layout(4, 8, replicas=32), 3600)
-    assert {
-        "--nnodes=4",
-        "--nproc-per-node=8",
-        "--max-restarts=0",
-        "--node-rank=$(JOB_COMPLETION_INDEX)",
-        "--rdzv-backend=static",
-        "--rdzv-endpoint=quotes-t2-0.quotes-t2:29500",
-        "--rdzv-id=quotes-t2",
-        "--rdzv-conf=timeout=3600",
-    } <= set(command)
-    assert "--standalone" not in command
+def test_the_launchers_of_several_nodes_meet_at_the_first_pod() -> None:
+    command = launch.launcher("quotes-t2", Layout(4, 8, replicas=32), 3600)
+    assert command[:3] == ["python", "-m", "gemmatune_trainer.launcher"]
+    assert command[3:] == [
+        "--per-node=8",
+        "--nodes=4",
+        "--node=$(JOB_COMPLETION_INDEX)",
+        "--meet=quotes-t2-0.quotes-t2:29500",
+        "--wait=3600",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,7 @@ def test_torchrun_of_several_nodes_meets_at_the_first_pod() -> None:
 )
 def test_pods_wait_for_each_other_as_long_as_for_nodes(blocks: Object, mode: str, expected: int) -> None:
     found = resource(accelerator={"gpu": {"type": "nvidia-l4", "nodes": 2}}, **blocks)
-    assert f"--rdzv-conf=timeout={expected}" in container(train(found, provisioning=mode))["command"]
+    assert f"--wait={expected}" in container(train(found, provisioning=mode))["command"]
 
 
 def test_without_a_bound_the_pods_wait_for_a_week() -> None:

@@ -11,17 +11,19 @@ from gemmatune_api.names import ENV_RUN, EXIT_REASONS, ExitCode
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.errors import InvalidConfig, explain, text_of
 from gemmatune_trainer.logs import configure, log
+from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.termination import leave
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one role; the exit code."""
-    configure()
+    ranks = Ranks.of_environment()
+    configure(rank=ranks.rank)
     stop = StopFlag()
     stop.install()
     try:
-        message = _role(arguments)(_config(), stop)
+        message = _role(arguments, ranks)(_config(), stop)
         code = ExitCode.DONE
     except BaseException as error:  # noqa: BLE001 - the one place where every end is put into words
         message, code = _ending(error)
@@ -38,16 +40,14 @@ def _config() -> RunConfig:
     return RunConfig.from_env(text)
 
 
-def _role(arguments: Sequence[str]) -> Callable[[RunConfig, StopFlag], TerminationMessage]:
+def _role(arguments: Sequence[str], ranks: Ranks) -> Callable[[RunConfig, StopFlag], TerminationMessage]:
     """The function of a role; its libraries are imported only when it is called for."""
     if list(arguments) == ["prepare"]:
         from gemmatune_trainer.prepare import prepare
 
         return prepare
     if list(arguments) == ["train"]:
-        from gemmatune_trainer.run import run
-
-        return run
+        return _train(ranks)
     if list(arguments) == ["merge"]:
         from gemmatune_trainer.merge import merge
 
@@ -58,6 +58,17 @@ def _role(arguments: Sequence[str]) -> Callable[[RunConfig, StopFlag], Terminati
         f"the arguments are {list(arguments)}",
         "Use `python -m gemmatune_trainer prepare`, `train`, `merge` or `inspect -n ROWS`.",
     )
+
+
+def _train(ranks: Ranks) -> Callable[[RunConfig, StopFlag], TerminationMessage]:
+    """Rank 0 tells the story, the others help it."""
+    if ranks.main:
+        from gemmatune_trainer.run import run
+
+        return lambda config, stop: run(config, stop, ranks)
+    from gemmatune_trainer.follow import follow
+
+    return lambda config, stop: follow(config, stop, ranks)
 
 
 def _inspect(config: RunConfig, rows: int) -> TerminationMessage:

@@ -11,8 +11,11 @@ import structlog
 log: structlog.stdlib.BoundLogger = structlog.get_logger("gemmatune")
 
 
-def configure(stream: TextIO | None = None) -> None:
-    """Sends structlog's and the libraries' lines to `stream` (stderr): for people on a terminal, else as JSON."""
+def configure(stream: TextIO | None = None, rank: int = 0) -> None:
+    """Sends structlog's and the libraries' lines to `stream` (stderr): for people on a terminal, else as JSON.
+
+    Of several processes rank 0 tells what happens; the others only what goes wrong, with their rank.
+    """
     stream = stream or sys.stderr
     terminal = stream.isatty()
     renderer: structlog.typing.Processor = (
@@ -21,10 +24,12 @@ def configure(stream: TextIO | None = None) -> None:
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     shared: list[structlog.typing.Processor] = [
+        *([_of_rank(rank)] if rank else []),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
     ]
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if rank else logging.DEBUG),
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
@@ -37,3 +42,10 @@ def configure(stream: TextIO | None = None) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _of_rank(rank: int) -> structlog.typing.Processor:
+    def add(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "rank": rank}
+
+    return add

@@ -46,17 +46,12 @@ VERIFIED_TOKENS = 64
 NO_BETTER = "Look at the samples and the curves in the report; train on more rows, or with a lower learningRate."
 
 
-def run(config: RunConfig, stop: StopFlag) -> TerminationMessage:
-    """Carries out an attempt, or helps rank 0 to; its end as a message.
+def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
+    """Carries out an attempt, as rank 0 of its processes; its end as a message.
 
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
-    ranks = Ranks.of_environment()
-    if not ranks.main:
-        from gemmatune_trainer.follow import follow
-
-        return follow(config, stop, ranks)
     storage, claimed = _claimed(config)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:

@@ -95,4 +95,4 @@ def _command(resource: GemmaFineTune, job: str, laid: Layout, mode: str) -> list
         return launch.trainer(Role.TRAIN)
     queued = spec.scheduling is not None and spec.scheduling.queue_name is not None
     unbounded = mode in capacity.UNBOUNDED or queued
-    return launch.torchrun(job, laid, launch.longest_wait(spec.limits, unbounded=unbounded))
+    return launch.launcher(job, laid, launch.longest_wait(spec.limits, unbounded=unbounded))

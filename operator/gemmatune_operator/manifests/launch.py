@@ -1,4 +1,4 @@
-"""What starts the trainer in a pod: one process, or torchrun with a process for every GPU of one or several nodes."""
+"""What starts the trainer in a pod: one process, or our launcher with one for every GPU of one or several nodes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,21 @@ def trainer(role: Role) -> list[str]:
     return ["python", "-m", names.TRAINER_MODULE, role.value]
 
 
-def torchrun(job: str, laid: Layout, wait: int) -> list[str]:
+def launcher(job: str, laid: Layout, wait: int) -> list[str]:
     """A process for each GPU; `wait` is how long in seconds the pods of several nodes wait for each other.
 
-    The rendezvous is static, with the pod's completion index as the node's rank: rank 0 is then always in the first
-    pod, the only one that may write the run's status. (torchrun's c10d rendezvous numbers the nodes by itself.)
+    A pod's completion index decides its ranks: rank 0 is always in the first pod, the only one that may write the
+    run's status.
     """
-    nodes = [f"--nnodes={laid.hosts}", f"--nproc-per-node={laid.per_host}", "--max-restarts=0"]
-    if laid.hosts == 1:
-        meet = ["--standalone"]
-    else:
-        meet = [
-            "--node-rank=$(JOB_COMPLETION_INDEX)",
-            f"--rdzv-id={job}",
-            "--rdzv-backend=static",
-            f"--rdzv-endpoint={service.host(job, 0)}:{service.RENDEZVOUS_PORT}",
-            f"--rdzv-conf=timeout={wait}",
+    several: list[str] = []
+    if laid.hosts > 1:
+        several = [
+            f"--nodes={laid.hosts}",
+            "--node=$(JOB_COMPLETION_INDEX)",
+            f"--meet={service.host(job, 0)}:{service.RENDEZVOUS_PORT}",
+            f"--wait={wait}",
         ]
-    return ["python", "-m", "torch.distributed.run", *nodes, *meet, "-m", names.TRAINER_MODULE, Role.TRAIN.value]
+    return ["python", "-m", names.LAUNCHER_MODULE, f"--per-node={laid.per_host}", *several, Role.TRAIN.value]
 
 
 def longest_wait(limits: LimitsSpec | None, *, unbounded: bool) -> int:

@@ -10,7 +10,7 @@ from gemmatune_operator.ports import Object
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 """Label that the Job controller gives to a Job's pods."""
 RENDEZVOUS_PORT = 29500
-"""Where the first pod's torchrun listens."""
+"""Where rank 0 listens."""
 TPU_PORT = 8471
 """Where the TPU runtimes of a slice talk to each other."""
 COORDINATOR_PORT = 8476
