@@ -258,6 +258,7 @@ RULES: tuple[Rule, ...] = (
     checks_accelerator.tpu,
     checks_accelerator.mesh,
     checks_accelerator.batch,
+    checks_accelerator.division,
     provisioning,
     tracking,
     checks_pod.labels,

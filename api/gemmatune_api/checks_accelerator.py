@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemmatune_api import accelerators
-from gemmatune_api.defaults import backend_of
+from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, backend_of
 from gemmatune_api.errors import Problem, either, shown
 from gemmatune_api.layout import Layout, layout, rows
 from gemmatune_api.placement import MeshSpec, TpuSpec
@@ -102,6 +102,20 @@ def batch(spec: FineTuneSpec) -> Iterator[Problem]:
             f"must divide {share}, the share of each of {among} of globalBatchSize {whole}",
             f"Use {either(_divisors(share))}.",
             shown(micro),
+        )
+
+
+def division(spec: FineTuneSpec) -> Iterator[Problem]:
+    """Several GPUs divide the state of an optimizer that full tuning uses."""
+    gpu, optimizer = spec.accelerator.gpu, spec.training.optimizer if spec.training else None
+    if gpu is None or spec.full is None or optimizer is None or optimizer in DIVIDED_OPTIMIZERS:
+        return
+    if (gpu.count or 1) * (gpu.nodes or 1) > 1:
+        yield Problem(
+            "spec.training.optimizer",
+            "its state cannot be divided among several GPUs, as full tuning does",
+            f"Use {either(DIVIDED_OPTIMIZERS)}, or one GPU.",
+            shown(optimizer),
         )
 
 

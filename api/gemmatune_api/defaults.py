@@ -23,6 +23,8 @@ from gemmatune_api.spec import (
 
 Model = TypeVar("Model", bound=ApiModel)
 
+DIVIDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers whose state several GPUs can divide: the others know nothing of divided tensors."""
 RANK = 8
 ALPHA_PER_RANK = 2
 WARMUP_FRACTION = 0.03

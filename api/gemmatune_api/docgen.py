@@ -165,7 +165,7 @@ def _refused() -> Iterator[str]:
         (
             (
                 f"`spec.{'.'.join(_camel(part) for part in item.path.split('.'))}`",
-                ", ".join(f"`{text}`" if item.above is None else text for text in item.refused) or "any",
+                ", ".join(f"`{text}`" for text in item.refused) or "any",
                 item.why,
                 item.remedy,
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from gemmatune_api import accelerators, memory, scratch
 from gemmatune_api.catalog import GemmaModel
-from gemmatune_api.defaults import total_steps
+from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, total_steps
 from gemmatune_api.layout import Layout, layout
 from gemmatune_api.memory import GIB, Setting
 from gemmatune_api.prices import Prices, per_hour
@@ -89,6 +89,7 @@ def plan(
         trainable_parameters=trained,
         hosts=place.laid.hosts,
         chips=place.laid.chips,
+        sharded=choice.setting.shards > 1 if place.device == "cuda" and place.laid.chips > 1 else None,
         mesh=dict(zip(("data", "model"), place.laid.mesh, strict=True)) if place.laid.mesh else None,
         micro_batch_size=choice.setting.rows,
         accumulation=choice.accumulation,
@@ -150,6 +151,17 @@ def _place(spec: FineTuneSpec, host_memory: int) -> _Place:
 
 
 def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
+    """On several GPUs each holds a copy (DDP); full tuning, and LoRA that does not fit so, divide the model (FSDP2)."""
+    if place.device != "cuda" or place.laid.chips == 1 or spec.method == "qlora":
+        return _cut(spec, model, place, longest)
+    copies = _cut(spec, model, place, longest)
+    divides = _set(_set(spec.training).optimizer) in DIVIDED_OPTIMIZERS and not (spec.lora and spec.lora.dora)
+    if spec.method == "lora" and (copies.verdict == "fits" or not divides):
+        return copies
+    return _cut(spec, model, replace(place, sharded=True), longest)
+
+
+def _cut(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
     """The fastest way to cut the batch that fits; where none fits, the one with the least memory."""
     limit = FITS_SHARE * (place.capacity or ASSUMED_HOST)
     choices = [_judged(spec, model, place, setting) for setting in _settings(spec, model, place, longest)]
@@ -278,7 +290,7 @@ def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
     """Up to three changes, each of which makes it fit by a plan of its own; two at once where no single one does."""
     length, found = row_length(spec, model, longest), list[str]()
     quantised = _with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
-    single = [_lighter(spec), _larger(spec, place), _shorter(spec, length)]
+    single = [_lighter(spec), _larger(spec, place), _shorter(spec, length), _more(spec)]
     if quantised is not None:
         single.insert(0, iter([("use qlora", quantised)]))
 
@@ -323,6 +335,18 @@ def _larger(spec: FineTuneSpec, place: _Place) -> Iterator[_Changed]:
         if accelerators.machine_for(larger.type, gpu.count or 1) is not None:
             changed = spec.accelerator.model_copy(update={"gpu": gpu.model_copy(update={"type": larger.type})})
             yield larger.type, _update(spec, accelerator=changed)
+
+
+def _more(spec: FineTuneSpec) -> Iterator[_Changed]:
+    """The model divided among more GPUs of a node; copies of it would not get smaller."""
+    gpu, training = spec.accelerator.gpu, _set(spec.training)
+    if gpu is None or spec.method == "qlora":
+        return
+    for count in accelerators.possible_counts(gpu.type):
+        share, rest = divmod(_set(training.global_batch_size), count * (gpu.nodes or 1))
+        if count > (gpu.count or 1) and not rest and share % (training.micro_batch_size or 1) == 0:
+            changed = spec.accelerator.model_copy(update={"gpu": gpu.model_copy(update={"count": count})})
+            yield f"accelerator.gpu.count {count}", _update(spec, accelerator=changed)
 
 
 def _shorter(spec: FineTuneSpec, length: int) -> Iterator[_Changed]:

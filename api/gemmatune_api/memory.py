@@ -121,8 +121,9 @@ def own_adapter(setting: Setting) -> bool:
 
 
 def autocast_copies(model: GemmaModel, setting: Setting) -> int:
-    """Bytes of the 16-bit copies that autocast keeps of fp32 weights during a pass."""
-    if own_adapter(setting):
+    """Bytes of the 16-bit copies that autocast keeps of fp32 weights; divided masters are gathered as such."""
+    divided = setting.method == "full" and setting.shards > 1 and setting.device == "cuda"
+    if divided or own_adapter(setting):
         return 0
     return 2 * trainable(model, setting) if setting.activation_bytes == 2 else 0
 
@@ -133,8 +134,23 @@ def loading_reserve(model: GemmaModel, setting: Setting) -> int:
 
 
 def gradients(model: GemmaModel, setting: Setting) -> int:
-    """Bytes of the gradients, which are fp32; a trained head has one of its own before it joins the embedding's."""
-    return 4 * trainable(model, setting) + (4 * model.embedding if setting.method == "full" else 0)
+    """Bytes of the gradients, which are fp32; a trained head has a whole one before it joins the embedding's."""
+    head = 4 * model.embedding if setting.method == "full" else 0
+    return 4 * trainable(model, setting) // setting.shards + head
+
+
+def gathered(model: GemmaModel, setting: Setting) -> int:
+    """Bytes that FSDP2 makes whole for a moment on a GPU: the embedding, a layer, and the next one on its way.
+
+    With full tuning, which computes in 16 bit, also a layer's gradients before they are summed in fp32.
+    """
+    if setting.shards == 1 or setting.device != "cuda":
+        return 0
+    layer = model.quantisable // model.layers
+    if setting.method == "full":
+        width = setting.activation_bytes
+        return width * (model.embedding + 2 * layer) + (width + 4) * layer
+    return (4 if setting.precision == "fp32" else 2) * (model.embedding + 2 * layer)
 
 
 def step_workspace(model: GemmaModel, setting: Setting) -> int:
@@ -302,7 +318,8 @@ def overhead(model: GemmaModel, setting: Setting) -> int:
 def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     """Memory of one device by purpose."""
     weights = (base_weights(model, setting) + adapter_weights(model, setting)) // setting.shards
-    held = gradients(model, setting) // setting.shards
+    weights += gathered(model, setting)
+    held = gradients(model, setting)
     optimizer = optimizer_state(model, setting) // setting.shards
     kept, head, rest = activations(model, setting), logits(model, setting), overhead(model, setting)
     kept = max(kept, step_workspace(model, setting) // setting.shards - head)

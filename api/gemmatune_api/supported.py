@@ -17,8 +17,8 @@ from gemmatune_api.spec import FineTuneSpec, ImagePrompt
 class Refusal:
     """A field that this version refuses, or some of its values.
 
-    `path` is the field below spec in Python's names. Refused are the `values`, the URIs of the `schemes`, or the
-    numbers `above` one; where none of them is given, every value.
+    `path` is the field below spec in Python's names. Refused are the `values` or the URIs of the `schemes`; where none
+    of them is given, every value.
     """
 
     path: str
@@ -26,7 +26,6 @@ class Refusal:
     remedy: str = "Remove the field."
     values: tuple[str | int | bool, ...] = ()
     schemes: tuple[str, ...] = ()
-    above: int | None = None
 
     def refuses(self, value: object) -> bool:
         """Whether a value that is set is among the refused ones."""
@@ -34,14 +33,13 @@ class Refusal:
             return value in self.values
         if self.schemes:
             return str(value).split("://", 1)[0] in self.schemes
-        return self.above is None or (isinstance(value, int) and value > self.above)
+        return True
 
     @property
     def refused(self) -> tuple[str, ...]:
         """The refused values as text; empty where every value is."""
         schemes = tuple(f"{scheme}://" for scheme in self.schemes)
-        above = () if self.above is None else (f"more than {self.above}",)
-        return (*map(_text, self.values), *schemes, *above)
+        return (*map(_text, self.values), *schemes)
 
 
 def _text(value: str | int | bool) -> str:
@@ -50,15 +48,12 @@ def _text(value: str | int | bool) -> str:
 
 _USE_TORCH = "Use backend torch with accelerator.gpu or accelerator.cpu."
 _USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
-_ONE_GPU = "Use one GPU; a larger one where memory is short."
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
     Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
     Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
-    Refusal("accelerator.gpu.count", "training on several GPUs is not built yet", _ONE_GPU, above=1),
-    Refusal("accelerator.gpu.nodes", "training on several nodes is not built yet", _ONE_GPU, above=1),
     Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
     Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
 )

@@ -108,6 +108,8 @@ def _loaded_bits(spec: FineTuneSpec) -> str:
     """Bits in which the base's linear layers are loaded."""
     if spec.qlora is not None and spec.method == "qlora":
         return str(spec.qlora.bits)
+    if spec.method == "full":
+        return "32"
     return "32" if spec.training is not None and spec.training.precision == "fp32" else "16"
 
 
@@ -170,8 +172,12 @@ def _product(plan: Plan, batch: int | None) -> str:
 
 
 def _devices(plan: Plan) -> str:
+    where = f"{plan.chips} in {plan.hosts} {'pods' if plan.hosts > 1 else 'pod'}"
+    if plan.sharded is not None:
+        how = "which divide the model (FSDP2)" if plan.sharded else "each with a copy of the model (DDP)"
+        return f"{where}, {how}"
     mesh = f", mesh {plan.mesh['data']} x {plan.mesh['model']} (data x model)" if plan.mesh else ""
-    return f"{plan.chips} in {plan.hosts} {'pods' if plan.hosts > 1 else 'pod'}{mesh}"
+    return f"{where}{mesh}"
 
 
 def _defaults(resolved: Mapping[str, Any], written: Mapping[str, Any]) -> Table:

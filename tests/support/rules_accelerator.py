@@ -48,6 +48,12 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "no machine has that many nvidia-l4",
         "Use 1, 2, 4 or 8 per node",
     ),
+    "division: an 8-bit optimizer": (
+        {**gpu(type="nvidia-l4", count=2), "spec.full": {}, "spec.training.optimizer": "adamw_bnb_8bit"},
+        "spec.training.optimizer",
+        "cannot be divided among several GPUs",
+        "Use adamw_torch or adamw_torch_fused, or one GPU.",
+    ),
     "tpu: short TPU name": (
         tpu(type="v5e", topology="2x4"),
         "spec.accelerator.tpu.type",

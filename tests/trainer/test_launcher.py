@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gemmatune_api.layout import Layout
 from gemmatune_api.messages import TerminationMessage, from_text
-from gemmatune_api.names import ENV_TERMINATION_LOG
+from gemmatune_api.names import ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG, ExitCode, Reason
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_operator.manifests import launch
+from tests.support.trainerhost import TrainerHost
 from tests.support.wait import wait_for
+from tests.trainer.test_run import attempt, output, prepared
 
 STAND_IN = """
 import json, os, signal, sys, time
@@ -87,3 +93,44 @@ def test_the_pods_sigterm_reaches_all(tmp_path: Path) -> None:
     assert pod.wait(60) == 30
     assert time.monotonic() - began < 30
     assert said(tmp_path) == "rank 0"
+
+
+def real(config: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
+    """The pod's own command on two processes."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        ENV_RUN: config.to_env(),
+        ENV_TERMINATION_LOG: str(folder / "log"),
+        ENV_STATUS_FILE: str(folder / "status.json"),
+    }
+    command = [sys.executable, *launch.launcher("quotes-t1", Layout(1, 2, replicas=2), 60)[1:]]
+    with (folder / "stderr").open("wb") as log:
+        return subprocess.Popen(command, env=env, stderr=log)
+
+
+def stepped(folder: Path) -> bool:
+    return '"event": "step"' in (folder / "stderr").read_text()
+
+
+def test_a_pod_of_two_processes_ends_as_the_contract_says(
+    make_config: Callable[..., RunConfig], trainer_host: TrainerHost, tmp_path: Path
+) -> None:
+    """SIGTERM to the pod: exit 30 after a checkpoint, with rank 0's message. A process that is lost ends it, too."""
+    config = prepared(trainer_host, make_config(max_steps=5000, every_steps=10_000), tmp_path / "p")
+    pod = real(config, tmp_path)
+    wait_for(lambda: stepped(tmp_path), "a step", seconds=300, detail=(tmp_path / "stderr").read_text)
+    pod.send_signal(signal.SIGTERM)
+    assert pod.wait(120) == ExitCode.INTERRUPTED, (tmp_path / "stderr").read_text()
+    found = from_text((tmp_path / "log").read_text(), TerminationMessage)
+    assert found is not None
+    assert found.reason == Reason.INTERRUPTED
+    assert f"the checkpoint of step {found.step} is saved" in found.message
+    assert (output(config) / "checkpoints" / f"step-{found.step:08d}" / "manifest.json").exists()
+    (tmp_path / "log").unlink()
+    pod = real(attempt(config, 2), tmp_path)
+    wait_for(lambda: stepped(tmp_path), "a step", seconds=300, detail=(tmp_path / "stderr").read_text)
+    children = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    assert pod.wait(120) == 128 + signal.SIGKILL, (tmp_path / "stderr").read_text()

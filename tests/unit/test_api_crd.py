@@ -252,7 +252,6 @@ def test_the_reference_names_everything() -> None:
         assert f"| {item.why} | {item.remedy} |" in text
     assert "| `spec.backend` | `xla`, `keras` | this backend is not built yet |" in text
     assert "| `spec.model.uri` | `kaggle://` | this source is not built yet |" in text
-    assert "| `spec.accelerator.gpu.count` | more than 1 | training on several GPUs is not built yet |" in text
 
 
 def test_every_reason_has_words() -> None:

@@ -70,6 +70,7 @@ def test_the_defaults_of_the_smallest_resource() -> None:
             "globalBatchSize": 16,
             "microBatchSize": 2,
             "gradientCheckpointing": True,
+            "sharded": False,
             "learningRate": 0.0002,
             "schedule": "cosine",
             "optimizer": "paged_adamw_8bit",

@@ -19,20 +19,20 @@ from gemmatune_operator.settings import Settings
 from tests.support.below import BELOW
 from tests.support.situations import NOW, of_resource, resource, said
 
-FOUR_NODES = {"accelerator": {"gpu": {"type": "nvidia-l4", "nodes": 4}}}
+FOUR_HOSTS = {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "4x4", "chipsPerNode": 4}}}
 
 
 def test_a_shape_without_backend_is_refused_at_admission() -> None:
-    decided = plan(of_resource(resource(FOUR_NODES)), NOW, Settings())
+    decided = plan(of_resource(resource(FOUR_HOSTS)), NOW, Settings())
     assert said(decided, ConditionType.ACCEPTED) == ("False", Reason.NOT_SUPPORTED_YET)
     assert decided.create == ()
 
 
 def test_below_the_check_the_shape_is_planned() -> None:
-    decided = plan(of_resource(resource(FOUR_NODES)), NOW, BELOW)
+    decided = plan(of_resource(resource(FOUR_HOSTS)), NOW, BELOW)
     assert said(decided, ConditionType.ACCEPTED) == ("True", Reason.VALID)
     assert decided.status.plan is not None
-    assert (decided.status.plan.hosts, decided.status.plan.chips) == (4, 4)
+    assert (decided.status.plan.hosts, decided.status.plan.chips) == (4, 16)
 
 
 def test_contradictions_are_refused_below_the_check_too() -> None:

@@ -193,9 +193,48 @@ def apply(wanted: FineTuneSpec, remedy: str) -> FineTuneSpec:
     elif name.startswith("nvidia-"):
         document["accelerator"]["gpu"]["type"] = name
     else:
-        block, field = name.split(".")
-        document[block][field] = True if value == "true" else int(value)
+        *blocks, field = name.split(".")
+        block = document
+        for part in blocks:
+            block = block[part]
+        block[field] = True if value == "true" else int(value)
     return resolve(FineTuneSpec.model_validate(document))
+
+
+def on(count: int, nodes: int, wanted: FineTuneSpec) -> FineTuneSpec:
+    """The spec on several GPUs."""
+    for field, value in (("count", count), ("nodes", nodes)):
+        wanted = apply(wanted, f"accelerator.gpu.{field} {value}")
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "wanted", "sharded"),
+    [
+        (1, 1, spec("gemma-3-1b-it", "nvidia-a100-80gb", full={}), None),
+        (2, 1, spec("gemma-2-2b", "nvidia-l4"), False),
+        (2, 1, spec("gemma-2-2b", "nvidia-l4", lora={}), False),
+        (1, 2, spec("gemma-3-1b-it", "nvidia-a100-80gb", full={}), True),
+        (8, 1, spec("gemma-3-27b-it", "nvidia-l4", lora={}), True),  # 54 GB of weights on GPUs of 24
+        (8, 1, spec("gemma-3-27b-it", "nvidia-l4", lora={"dora": True}), False),
+    ],
+)
+def test_several_gpus_copy_or_divide(count: int, nodes: int, wanted: FineTuneSpec, sharded: bool | None) -> None:
+    found = plan(on(count, nodes, wanted))
+    assert found.sharded is sharded
+    assert found.micro_batch_size * found.accumulation * count * nodes == 16
+    assert (found.verdict == "fits") == (not (wanted.lora and wanted.lora.dora))
+
+
+def test_divided_masters_shrink_with_the_gpus() -> None:
+    """Weights, gradients and optimizer state are divided; what is whole for a moment is not."""
+    wanted = spec("gemma-3-4b-it", "nvidia-a100-80gb", full={})
+    two, eight = (plan(on(count, 1, wanted)).memory for count in (2, 8))
+    model = catalog.by_name("gemma-3-4b")
+    assert model is not None
+    assert two.optimizer == 4 * eight.optimizer
+    assert two.gradients - eight.gradients == pytest.approx(4 * model.text_parameters * (1 / 2 - 1 / 8), rel=0.01)
+    assert two.weights - eight.weights == pytest.approx(4 * model.parameters * (1 / 2 - 1 / 8), rel=0.01)
 
 
 def test_an_unresolved_spec_is_refused() -> None:

@@ -56,9 +56,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
         return _finished_before(config, storage, Reporter(open_sink(config.run)), finished)
-    ownership.hold(storage)
-    ranks.join(config.device)
-    fence = ownership.Fence.take(storage, claimed, config.attempt)
+    fence = _fenced(config, storage, claimed, ranks)
     reporter = _reporter(config, fence)
     scratch = _scratch(config)
     watchdog = _watchdog(config, reporter, stop)
@@ -106,8 +104,14 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
         error.message = f"{error.message} {checkpoints.note}".strip()
         raise
     finally:
-        ranks.end()
-        _end(watchdog, reporter, tracking, scratch)
+        _end(watchdog, reporter, tracking, scratch, ranks)
+
+
+def _fenced(config: RunConfig, storage: Storage, claimed: ownership.Claim, ranks: Ranks) -> ownership.Fence:
+    """The attempt's fence, once all of its processes are there: their pods may come hours apart."""
+    ownership.hold(storage)
+    ranks.join(config.device)
+    return ownership.Fence.take(storage, claimed, config.attempt)
 
 
 def _reporter(config: RunConfig, fence: ownership.Fence) -> Reporter:
@@ -121,8 +125,9 @@ def _report_end(reporter: Reporter, result: Result, artifacts: Artifacts) -> Non
     log.info("done", manifest=artifacts.manifest)
 
 
-def _end(watchdog: Watchdog, reporter: Reporter, tracking: Tracking, scratch: Path) -> None:
+def _end(watchdog: Watchdog, reporter: Reporter, tracking: Tracking, scratch: Path, ranks: Ranks) -> None:
     """The end of an attempt, whether it came well or by the exception that is passing through."""
+    ranks.end()
     watchdog.stop()
     reporter.close()
     error = sys.exception()
