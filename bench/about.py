@@ -28,13 +28,17 @@ def model_of(arguments: argparse.Namespace) -> Path:
     return gemma_3_270m(print)
 
 
-def write(found: Mapping[str, Any], output: Path) -> None:
-    """Writes the results with commit, date and machine."""
+def here_and_now() -> dict[str, str]:
+    """Commit, date and machine."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    about = {
+    return {
         "commit": commit,
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
+
+
+def write(found: Mapping[str, Any], output: Path) -> None:
+    """Writes the results with commit, date and machine."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+    output.write_text(json.dumps({**here_and_now(), **found}, indent=1) + "\n")

@@ -31,6 +31,8 @@ from tools.performance import MIB, spread
 RESULTS = Path(__file__).parent / "results" / "trainer.json"
 ROOT = Path(__file__).parents[1]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SEEDS = (1, 2, 3)
 
 
@@ -38,8 +40,8 @@ SEEDS = (1, 2, 3)
 class Plan:
     """How much is measured."""
 
-    kinds: tuple[Kind, ...] = ("quotes", "instruct")
-    precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    kinds: tuple[Kind, ...] = KINDS
+    precisions: tuple[Precision, ...] = PRECISIONS
     arms: tuple[Arm, ...] = ARMS
     batch: int = 8
     """Rows of a step, and of a micro-batch everywhere but in R1's arm."""
@@ -285,11 +287,16 @@ def main() -> None:
     about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="one repeat of bf16 quotes and nothing else")
-    parser.add_argument("--only", help="data and precision, such as quotes-bf16, or whole, or quality", action="append")
+    help_only = (
+        "a part: data and precision, such as quotes-bf16, or whole, or quality; the other parts stay as they are"
+    )
+    parser.add_argument("--only", help=help_only, action="append")
     arguments = parser.parse_args()
     model = about.model_of(arguments)
     plan = QUICK if arguments.quick else Plan()
     document = benchmark(plan, model, set(arguments.only or []))
+    if arguments.only and arguments.output.exists():
+        document = joined(json.loads(arguments.output.read_text()), document)
     print(table(document["arms"], document["targets"]))
     about.write(document, arguments.output)
 
@@ -316,13 +323,31 @@ def benchmark(plan: Plan, model: Path, only: set[str]) -> dict[str, Any]:
         whole = whole_run(plan, model, work) if plan.whole and (not only or "whole" in only) else None
         found = quality(plan, model, work) if plan.quality and (not only or "quality" in only) else []
     lines = trainer_verdict.arms(raw, shape_of(model), plan.threads)
+    measured = dict.fromkeys(_part(line) for line in lines) | ({"whole": None} if whole else {})
+    measured |= {"quality": None} if found else {}
     return {
+        "parts": {part: about.here_and_now() for part in measured},
         "targets": trainer_verdict.targets(lines, found, whole),
         "arms": lines,
         "quality": found,
         "whole": whole,
         "raw": [_without_documents(one) for one in raw],
     }
+
+
+def _part(line: dict[str, Any]) -> str:
+    return f"{line['data']}-{line['precision']}"
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The parts that were measured now, with the others as they were; each says of which commit it is."""
+    both = {}
+    for name in ("arms", "raw"):
+        lines = [line for line in old[name] if _part(line) not in new["parts"]] + new[name]
+        both[name] = sorted(lines, key=lambda line: [f"{k}-{p}" for k in KINDS for p in PRECISIONS].index(_part(line)))
+    quality, whole = new["quality"] or old["quality"], new["whole"] or old["whole"]
+    targets = trainer_verdict.targets(both["arms"], quality, whole)
+    return {"parts": old["parts"] | new["parts"], "targets": targets, **both, "quality": quality, "whole": whole}
 
 
 def _without_documents(one: Any) -> Any:

@@ -13,7 +13,12 @@ RESULTS = Path(__file__).parents[1] / "bench/results"
 
 def files() -> Mapping[str, str]:
     """Text of each document by its path below the project's root."""
-    return {"docs/operations.md": operations.document(), "docs/performance.md": performance.document(RESULTS)}
+    drawn = {f"docs/pictures/{name}": text for name, text in performance.pictures(RESULTS).items()}
+    return {
+        "docs/operations.md": operations.document(),
+        "docs/performance.md": performance.document(RESULTS),
+        **drawn,
+    }
 
 
 if __name__ == "__main__":

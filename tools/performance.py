@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmatune_api.docgen import table
+from tools import bars
 
 HEADER = "<!-- Generated from bench/results by `make generate`; do not edit. -->\n"
 MIB = 2**20
@@ -27,6 +28,14 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing of what the file holds; `shows` stands in its place where it cannot be seen."""
+
+    shows: str
+    groups: Callable[[Row], Sequence[bars.Group]]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A section of the document, from one file."""
 
@@ -34,6 +43,7 @@ class Report:
     command: str
     text: str
     tables: tuple[Table, ...]
+    picture: Picture | None = None
 
 
 def _mib(value: float) -> str:
@@ -58,6 +68,30 @@ TARGETS = Table(
     title="Targets",
 )
 """What a benchmark was to reach, and did."""
+
+
+def _arms(key: str, title: str, unit: str, divisor: float = 1.0) -> Callable[[Row], Iterator[bars.Group]]:
+    """Groups of bars of one figure, one for each data and precision."""
+
+    def groups(found: Row) -> Iterator[bars.Group]:
+        for kind in dict.fromkeys((line["data"], line["precision"]) for line in found["arms"]):
+            lines = [line for line in found["arms"] if (line["data"], line["precision"]) == kind]
+            yield bars.Group(f"{title}: {', '.join(kind)}", unit, [_bar(line, key, divisor) for line in lines])
+
+    return groups
+
+
+def _bar(line: Row, key: str, divisor: float) -> bars.Bar:
+    values = line[key] if isinstance(line[key], list) else [line[key]]
+    low, middle, high = (of(values) / divisor for of in (min, statistics.median, max))
+    return bars.Bar(line["name"], middle, low, high, line["arm"] == "ours")
+
+
+def arm_groups(found: Row) -> list[bars.Group]:
+    """Speed and peak memory of each arm of the trainer's benchmark."""
+    speed, memory = _arms("label_tokens_per_second", "Speed", "label-tokens/s"), _arms("peak_rss", "Peak", "MiB", MIB)
+    return [*speed(found), *memory(found)]
+
 
 REPORTS: dict[str, Report] = {
     "memory.json": Report(
@@ -143,7 +177,17 @@ REPORTS: dict[str, Report] = {
                 },
                 title="Memory and start",
             ),
+            Table(
+                rows=lambda found: [{"part": part, **about} for part, about in found["parts"].items()],
+                columns={
+                    "Part": lambda row: row["part"].replace("-", ", "),
+                    "Commit": lambda row: row["commit"][:7],
+                    "Date": lambda row: row["date"],
+                },
+                title="When each part was measured",
+            ),
         ),
+        picture=Picture("Bars of label-tokens a second and of peak memory for each arm", arm_groups),
     ),
     "chaos.json": Report(
         title="Kills of the trainer, and what checkpoints cost",
@@ -269,6 +313,16 @@ def document(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def pictures(folder: Path) -> dict[str, str]:
+    """The drawings over all result files of a folder, by file name."""
+    drawn = {}
+    for file in sorted(folder.glob("*.json")):
+        picture = REPORTS[file.name].picture
+        if picture is not None:
+            drawn[f"{file.stem}.svg"] = bars.draw(picture.groups(json.loads(file.read_text("utf-8"))), picture.shows)
+    return drawn
+
+
 def _section(file: Path, found: Row) -> Iterator[str]:
     report = REPORTS[file.name]
     missing = [name for name in ("machine", "commit", "date") if not found.get(name)]
@@ -277,6 +331,8 @@ def _section(file: Path, found: Row) -> Iterator[str]:
     yield f"## {report.title}\n"
     yield f"{report.text}\n"
     yield f"`{report.command}` on {found['machine']}; commit {found['commit'][:7]}, {found['date']}.\n"
+    if report.picture is not None:
+        yield f"![{report.picture.shows}](pictures/{file.stem}.svg)\n"
     for part in report.tables:
         if part.title:
             yield f"### {part.title}\n"

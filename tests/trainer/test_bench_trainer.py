@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from bench import trainer
+from tools import bars, performance
 
 
 @pytest.mark.slow
@@ -36,3 +39,37 @@ def test_other_labels_are_noticed() -> None:
     trainer.same_labels({"trl": [row], "ours": [row]})
     with pytest.raises(trainer.Failed, match="other tokens or labels"):
         trainer.same_labels({"trl": [row], "ours": [[[2, 5, 6], [-100, -100, 6]]]})
+
+
+def part(label_rate: float, commit: str) -> dict[str, Any]:
+    line = {"data": "quotes", "precision": "bf16", "name": "gemmatune", "arm": "ours"}
+    about = {"commit": commit, "date": "2026-01-01", "machine": "here"}
+    return {
+        "parts": {"quotes-bf16": about},
+        "arms": [{**line, "label_tokens_per_second": [label_rate, label_rate + 2], "peak_rss": 3 * 2**20}],
+        "raw": [line],
+        "quality": [],
+        "whole": None,
+    }
+
+
+def test_a_part_measured_anew_takes_the_place_of_the_old_one_only() -> None:
+    old = part(100.0, "a")
+    old["parts"]["instruct-fp32"] = old["parts"]["quotes-bf16"]
+    old["arms"].insert(0, {**old["arms"][0], "data": "instruct", "precision": "fp32"})
+    old["quality"] = [{"recovered": 0.9}]
+    found = trainer.joined(old, part(200.0, "b"))
+    assert [line["data"] for line in found["arms"]] == ["quotes", "instruct"]
+    assert found["arms"][0]["label_tokens_per_second"] == [200.0, 202.0]
+    assert {name: one["commit"] for name, one in found["parts"].items()} == {"quotes-bf16": "b", "instruct-fp32": "a"}
+    assert [target["measured"] for target in found["targets"]] == [[0.9]]
+
+
+def test_the_picture_shows_every_arm_with_its_figures() -> None:
+    found = part(100.0, "a")
+    svg = bars.draw(performance.arm_groups(found), "Bars")
+    root = ElementTree.fromstring(svg)
+    texts = [item.text for item in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == [
+        "Speed: quotes, bf16", "gemmatune", "101 label-tokens/s", "Peak: quotes, bf16", "gemmatune", "3 MiB"
+    ]  # fmt: skip
