@@ -8,6 +8,10 @@ RUN = $(UV) run --frozen --no-sync
 PYTEST = $(RUN) pytest
 HELM = $$(python3 tools/kube.py --print-bin)/helm
 HELM_LINT = if [ -x "$(HELM)" ]; then "$(HELM)" lint --strict charts/gemmatune; else echo "helm is not built: the chart is not linted (make kube)"; fi
+# The backends xla and keras have environments of their own beside .venv, from the same lock.
+IN_XLA = UV_PROJECT_ENVIRONMENT=.venv-xla $(UV)
+IN_KERAS = UV_PROJECT_ENVIRONMENT=.venv-keras $(UV)
+OTHER_BACKENDS = tests/xla tests/keras
 # What is provoked on purpose: causes, kills, and faults of API server, store, objects and processes.
 FAULTS = tests/faults $(wildcard tests/cluster/test_machinery_*.py) tests/cluster/test_operator_crash.py
 # Options for `make demo`, such as DEMO="--steps 5".
@@ -17,7 +21,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,14 +29,20 @@ help: ## Show the targets
 setup: ## Install uv where it is missing, and the environment of operator and torch trainer
 	$(call step,environment,$(UV) sync --frozen --quiet --extra operator --extra torch)
 
+setup-xla: ## The environment of backend xla
+	$(call step,environment of xla,$(IN_XLA) sync --frozen --quiet --extra operator --extra xla)
+
+setup-keras: ## The environment of backend keras
+	$(call step,environment of keras,$(IN_KERAS) sync --frozen --quiet --extra operator --extra keras)
+
 demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 	$(call step,demo,$(RUN) gft demo $(DEMO))
 
 kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
-test: setup kube ## Unit, golden, real control plane, chart, end to end: all but test-trainer and test-faults
-	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(FAULTS)))
+test: setup kube ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
+	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(OTHER_BACKENDS) $(FAULTS)))
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
 	$(call step,unit tests,$(PYTEST) tests/unit tests/golden)
@@ -58,6 +68,12 @@ soak-chaos: setup ## 30 kills of the trainer, every fault of its storage, and wh
 
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,$(PYTEST) -n 2 --dist loadfile tests/trainer)
+
+test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
+	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
+
+test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
+	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
 
 e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
 	$(call step,end to end,$(PYTEST) tests/e2e)
@@ -87,6 +103,6 @@ bench-trainer: setup ## The trainer's speed and memory beside others, and its me
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
 
-ci: lint test test-trainer test-faults clean-setup ## What CI runs
+ci: lint test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
 soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos ## Everything, with the benchmarks

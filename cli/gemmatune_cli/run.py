@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import shlex
 import signal
 from dataclasses import dataclass
@@ -15,13 +14,17 @@ import typer
 from rich.console import Console
 
 from gemmatune_api.claims import claim_of
+from gemmatune_api.defaults import backend_of
+from gemmatune_api.environments import how_to_install
 from gemmatune_api.errors import InvalidResourceError
+from gemmatune_api.fit import merges
 from gemmatune_api.names import KIND, ConditionType, Phase
-from gemmatune_api.spec import GemmaFineTune
+from gemmatune_api.spec import Backend, GemmaFineTune
 from gemmatune_api.status import FineTuneStatus
 from gemmatune_cli.console import CommandError, output
 from gemmatune_cli.documents import fine_tunes
 from gemmatune_cli.local.cluster import memory_of_machine
+from gemmatune_cli.local.environments import python_of
 from gemmatune_cli.local.kubelet import LocalError
 from gemmatune_cli.local.loop import Loop
 from gemmatune_cli.local.oplog import logged_to
@@ -82,14 +85,14 @@ def check_machine(resource: GemmaFineTune) -> None:
     """Refuses what this machine cannot do, before anything is started.
 
     Raises:
-        CommandError: no torch, a volume of a cluster, or no GPU for a resource that wants one.
+        CommandError: a backend that is not installed, a volume of a cluster, or an accelerator that is not here.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise CommandError(
-            "gft run trains with PyTorch, which is not installed here",
-            "Run it as: uv run --extra torch gft run FILE",
-        )
     spec = resource.spec
+    merged: tuple[Backend, ...] = ("torch",) if merges(spec) else ()
+    for backend in (backend_of(spec), *merged):
+        if python_of(backend) is None:
+            doing = "trains with" if backend == backend_of(spec) else "merges with"
+            raise CommandError(f"this run {doing} backend {backend}, which is not installed", how_to_install(backend))
     sources = {"model.uri": spec.model.uri, "dataset.uri": spec.dataset.uri, "dataset.evalUri": spec.dataset.eval_uri}
     for field, uri in sources.items():
         if claim_of(uri) is not None:
@@ -101,6 +104,12 @@ def check_machine(resource: GemmaFineTune) -> None:
         raise CommandError(
             f"spec.accelerator.gpu: this machine has no NVIDIA GPU (wanted: {spec.accelerator.gpu.type})",
             "Write accelerator: {cpu: {}} to run it here, or apply it to a cluster.",
+        )
+    if spec.accelerator.tpu is not None:
+        raise CommandError(
+            f"spec.accelerator.tpu: this machine has no TPU (wanted: {spec.accelerator.tpu.type})",
+            f"Write backend: {backend_of(spec)} and accelerator: {{cpu: {{devices: 4}}}} to run it here on virtual "
+            "devices, or apply it to a cluster.",
         )
 
 

@@ -363,7 +363,10 @@ def test_a_backend_that_the_image_does_not_have(
     config = prepared(trainer_host, make_config(), tmp_path).model_copy(update={"backend": backend})
     run = trainer_host.run("train", config, tmp_path / "run")
     assert run.poll() == ExitCode.INVALID_CONFIG
-    assert run.message.message == f"this image trains with torch, the run asks for backend {backend}"
+    assert run.message.message == (
+        f"the run asks for backend {backend}, whose libraries are not installed here (those of torch are)"
+    )
+    assert f"`make setup-{backend}`" in run.message.remedy
     assert not (output(config) / "attempts").exists()
 
 

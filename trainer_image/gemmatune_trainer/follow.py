@@ -37,9 +37,8 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
         return files, prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
 
     from gemmatune_trainer.backends.leading import Follower
-    from gemmatune_trainer.backends.torch import TorchBackend
 
-    backend = TorchBackend(config, None, None, stop, ranks)
+    backend = backends.make(config, None, stop, ranks)
 
     def load() -> tuple[Rows, Rows | None]:
         files, rows = ranks.leaders_first(fetched)

@@ -232,11 +232,9 @@ def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag, ranks: Ranks)
     """The backend of the run; its libraries are imported only here, after everything that can fail early."""
     started = time.monotonic()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses a process that sees several
-    from gemmatune_trainer.backends.torch import TorchBackend
-
+    backend = backends.make(config, files, stop, ranks)
     log.info("libraries loaded", backend=config.backend, seconds=round(time.monotonic() - started, 1))
     stop.check("loading the model")
-    backend = TorchBackend(config, files, files.tokenizer(), stop, ranks)
     if ranks.size == 1:
         return backend
     from gemmatune_trainer.backends.leading import LeadingBackend

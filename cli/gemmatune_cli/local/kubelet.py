@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from gemmatune_api import names
+from gemmatune_api.environments import how_to_install
+from gemmatune_cli.local.environments import backend_of_pod, python_of
 from gemmatune_cli.local.jobs import ENDED, phase
 from gemmatune_cli.local.podenv import ConfigError, environment, expand, relocate
 from gemmatune_cli.local.probes import Readiness
@@ -160,7 +162,7 @@ class Kubelet:
             ) from None
         command = [expand(word, variables) for word in [*container["command"], *container.get("args", [])]]
         if command[0] == "python":
-            command[0] = sys.executable
+            command[0] = _python(variables)
         spec = ProcessSpec(command, variables, folder, folder / "log", log)
         try:
             return self._runner.start(spec)
@@ -209,6 +211,17 @@ class Kubelet:
             "containerStatuses": [{"name": name, "restartCount": 0, "ready": ready, "state": state}],
         }
         self._store.write_status("Pod", meta["namespace"], meta["name"], status)
+
+
+def _python(variables: Mapping[str, str]) -> str:
+    """The Python of the backend that a pod's image would bring. Raises LocalError where it is not installed."""
+    backend = backend_of_pod(variables)
+    if backend is None:
+        return sys.executable
+    python = python_of(backend)
+    if python is None:
+        raise LocalError(f"backend {backend} is not installed here. {how_to_install(backend)}")
+    return str(python)
 
 
 def _is_ready(pod: Object) -> bool:

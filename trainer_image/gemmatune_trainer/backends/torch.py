@@ -34,6 +34,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a packa
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def make(config: RunConfig, files: ModelFiles | None, stop: StopFlag, ranks: Ranks) -> TorchBackend:
+    """The backend of a run."""
+    return TorchBackend(config, files, files.tokenizer() if files else None, stop, ranks)
+
+
 class TorchBackend:
     """One run's model on one device."""
 

@@ -1,0 +1,1 @@
+"""Tests of backend xla, in its own environment."""
