@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import warnings
 import zlib
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from gemmatune_trainer.backends import adapter
 from gemmatune_trainer.backends.base import Row
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
+from gemmatune_trainer.backends.usage import give_back
 from gemmatune_trainer.backends.whole import set_terminators
 from gemmatune_trainer.merged import Scores
 from gemmatune_trainer.models import ModelFiles
@@ -91,7 +91,7 @@ class Merger:
         """
         tied = _is_tied(self._model)
         self._model = None  # a large model is never in memory twice
-        gc.collect()
+        give_back(torch.device("cpu"))
         self._alive("reloading the merged weights")
         self._model = load_16_bit(self._files, folder)
         found = checksums(self._model)

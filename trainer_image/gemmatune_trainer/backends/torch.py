@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verificati
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.parallel import Shell, copied, divide, layers_of, reshard
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, Setting, StepLoader, make_trainer
+from gemmatune_trainer.backends.usage import give_back
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ranks import Ranks
@@ -206,9 +206,7 @@ class TorchBackend:
         if self._divided:
             return self._verify_divided(folder, row, trained)
         self._model = self._shell = None  # a large model is never in memory twice
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self._device)
         if self._full:
             dtype = DTYPES[self._config.training.precision]
             self._model = load_base(self._files, self._config, folder=folder, dtype=dtype)
@@ -233,6 +231,7 @@ class TorchBackend:
             whole.round_to(self._model, dtype)
             return whole.compare(self._model, (trained, self._logits(row)), self._before, ({}, {}), folder)
         self._model = self._shell = None
+        give_back(self._device)
         self.load()
         self.restore_weights(folder)
         if self._ranks.main:
