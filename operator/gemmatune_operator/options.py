@@ -12,7 +12,7 @@ from typing import Any
 from gemmatune_api import prices
 from gemmatune_operator.election import Terms, own_namespace
 from gemmatune_operator.manifests import quantities
-from gemmatune_operator.settings import DEFAULT_IMAGE, Settings
+from gemmatune_operator.settings import DEFAULT_IMAGE, DEFAULT_TPU_IMAGES, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = Settings(
             image=found.trainer_image,
+            tpu_images={"xla": found.trainer_image_xla, "keras": found.trainer_image_keras},
             image_pull_policy=found.image_pull_policy,
             trainer_env=_pairs(found.trainer_env),
             prices=_prices(found.prices),
@@ -84,7 +85,9 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         value = environment.get(variable, default)
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {default!r})", **more)
 
-    add("trainer-image", DEFAULT_IMAGE, "trainer image where a resource names none")
+    add("trainer-image", DEFAULT_IMAGE, "image of the trainer's backend torch where a resource names none")
+    for backend, image in DEFAULT_TPU_IMAGES.items():
+        add(f"trainer-image-{backend}", image, f"the same for the backend {backend}")
     add("image-pull-policy", "IfNotPresent", "pull policy of the trainer's container")
     add("trainer-env", "", "environment of every trainer: NAME=VALUE, separated by commas")
     add("prices", "", "YAML file of prices per hour by accelerator type")

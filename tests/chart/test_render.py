@@ -26,8 +26,13 @@ VALUES: Object = {
     "image.pullPolicy": "Always",
     "imagePullSecrets": [{"name": "registry"}],
     "replicas": 2,
+    "serviceAccount.create": False,
+    "serviceAccount.name": "somebody",
+    "serviceAccount.annotations": {"iam.gke.io/gcp-service-account": "a@b.iam.gserviceaccount.com"},
     "namespaces": ["team-a", "team-b"],
     "trainer.image": "registry.example.com/trainer:1",
+    "trainer.xlaImage": "registry.example.com/trainer-xla:1",
+    "trainer.kerasImage": "registry.example.com/trainer-keras:1",
     "trainer.imagePullPolicy": "Always",
     "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
     "prices": {"nvidia-l4": 0.75},
@@ -40,10 +45,33 @@ VALUES: Object = {
     "nodeSelector": {"pool": "system"},
     "tolerations": [{"key": "system", "operator": "Exists"}],
     "priorityClassName": "high",
+    "podDisruptionBudget.enabled": False,
+    "networkPolicy.enabled": False,
+    "networkPolicy.apiServerPorts": [8443],
+    "networkPolicy.scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+    "monitoring.labels": {"release": "prometheus"},
+    "monitoring.interval": "15s",
+    "monitoring.serviceMonitor": False,
+    "monitoring.podMonitoring": False,
+    "monitoring.alerts": False,
+    "monitoring.dashboard": False,
+    "allowed.images": ["registry.example.com/"],
+    "allowed.buckets": ["tuning"],
+    "allowed.accelerators": ["nvidia-l4"],
     "crd.install": False,
     "policy.install": False,
 }
 """Another value for each one of the chart, by dotted path."""
+SLOTS = {"monitoring.alerts": "files/alerts.yaml", "monitoring.dashboard": "files/dashboard.json"}
+"""Values that need a file of the chart."""
+ON: Object = {
+    "replicas": 3,
+    "networkPolicy.enabled": True,
+    "monitoring.serviceMonitor": True,
+    "monitoring.podMonitoring": True,
+    **{path: True for path, file in SLOTS.items() if (chart.CHART / file).exists()},
+}
+"""With these every other value can be seen."""
 
 
 def one(documents: list[Object], kind: str) -> Object:
@@ -66,9 +94,10 @@ def test_lint() -> None:
 def test_every_value_changes_something() -> None:
     defaults = set(_paths(yaml.safe_load((chart.CHART / "values.yaml").read_text())))
     assert defaults == VALUES.keys(), "each value has another one here"
-    plain = chart.render()
+    plain = chart.render(ON)
     for path, value in VALUES.items():
-        assert chart.render({path: value}) != plain, f"{path} does nothing"
+        if SLOTS.get(path) is None or path in ON:
+            assert chart.render({**ON, path: value}) != plain, f"{path} does nothing"
 
 
 def _paths(values: Object, above: str = "") -> Iterator[str]:
@@ -98,6 +127,12 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("hostMemory", "16 GB"),
         ("extraArgs", ["workers=32"]),
         ("tolerations", [{"keys": "x"}]),
+        ("serviceAccount.annotation", {"a": "b"}),
+        ("networkPolicy.apiServerPorts", ["https"]),
+        ("monitoring.interval", "often"),
+        ("monitoring.serviceMonitors", True),
+        ("allowed.bucket", ["tuning"]),
+        ("allowed.images", ["' + 'x"]),
     ],
 )
 def test_a_misspelt_value_is_refused(path: str, value: Any) -> None:

@@ -68,7 +68,9 @@ def values_flags(values: Object) -> list[str]:
 
 def render(values: Object | None = None, *, release: str = RELEASE, namespace: str = NAMESPACE) -> list[Object]:
     """The objects of the chart; `values` by dotted path."""
-    text = helm("template", release, str(CHART), "--namespace", namespace, *values_flags(values or {})).stdout
+    text = helm(
+        "template", release, str(CHART), "--skip-tests", "--namespace", namespace, *values_flags(values or {})
+    ).stdout
     return [document for document in yaml.safe_load_all(text) if document]
 
 

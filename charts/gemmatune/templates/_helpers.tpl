@@ -17,3 +17,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
+
+{{/* The operator's ServiceAccount. */}}
+{{- define "gemmatune.account" -}}
+{{ .Values.serviceAccount.name | default (include "gemmatune.name" .) }}
+{{- end -}}
+
+{{/* The operator's image. */}}
+{{- define "gemmatune.image" -}}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
+{{- end -}}

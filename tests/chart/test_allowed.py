@@ -1,0 +1,98 @@
+"""What an installation allows its users to name, on the real API server."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gemmatune_api import names
+from tests.support import chart
+from tests.support.api import MERGE, ApiError, Object
+from tests.support.controlplane import ControlPlane
+from tests.support.play import SPEC
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.cluster
+RELEASE = "allowing"
+VALUES: Object = {
+    "allowed.images": ["registry.example.com/ours/"],
+    "allowed.buckets": ["ours"],
+    "allowed.accelerators": ["nvidia-l4", "tpu-v5-lite-podslice"],
+}
+SOUND: Object = {
+    **SPEC,
+    "model": {"uri": "gs://ours/models/gemma"},
+    "dataset": {"uri": "hf://Abirate/english_quotes", "text": {"template": "{quote}"}},
+    "output": {"uri": "gs://ours"},
+    "accelerator": {"gpu": {"type": "nvidia-l4"}},
+    "pod": {"image": "registry.example.com/ours/trainer:1"},
+}
+
+
+@pytest.fixture(scope="module")
+def create(crd: ControlPlane, make_namespace: Callable[..., str]) -> Callable[..., Object]:
+    """Creates a run in a namespace where the policy is in force: `create("name", {"output": {...}})`."""
+    namespace = make_namespace()
+    documents = chart.render({**VALUES, "namespaces": [namespace]}, release=RELEASE)
+    policies = [d for d in documents if "Policy" in d["kind"] and d["metadata"]["name"].endswith("-allowed")]
+    assert len(policies) == 2, "the policy and its binding"
+    chart.apply(crd, policies)
+    path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+
+    def make(name: str, changes: Object | None = None, **query: str) -> Object:
+        spec = {**copy.deepcopy(SOUND), **(changes or {})}
+        document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}, "spec": spec}
+        made: Object = crd.api.call("POST", path, document, **query)
+        return made
+
+    def in_force() -> bool:
+        try:
+            make("probe", {"output": {"uri": "gs://theirs/x"}}, dryRun="All")
+        except ApiError as error:
+            return "gs://theirs/x is in no bucket" in str(error)
+        return False
+
+    wait_for(in_force, "the policy to be in force")
+    types = crd.api.get(
+        f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{policies[0]['metadata']['name']}"
+    )
+    assert not types.get("status", {}).get("typeChecking", {}).get("expressionWarnings")
+    return make
+
+
+def test_what_is_listed_is_accepted(create: Callable[..., Object]) -> None:
+    create("listed")
+    create("slice", {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}, "backend": "xla"})
+    create("laptop", {"accelerator": {"cpu": {}}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"output": {"uri": "gs://ours-not/x"}},
+            "gs://ours-not/x is in no bucket that is allowed here; these are: ours",
+        ),
+        ({"model": {"uri": "gs://theirs/model"}}, "gs://theirs/model is in no bucket"),
+        ({"dataset": {**SOUND["dataset"], "uri": "gs://theirs/d.jsonl"}}, "gs://theirs/d.jsonl is in no bucket"),
+        ({"dataset": {**SOUND["dataset"], "evalUri": "gs://theirs/e.jsonl"}}, "gs://theirs/e.jsonl is in no bucket"),
+        ({"pod": {"image": "registry.example.com/theirs:1"}}, "spec.pod.image: registry.example.com/theirs:1 is not"),
+        ({"accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}, "spec.accelerator: nvidia-h100-80gb is not allowed"),
+    ],
+)
+def test_what_is_not_listed_is_refused(create: Callable[..., Object], changes: Any, words: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        create("refused", changes)
+    assert refused.value.status == 403
+    assert words in refused.value.body["message"]
+
+
+def test_a_run_that_exists_may_be_labelled_but_not_led_astray(create: Callable[..., Object], crd: ControlPlane) -> None:
+    meta = create("existing")["metadata"]
+    path = f"/apis/{names.API_VERSION}/namespaces/{meta['namespace']}/{names.PLURAL}/existing"
+    crd.api.patch(path, {"metadata": {"labels": {"team": "a"}}}, MERGE)
+    with pytest.raises(ApiError, match="is in no bucket"):
+        crd.api.patch(path, {"spec": {"output": {"uri": "gs://theirs/run"}}}, MERGE)
