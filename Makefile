@@ -21,7 +21,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube bench-trainer bench-prepare bench-operator
+.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,7 +41,10 @@ demo: setup ## Tune the real Gemma 3 270M on quotes, on this machine
 kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (about 15 minutes, once)
 	$(call step,control plane,python3 tools/kube.py)
 
-test: setup kube ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
+prometheus: ## Put Debian's prometheus and promtool into the cache, where PATH has none
+	$(call step,prometheus,tools/prometheus.sh)
+
+test: setup kube prometheus ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
 	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(OTHER_BACKENDS) $(FAULTS)))
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
@@ -49,6 +52,9 @@ test-unit: setup ## Policies, API, planner, manifests: no control plane, no trai
 
 test-cluster: setup kube ## What runs against the real control plane
 	$(call step,cluster tests,$(PYTEST) tests/cluster tests/chart $(addprefix --ignore=,$(FAULTS)))
+
+test-observability: setup kube prometheus ## Alerts by promtool, and the dashboard's queries over a scrape of the live operator
+	$(call step,alerts and dashboard,$(PYTEST) tests/observability)
 
 test-faults: setup kube ## Every cause of an attempt's end, and faults of the machinery, on the real control plane
 	$(call step,causes,$(PYTEST) tests/faults)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemmatune_api import generate
-from tools import operations, performance
+from tools import dashboard, operations, performance
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 
@@ -17,9 +17,12 @@ def files() -> Mapping[str, str]:
     return {
         "docs/operations.md": operations.document(),
         "docs/performance.md": performance.document(RESULTS),
+        dashboard.PATH: dashboard.document(),
         **drawn,
     }
 
 
 if __name__ == "__main__":
-    raise SystemExit(generate.main(files(), "Write the handbook of operations and the figures of the benchmarks."))
+    raise SystemExit(
+        generate.main(files(), "Write the handbook of operations, the figures of the benchmarks and the dashboard.")
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jinja2
+import yaml
 
 from gemmatune_api import defaults, names
 from gemmatune_api.docgen import table
@@ -21,12 +23,14 @@ from gemmatune_api.names import (
     Reason,
     Role,
 )
+from gemmatune_operator.board import NAMESPACES, RUNS, Board
 from gemmatune_operator.diagnose import ANSWERS, FREE_ON_SPOT, Answer
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.policies import retry
 from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS
 from gemmatune_operator.policies.prepare import RETRIES
 
+ALERTS = Path(__file__).parents[1] / "charts/gemmatune/files/alerts.yaml"
 TEMPLATE = Path(__file__).with_name("operations.md.j2")
 HEADER = "<!-- Generated from names.py and tools/operations.md.j2 by `make generate`; do not edit. -->"
 
@@ -85,6 +89,9 @@ def document() -> str:
         refusals=_reasons(REFUSALS),
         progress=_reasons(PROGRESS),
         exits=_lines(("Code", "Reason", "Means", "What follows"), _exits()),
+        alerts=_lines(("Alert", "Comes when", "What to do"), _alerts()),
+        runs=RUNS,
+        namespaces=NAMESPACES,
         metrics=_lines(("Metric", "Kind", "Means"), sorted(_metrics())),
     )
 
@@ -162,9 +169,18 @@ def _exits() -> Iterator[tuple[str, ...]]:
 
 def _metrics() -> Iterator[tuple[str, ...]]:
     """Name, kind and meaning of every metric of the operator, as a scrape shows them."""
-    nothing = Gauges(depth=lambda: 0.0, oldest=lambda: 0.0, leader=lambda: 0.0, phases=dict)
+    nothing = Gauges(depth=lambda: 0.0, oldest=lambda: 0.0, leader=lambda: 0.0, phases=dict, board=Board(list))
     for family in Metrics(nothing).registry.collect():
         yield f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation
+
+
+def _alerts() -> Iterator[tuple[str, ...]]:
+    """Name, condition and advice of every alert; NAME and NAMESPACE stand for the labels."""
+    for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            advice = re.sub(r"{{ \$labels\.run_namespace }}", "NAMESPACE", rule["annotations"]["description"])
+            when = f"`{rule['expr']}`" + (f" for {rule['for']}" if "for" in rule else "")
+            yield f"`{rule['alert']}`", when, re.sub(r"{{ \$labels\.run }}", "NAME", advice)
 
 
 def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

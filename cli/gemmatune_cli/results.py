@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gemmatune_api.names import KIND
 from gemmatune_api.serving import Served
 from gemmatune_api.status import FineTuneStatus, Sample
 from gemmatune_cli import bucket
@@ -122,25 +121,13 @@ def find(source: str, namespace: str = "", context: str = "") -> Run:
 
 
 def _of_cluster(name: str, namespace: str, context: str) -> Run:
-    import urllib3
-    from kubernetes import client
-
-    from gemmatune_api.names import GROUP, PLURAL, VERSION
-    from gemmatune_cli.watch import Watched, api_error, connect
+    from gemmatune_cli.remote import remote
     from gemmatune_operator.observe import status_of
 
-    cluster = connect(context)
-    found = Watched(cluster.api, namespace or cluster.namespace, name)
-    try:
-        resource = cluster.api.get_namespaced_custom_object(GROUP, VERSION, found.namespace, PLURAL, name)
-    except client.ApiException as error:
-        raise api_error(error, found) from error
-    except urllib3.exceptions.HTTPError as error:
-        raise CommandError(
-            f"the API server does not answer: {error}", "Check the kubeconfig and the network."
-        ) from error
+    found = remote(name, namespace, context)
+    resource = found.get()
     output = str(resource.get("spec", {}).get("output", {}).get("uri", "")).rstrip("/")
-    return Run(f"{KIND} {found.namespace}/{name}", output, status_of(resource.get("status")))
+    return Run(str(found), output, status_of(resource.get("status")))
 
 
 def _object(uri: str, content: bytes) -> dict[str, Any]:

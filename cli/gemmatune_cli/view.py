@@ -7,18 +7,26 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from gemmatune_api.names import ConditionType, Phase
 from gemmatune_api.status import FineTuneStatus, Sample
 from gemmatune_api.status import Progress as TrainingProgress
+from gemmatune_cli.curve import curve
 from gemmatune_operator.events import WARNING, transitions
 
 LINE_SECONDS = 5.0
 """Shortest time between two plain lines of progress."""
-_PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.RETRYING: "yellow"}
+CURVE_COLUMNS, CURVE_LINES = 72, 8
+PHASE_STYLES: dict[str, str] = {
+    Phase.SUCCEEDED: "bold green",
+    Phase.FAILED: "bold red",
+    Phase.RETRYING: "yellow",
+    Phase.TRAINING: "cyan",
+}
 
 
 class View(Protocol):
@@ -64,7 +72,7 @@ class _Transitions:
     def update(self, status: FineTuneStatus) -> None:
         if self._last is None and any(item.type == ConditionType.ACCEPTED for item in status.conditions):
             # What happened before this view opened is told by the phase, not again one by one.
-            self._line(status.phase, status.message, _PHASE_STYLES.get(Phase(status.phase), "bold"))
+            self._line(status.phase, status.message, PHASE_STYLES.get(status.phase, "bold"))
         else:
             for event in transitions(self._last or FineTuneStatus(), status):
                 self._line(event.reason, event.message, "yellow" if event.type == WARNING else "bold")
@@ -76,7 +84,7 @@ class _Transitions:
 
 
 class LiveView:
-    """Transitions as lines above a progress bar."""
+    """Transitions as lines above the loss curve and a progress bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -88,18 +96,22 @@ class LiveView:
             TextColumn("{task.fields[steps]}"),
             TextColumn("{task.fields[numbers]}", style="cyan"),
             console=console,
-            transient=True,
         )
         self._task: TaskID = self._progress.add_task("", total=None, steps="", numbers="")
+        self._curve: list[str] = []
+        self._live = Live(console=console, transient=True, get_renderable=self._shown)
+
+    def _shown(self) -> Group:
+        return Group(*(Text(line, "cyan", no_wrap=True) for line in self._curve), self._progress)
 
     def __enter__(self) -> View:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def update(self, status: FineTuneStatus) -> None:
         """Shows a status."""
@@ -113,6 +125,8 @@ class LiveView:
             steps=progress.step_text,
             numbers=numbers(progress),
         )
+        width = min(CURVE_COLUMNS, self._console.width)
+        self._curve = curve(progress.history_steps, progress.history_loss, width, CURVE_LINES)
 
     def say(self, text: str, style: str = "") -> None:
         """Prints a line above the bar."""
@@ -159,11 +173,11 @@ class PlainView:
 def summary(console: Console, status: FineTuneStatus) -> None:
     """The end of a run: samples before and after, and where the results lie; or what went wrong and what to do."""
     if status.phase == Phase.SUCCEEDED:
-        console.print(Text.assemble((f"{status.phase}: ", _PHASE_STYLES[Phase.SUCCEEDED]), status.message))
+        console.print(Text.assemble((f"{status.phase}: ", PHASE_STYLES[Phase.SUCCEEDED]), status.message))
     print_samples(console, status.samples or [])
     if status.phase == Phase.FAILED:
         end = f"{status.phase}, {status.reason}: "
-        console.print(Text.assemble((end, _PHASE_STYLES[Phase.FAILED]), status.message))
+        console.print(Text.assemble((end, PHASE_STYLES[Phase.FAILED]), status.message))
         if status.remedy:
             console.print(Text(status.remedy))
     artifacts = status.artifacts

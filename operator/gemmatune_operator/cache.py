@@ -68,6 +68,10 @@ class Cache:
         """The runs there are."""
         return list(self._runs)
 
+    def documents(self) -> list[tuple[Key, int, bytes]]:
+        """Key, version and JSON of every run; may be called from another thread."""
+        return [(key, run.version, run.text) for key, run in list(self._runs.items())]
+
     # --- what is told ---
 
     def resource(self, type_: str | None, body: Mapping[str, Any]) -> list[Wake]:

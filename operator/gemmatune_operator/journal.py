@@ -6,13 +6,11 @@ from typing import Protocol
 
 import structlog
 
-from gemmatune_api import accelerators
 from gemmatune_api.names import Phase, Reason
 from gemmatune_api.status import Attempt, FineTuneStatus
+from gemmatune_operator.board import OTHER, accelerators_of
 from gemmatune_operator.observe import Observed
 
-OTHER = "other"
-"""Label for what a hand-written status may hold: labels of metrics stay few."""
 _PHASES = frozenset(phase.value for phase in Phase)
 _REASONS = frozenset(reason.value for reason in Reason)
 
@@ -22,8 +20,8 @@ log = structlog.get_logger(__name__)
 class Meter(Protocol):
     """Where counts go; metrics.py implements it."""
 
-    def attempt_ended(self, cause: str, accelerator: str, seconds: float) -> None:
-        """An attempt ended; seconds are those of all its accelerators together."""
+    def attempt_ended(self, namespace: str, cause: str, accelerator: str, seconds: float, cost: float) -> None:
+        """An attempt ended; seconds and cost are those of all its accelerators together."""
 
 
 class Journal:
@@ -53,10 +51,10 @@ class Journal:
         """The run is gone."""
         self._phases.pop((namespace, name), None)
 
-    def changed(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
+    def changed(self, namespace: str, before: FineTuneStatus, after: FineTuneStatus) -> None:
         """The API server has taken a new status."""
         for attempt in _ended(before, after):
-            self._attempt(attempt, before, after)
+            self._attempt(namespace, attempt, before, after)
         if (before.phase, before.reason) != (after.phase, after.reason):
             log.info(
                 "transition",
@@ -66,9 +64,9 @@ class Journal:
                 message=after.message,
             )
 
-    def _attempt(self, attempt: Attempt, before: FineTuneStatus, after: FineTuneStatus) -> None:
+    def _attempt(self, namespace: str, attempt: Attempt, before: FineTuneStatus, after: FineTuneStatus) -> None:
         trained = _active(after) - _active(before)
-        kind, count = _accelerators(before)  # what it had: a suspended run may ask for others by now
+        kind, count = accelerators_of(before)  # what it had: a suspended run may ask for others by now
         log.info(
             "attempt ended",
             attempt=attempt.number,
@@ -78,7 +76,8 @@ class Journal:
         )
         if self._meter is not None:
             cause = attempt.reason if attempt.reason in _REASONS else OTHER
-            self._meter.attempt_ended(cause, kind, max(0.0, trained) * count)
+            cost = max(0.0, _spent(after) - _spent(before))
+            self._meter.attempt_ended(namespace, cause, kind, max(0.0, trained) * count, cost)
 
 
 def _ended(before: FineTuneStatus, after: FineTuneStatus) -> list[Attempt]:
@@ -90,13 +89,5 @@ def _active(status: FineTuneStatus) -> float:
     return status.timers.active_seconds if status.timers else 0.0
 
 
-def _accelerators(status: FineTuneStatus) -> tuple[str, int]:
-    """Type and number of the accelerators of an attempt; types are those of the catalog."""
-    asked = (status.resolved or {}).get("accelerator")
-    asked = asked if isinstance(asked, dict) else {}
-    for kind, known in (("gpu", accelerators.gpu), ("tpu", accelerators.tpu)):
-        block = asked.get(kind)
-        if isinstance(block, dict):
-            label = str(block.get("type") or "")
-            return (label if known(label) else OTHER), status.plan.chips if status.plan else 1
-    return "cpu", status.plan.hosts if status.plan else 1
+def _spent(status: FineTuneStatus) -> float:
+    return status.timers.spent if status.timers else 0.0

@@ -14,6 +14,7 @@ from kubernetes.aio.client import ApiClient
 
 from gemmatune_api import accelerators, catalog
 from gemmatune_operator import handlers, probes
+from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache, Key, Wake
 from gemmatune_operator.clock import SteadyClock
 from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
@@ -70,6 +71,7 @@ class Process:
             oldest=lambda: self._queue.oldest_wait,
             leader=lambda: float(self._leads),
             phases=lambda: self._journal.phases(),
+            board=Board(self._cache.documents),
         )
         self._metrics = Metrics(gauges)
         self._journal = Journal(self._metrics)

@@ -156,7 +156,7 @@ async def write_status(tools: Tools, observed: Observed, decision: Decision) -> 
     written = await tools.cluster.apply_status(resource)
     if tools.cache is not None:
         tools.cache.resource("MODIFIED", written)
-    tools.journal.changed(observed.status, decision.status)
+    tools.journal.changed(observed.namespace, observed.status, decision.status)
     for event in events.transitions(observed.status, decision.status):
         await (tools.post or tools.cluster.emit)(observed.raw, event.type, event.reason, event.message)
 

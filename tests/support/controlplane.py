@@ -90,6 +90,10 @@ class ControlPlane:
             self._authority.client(name, user, list(groups))
         return certificate, key
 
+    def serving_cert(self, name: str) -> tuple[Path, Path]:
+        """A serving certificate on loopback: (certificate file, key file)."""
+        return self._authority.server(f"serving-{name}", [LOOPBACK])
+
     def kubeconfig_for(self, user: str, groups: Sequence[str] = (), namespace: str = "default") -> Path:
         """A self-contained kubeconfig of this user."""
         certificate, key = self.client_cert(user, groups)
@@ -326,6 +330,8 @@ class ControlPlane:
             # The default one logs for ever that endpoints may not be on loopback.
             "--endpoint-reconciler-type=none",
             "--service-cluster-ip-range=10.96.0.0/24",
+            # Names of test nodes are known to no resolver.
+            "--kubelet-preferred-address-types=InternalIP",
             "--authorization-mode=Node,RBAC",
             "--anonymous-auth=false",
             f"--client-ca-file={self.ca_path}",

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +15,7 @@ import requests
 
 from tests.support.api import STRATEGIC, Api, ApiError, Object, Watch
 from tests.support.controlplane import ControlPlane
+from tests.support.nodelogs import LogServer
 from tests.support.podworker import NodeContext, PodWorker, now
 from tests.support.servers import LOOPBACK
 from tests.support.wait import wait_for
@@ -54,6 +55,7 @@ class NodeAgent:
         self._watch: Watch | None = None
         self._workers: dict[str, PodWorker] = {}
         self._threads: list[threading.Thread] = []
+        self._logs: LogServer | None = None
         path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
         self._context = NodeContext(
             api=self._api,
@@ -68,6 +70,7 @@ class NodeAgent:
     def start(self) -> NodeAgent:
         """Register the node and wait until the scheduler may use it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._logs = LogServer(self._control_plane.serving_cert(self.name), self._log_of)
         self._register()
         for target in (self._keep_alive, self._run_pods):
             thread = threading.Thread(target=target, name=f"{self.name} {target.__name__}", daemon=True)
@@ -83,6 +86,9 @@ class NodeAgent:
             self._watch.close()
         for thread in [*self._threads, *self._workers.values()]:
             thread.join(10)
+        if self._logs:
+            self._logs.stop()
+            self._logs = None
 
     def stop(self) -> None:
         """End every process, the connections and the Node object."""
@@ -114,6 +120,10 @@ class NodeAgent:
         """Stop a pod's process where it is: SIGSTOP."""
         self._worker(namespace, pod).pause()
 
+    def _log_of(self, namespace: str, pod: str) -> tuple[Path, Callable[[], bool]]:
+        worker = self._worker(namespace, pod)
+        return worker.log, worker.is_alive
+
     def _worker(self, namespace: str, pod: str) -> PodWorker:
         for worker in list(self._workers.values()):
             metadata = worker.pod["metadata"]
@@ -139,6 +149,7 @@ class NodeAgent:
             "allocatable": self._resources,
             "addresses": [{"type": "InternalIP", "address": LOOPBACK}, {"type": "Hostname", "address": self.name}],
             "conditions": [ready],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._logs.port if self._logs else 0}},
         }
         self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status}, STRATEGIC)
 

@@ -100,10 +100,10 @@ def test_the_probe_server_answers() -> None:
 
 class Meter:
     def __init__(self) -> None:
-        self.ended: list[tuple[str, str, float]] = []
+        self.ended: list[tuple[str, str, str, float, float]] = []
 
-    def attempt_ended(self, cause: str, accelerator: str, seconds: float) -> None:
-        self.ended.append((cause, accelerator, seconds))
+    def attempt_ended(self, namespace: str, cause: str, accelerator: str, seconds: float, cost: float) -> None:
+        self.ended.append((namespace, cause, accelerator, seconds, cost))
 
 
 def status(phase: Phase, active: float = 0.0, accelerator: Any = None, **attempt: Any) -> FineTuneStatus:
@@ -122,9 +122,9 @@ def test_an_ended_attempt_is_counted_once() -> None:
     before = status(Phase.TRAINING, 100.0, start_time="2026-03-01T12:00:00Z")
     after = status(Phase.RETRYING, 160.0, start_time="x", end_time="2026-03-01T12:01:00Z", reason="Preempted")
     with structlog.testing.capture_logs() as lines:
-        journal.changed(before, after)
-        journal.changed(after, after)
-    assert meter.ended == [("Preempted", "nvidia-l4", 60.0)]
+        journal.changed("team", before, after)
+        journal.changed("team", after, after)
+    assert meter.ended == [("team", "Preempted", "nvidia-l4", 60.0, 0.0)]
     assert [(line["event"], line.get("before"), line.get("after")) for line in lines] == [
         ("attempt ended", None, None),
         ("transition", "Training", "Retrying"),
@@ -143,8 +143,8 @@ def test_labels_are_bounded(accelerator: Any, label: str) -> None:
     meter = Meter()
     end = {"end_time": "x", "reason": "Written by hand"}
     before = status(Phase.TRAINING, accelerator=accelerator, start_time="x")
-    Journal(meter).changed(before, status(Phase.FAILED, **end))
-    assert meter.ended == [(OTHER, label, 0.0)]
+    Journal(meter).changed("team", before, status(Phase.FAILED, **end))
+    assert meter.ended == [("team", OTHER, label, 0.0, 0.0)]
     assert Reason.PREEMPTED.value == "Preempted"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Condition, FineTuneStatus
 from gemmatune_operator import conditions, events, handlers, options
+from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.observe import of_resource, status_of, with_jobs
@@ -259,7 +260,9 @@ def test_prices_must_be_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_metrics() -> None:
-    gauges = Gauges(depth=lambda: 4, oldest=lambda: 1.5, leader=lambda: 1, phases=lambda: {"Training": 2})
+    gauges = Gauges(
+        depth=lambda: 4, oldest=lambda: 1.5, leader=lambda: 1, phases=lambda: {"Training": 2}, board=Board(list)
+    )
     metrics = Metrics(gauges)
     metrics.request("create", "Job", 201, 0.01)
     metrics.request("create", "Job", 0, 30.0)
@@ -268,8 +271,8 @@ def test_metrics() -> None:
     text = metrics.text().decode()
     assert 'gemmatune_api_requests_total{code="0",kind="Job",verb="create"} 1.0' in text
     assert 'gemmatune_reconciles_total{outcome="error"} 1.0' in text
-    metrics.attempt_ended("Preempted", "nvidia-l4", 30.0)
-    metrics.attempt_ended("Preempted", "nvidia-l4", 12.0)
+    metrics.attempt_ended("team", "Preempted", "nvidia-l4", 30.0, 1.5)
+    metrics.attempt_ended("team", "Preempted", "nvidia-l4", 12.0, 0.5)
     text = metrics.text().decode()
     for line in (
         "gemmatune_queue_depth 4.0",
@@ -278,5 +281,8 @@ def test_metrics() -> None:
         'gemmatune_runs{phase="Training"} 2.0',
         'gemmatune_attempts_ended_total{cause="Preempted"} 2.0',
         'gemmatune_accelerator_seconds_total{outcome="Preempted",type="nvidia-l4"} 42.0',
+        'gemmatune_attempts_ended_total{cause="Stalled"} 0.0',
+        'gemmatune_namespace_accelerator_seconds_total{run_namespace="team"} 42.0',
+        'gemmatune_namespace_cost_total{run_namespace="team"} 2.0',
     ):
         assert f"{line}\n" in text

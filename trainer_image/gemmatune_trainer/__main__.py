@@ -1,4 +1,4 @@
-"""The trainer process: `prepare`, `train`, `merge`, `inspect`; every end becomes an exit code and a message."""
+"""The trainer process: prepare, train, merge, check or inspect; every end becomes an exit code and a message."""
 
 from __future__ import annotations
 
@@ -52,11 +52,15 @@ def _role(arguments: Sequence[str], ranks: Ranks) -> Callable[[RunConfig, StopFl
         from gemmatune_trainer.merge import merge
 
         return merge
+    if list(arguments) == ["check"]:
+        from gemmatune_trainer.check import check
+
+        return check
     if len(arguments) == 3 and list(arguments[:2]) == ["inspect", "-n"] and arguments[2].isdigit():
         return lambda config, stop: _inspect(config, int(arguments[2]))
     raise InvalidConfig(
         f"the arguments are {list(arguments)}",
-        "Use `python -m gemmatune_trainer prepare`, `train`, `merge` or `inspect -n ROWS`.",
+        "Use `python -m gemmatune_trainer prepare`, `train`, `merge`, `check` or `inspect -n ROWS`.",
     )
 
 

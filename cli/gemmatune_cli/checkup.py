@@ -1,0 +1,221 @@
+"""What `gft doctor` asks the API server, as the user: what is installed, what the namespace and the nodes have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from kubernetes import client
+
+from gemmatune_api import names
+from gemmatune_api.quantity import parse
+from gemmatune_cli.remote import Connection, reason
+
+OPERATOR_LABELS = "app.kubernetes.io/name=gemmatune"
+IMAGE_OPTION = "--trainer-image="
+_NODE_LABELS = ("cloud.google.com/gke-accelerator", "cloud.google.com/gke-tpu-accelerator")
+_REQUESTED = ("requests.", "limits.")
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    verdict: Verdict
+    subject: str
+    message: str
+    remedy: str = ""
+
+
+def may_not(subject: str, error: Any, what: str) -> Finding:
+    """A check that the user's rights do not allow, or that the API server did not answer."""
+    if error.status in (401, 403):
+        remedy = f"Ask somebody who may {what}."
+        return Finding(Verdict.UNKNOWN, subject, f"you may not {what}", remedy)
+    return Finding(Verdict.UNKNOWN, subject, f"the API server answered {error.status} {reason(error)}")
+
+
+def resource_kind(cluster: Connection) -> Finding:
+    """Whether the API server knows the resource."""
+    try:
+        found = cluster.api.get_api_resources(names.GROUP, names.VERSION)
+    except client.ApiException as error:
+        if error.status != 404:
+            return may_not("resource", error, "read the API's resources")
+        message = f"the API server does not know {names.API_VERSION}"
+        return Finding(Verdict.PROBLEM, "resource", message, "Install the chart, or apply crds/.")
+    kinds = {item.kind for item in found.resources}
+    if names.KIND not in kinds:
+        return Finding(Verdict.PROBLEM, "resource", f"{names.API_VERSION} has no {names.KIND}", "Install the chart.")
+    return Finding(Verdict.OK, "resource", f"{names.KIND} is served as {names.API_VERSION}")
+
+
+def rights(cluster: Connection, namespace: str) -> Finding:
+    """Whether the user may make, follow and change runs."""
+    missing = [verb for verb in ("create", "get", "watch", "patch", "delete") if not _may(cluster, namespace, verb)]
+    if missing:
+        message = f"you may not {', '.join(missing)} {names.PLURAL} in namespace {namespace}"
+        return Finding(Verdict.PROBLEM, "rights", message, "Ask for a Role with these verbs.")
+    return Finding(Verdict.OK, "rights", f"you may create, follow and change runs in namespace {namespace}")
+
+
+def _may(cluster: Connection, namespace: str, verb: str) -> bool:
+    attributes = client.V1ResourceAttributes(group=names.GROUP, resource=names.PLURAL, verb=verb, namespace=namespace)
+    review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
+    found = client.AuthorizationV1Api(cluster.client).create_self_subject_access_review(review)
+    return bool(found.status.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The operator as its Deployments show it."""
+
+    finding: Finding
+    image: str = ""
+    """Trainer image that it gives to runs; "" where unknown."""
+
+
+def operator(cluster: Connection) -> Operator:
+    """Whether an operator is there and ready."""
+    try:
+        listed = client.AppsV1Api(cluster.client).list_deployment_for_all_namespaces(label_selector=OPERATOR_LABELS)
+    except client.ApiException as error:
+        return Operator(may_not("operator", error, "list Deployments of all namespaces"))
+    found = listed.items
+    if not found:
+        remedy = "Install the chart; an operator that runs outside the cluster is not seen from here."
+        return Operator(Finding(Verdict.WARNING, "operator", f"no Deployment has the label {OPERATOR_LABELS}", remedy))
+    first = found[0]
+    where = f"Deployment {first.metadata.namespace}/{first.metadata.name}"
+    arguments = [word for item in first.spec.template.spec.containers for word in item.args or []]
+    image = next((word.removeprefix(IMAGE_OPTION) for word in arguments if word.startswith(IMAGE_OPTION)), "")
+    ready = first.status.ready_replicas or 0
+    if not ready:
+        remedy = f"kubectl describe deployment {first.metadata.name} -n {first.metadata.namespace}"
+        return Operator(Finding(Verdict.PROBLEM, "operator", f"{where} has no ready pod", remedy), image)
+    return Operator(Finding(Verdict.OK, "operator", f"{where} is ready ({ready} of {first.spec.replicas})"), image)
+
+
+def service_account(cluster: Connection, namespace: str, name: str) -> Finding:
+    """Whether the ServiceAccount of the run's pods exists."""
+    try:
+        cluster.core.read_namespaced_service_account(name, namespace)
+    except client.ApiException as error:
+        if error.status != 404:
+            return may_not("ServiceAccount", error, "read ServiceAccounts")
+        if name == names.TRAINER_SERVICE_ACCOUNT:
+            message = f"{name} does not exist yet: the operator makes it with the first run of the namespace"
+            return Finding(Verdict.WARNING, "ServiceAccount", message, "Its access to buckets can be granted before.")
+        remedy = f"kubectl create serviceaccount {name} -n {namespace}"
+        return Finding(Verdict.PROBLEM, "ServiceAccount", f"{name} does not exist", remedy)
+    return Finding(Verdict.OK, "ServiceAccount", f"{name} exists")
+
+
+def secrets(cluster: Connection, namespace: str, pod: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the Secrets and keys that a pod's environment names exist; their values are not looked at."""
+    wanted: dict[str, list[str]] = {}
+    for variable in (entry for item in pod["containers"] for entry in item["env"]):
+        reference = variable.get("valueFrom", {}).get("secretKeyRef")
+        if reference and not reference.get("optional"):
+            wanted.setdefault(reference["name"], []).append(reference["key"])
+    for name, keys in wanted.items():
+        yield _secret(cluster, namespace, name, keys)
+
+
+def _secret(cluster: Connection, namespace: str, name: str, keys: list[str]) -> Finding:
+    create = f"kubectl create secret generic {name} -n {namespace} " + " ".join(
+        f"--from-literal={key}=..." for key in keys
+    )
+    try:
+        found = cluster.core.read_namespaced_secret(name, namespace)
+    except client.ApiException as error:
+        if error.status == 404:
+            return Finding(Verdict.PROBLEM, "Secret", f"{name} does not exist", create)
+        return may_not("Secret", error, f"read Secret {name}")
+    missing = [key for key in keys if not (found.data or {}).get(key)]
+    if missing:
+        return Finding(Verdict.PROBLEM, "Secret", f"{name} has no key {', '.join(missing)}", create)
+    return Finding(Verdict.OK, "Secret", f"{name} has {', '.join(keys)}")
+
+
+def nodes(cluster: Connection, pod: Mapping[str, Any] | None) -> Finding:
+    """Whether a node is there that a pod could run on; without a pod, which accelerators there are."""
+    try:
+        found = cluster.core.list_node().items
+    except client.ApiException as error:
+        return may_not("nodes", error, "list Nodes")
+    if pod is None:
+        kinds = {label: found_ for item in found for label, found_ in _accelerators(item.metadata.labels or {})}
+        shown = ", ".join(sorted(set(kinds.values()))) or "no accelerators now"
+        return Finding(Verdict.OK, "nodes", f"{len(found)} nodes, with {shown}")
+    selector: Mapping[str, str] = pod.get("nodeSelector", {})
+    matching = [item for item in found if selector.items() <= (item.metadata.labels or {}).items()]
+    asked = ", ".join(f"{key}={value}" for key, value in selector.items()) or "no label"
+    if not matching:
+        message = f"none of {len(found)} nodes matches {asked}"
+        remedy = "A node pool that scales from zero is not seen from here: `gcloud container node-pools list` shows it."
+        return Finding(Verdict.WARNING, "nodes", message, remedy)
+    requests = pod["containers"][0]["resources"]["requests"]
+    fitting = [item for item in matching if not _lacking(requests, item.status.allocatable or {})]
+    if not fitting:
+        lacks = ", ".join(_lacking(requests, matching[0].status.allocatable or {}))
+        message = (
+            f"{len(matching)} nodes match {asked}, and all are too small: {matching[0].metadata.name} lacks {lacks}"
+        )
+        return Finding(Verdict.PROBLEM, "nodes", message, "Add a larger machine type, or lower pod.resources.")
+    return Finding(Verdict.OK, "nodes", f"{len(fitting)} nodes can take the pod ({asked})")
+
+
+def _accelerators(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for label in _NODE_LABELS:
+        if label in labels:
+            yield f"{label}={labels[label]}", labels[label]
+
+
+def _lacking(requests: Mapping[str, str], has: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} (has {has.get(name, 0)}, asked {value})"
+        for name, value in requests.items()
+        if parse(str(has.get(name, "0"))) < parse(str(value))
+    ]
+
+
+def quotas(cluster: Connection, namespace: str, pod: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Whether the namespace's ResourceQuotas leave room for a pod."""
+    try:
+        found = cluster.core.list_namespaced_resource_quota(namespace).items
+    except client.ApiException as error:
+        yield may_not("quota", error, "list ResourceQuotas")
+        return
+    if not found:
+        yield Finding(Verdict.OK, "quota", f"namespace {namespace} has no ResourceQuota")
+    for quota in found:
+        hard, used = quota.status.hard or {}, quota.status.used or {}
+        full = list(_full(hard, used, pod["containers"][0]["resources"] if pod else {}))
+        if full:
+            remedy = "Raise it, or wait for other pods to end."
+            yield Finding(Verdict.PROBLEM, "quota", f"{quota.metadata.name} has no room: {', '.join(full)}", remedy)
+        else:
+            yield Finding(Verdict.OK, "quota", f"{quota.metadata.name} has room")
+
+
+def _full(hard: Mapping[str, str], used: Mapping[str, str], resources: Mapping[str, Any]) -> Iterator[str]:
+    wanted = {"pods": "1", "count/pods": "1", "count/jobs.batch": "1"}
+    for kind in _REQUESTED:
+        wanted |= {f"{kind}{name}": value for name, value in resources.get(kind.rstrip("."), {}).items()}
+    wanted |= {name: wanted[f"requests.{name}"] for name in ("cpu", "memory") if f"requests.{name}" in wanted}
+    for name, limit in hard.items():
+        asked = parse(str(wanted.get(name, "0")))
+        if asked and parse(str(used.get(name, "0"))) + asked > parse(str(limit)):
+            yield f"{name} ({used.get(name, 0)} of {limit} used, {wanted[name]} asked)"
