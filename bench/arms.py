@@ -95,11 +95,13 @@ class Turns:
         wall, cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
         measured = self._measure.finish() if self._measure else {}
         self._measure = None
+        peak = _peak_rss()
+        _give_back()
         self.say(
             wall=wall,
             cpu=cpu,
             first_step=self._first_step,
-            peak_rss=_peak_rss(),
+            peak_rss=peak,
             documents=[document for batch in self._seen for document in batch],
             **measured,
         )
@@ -167,6 +169,15 @@ def _peak_rss() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _give_back() -> None:
+    """Lets the others have, while they take their turns, what the C library has kept of freed memory."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _rss() -> int:
