@@ -10,6 +10,8 @@ HELM = $$(python3 tools/kube.py --print-bin)/helm
 HELM_LINT = if [ -x "$(HELM)" ]; then "$(HELM)" lint --strict charts/gemmatune; else echo "helm is not built: the chart is not linted (make kube)"; fi
 # The backends xla and keras have environments of their own beside .venv, from the same lock.
 IN_XLA = UV_PROJECT_ENVIRONMENT=.venv-xla $(UV)
+IN_DOCS = UV_PROJECT_ENVIRONMENT=.venv-docs $(UV)
+IN_AUDIT = UV_PROJECT_ENVIRONMENT=.venv-audit $(UV)
 IN_KERAS = UV_PROJECT_ENVIRONMENT=.venv-keras $(UV)
 OTHER_BACKENDS = tests/xla tests/keras
 # What is provoked on purpose: causes, kills, and faults of API server, store, objects and processes.
@@ -23,7 +25,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
+.PHONY: docs audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -104,6 +106,15 @@ generate: setup ## Write the CRD and the generated pages of docs/
 clean-setup: ## `make demo` to its first step with an empty home and a PATH without uv and Go
 	$(call step,clean set-up,tools/clean_setup.sh)
 
+docs: ## Build the site of docs/ into site/; a dead link, or a page that is in no menu, is an error
+	$(call step,environment of docs,$(IN_DOCS) sync --frozen --quiet --only-group docs --no-install-project)
+	$(call step,docs,.venv-docs/bin/mkdocs build --strict --quiet)
+
+audit: setup ## Known weaknesses of the locked packages (asks the network), and docs/licences.md (does not)
+	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project)
+	$(call step,licences,$(RUN) python -m tools.licences)
+	$(call step,weaknesses,$(UV) export --frozen --quiet --extra operator --extra torch --no-dev --no-emit-project --output-file .venv-audit/requirements.txt && .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r .venv-audit/requirements.txt)
+
 bench-operator: setup kube ## The operator's speed beside a bare client and an empty kopf (about 15 minutes)
 	$(call step,operator benchmark,$(RUN) python -m bench.operator)
 
@@ -114,6 +125,6 @@ bench-trainer: setup ## The trainer's speed and memory beside others, and its me
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
 
-ci: lint test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
+ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
 soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos ## Everything, with the benchmarks

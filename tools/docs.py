@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemmatune_api import generate
-from tools import dashboard, operations, performance
+from tools import dashboard, operations, performance, troubleshooting
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
 
@@ -17,6 +17,7 @@ def files() -> Mapping[str, str]:
     return {
         "docs/operations.md": operations.document(),
         "docs/performance.md": performance.document(RESULTS),
+        "docs/troubleshooting.md": troubleshooting.document(),
         dashboard.PATH: dashboard.document(),
         **drawn,
     }

@@ -232,7 +232,7 @@ class RunConfig(ApiModel):
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of too many digits, and too deep a nesting
             raise RunConfigError(f"GEMMATUNE_RUN is no JSON: {error}") from error
         if not isinstance(data, dict):
             raise RunConfigError("GEMMATUNE_RUN is no JSON object")

@@ -14,6 +14,7 @@ from kubernetes import client
 from gemmatune_api import names
 from gemmatune_api.messages import TerminationMessage, from_text
 from gemmatune_cli.checkup import Finding, Verdict
+from gemmatune_cli.console import harmless
 from gemmatune_cli.remote import Connection, reason
 
 LABELS = {"app.kubernetes.io/name": "gemmatune-doctor"}
@@ -88,9 +89,11 @@ def _ended(cluster: Connection, namespace: str, name: str, patience: float) -> I
 
 def _told(end: Any) -> Iterator[Finding]:
     """A finding for each line of the check's last words."""
-    message = from_text(end.message, TerminationMessage)
+    message = from_text(harmless(end.message), TerminationMessage)
     if message is None:
-        yield Finding(Verdict.PROBLEM, "pod", f"ended with {end.exit_code}: {(end.message or '').strip()[-300:]}")
+        yield Finding(
+            Verdict.PROBLEM, "pod", f"ended with {end.exit_code}: {harmless(end.message or '').strip()[-300:]}"
+        )
         return
     for line in message.message.splitlines():
         failed = line.partition(":")[0] in set(names.Reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,22 @@ class CommandError(Exception):
         self.message = message
         self.remedy = remedy
         self.exit_code = exit_code
+
+
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""Control characters of a terminal by what stands for them: a model's answer may hold any, and a status as well."""
+
+
+def harmless(value: Any) -> Any:
+    """JSON of a cluster or a bucket whose texts cannot steer the terminal that shows them."""
+    match value:
+        case str():
+            return value.translate(_CONTROLS)
+        case list():
+            return [harmless(item) for item in value]
+        case dict():
+            return {harmless(name): harmless(item) for name, item in value.items()}
+    return value
 
 
 def output() -> Console:

@@ -15,7 +15,7 @@ from kubernetes import client, config, watch
 
 from gemmatune_api import names
 from gemmatune_api.status import FineTuneStatus
-from gemmatune_cli.console import CommandError
+from gemmatune_cli.console import CommandError, harmless
 from gemmatune_cli.results import Context as Context
 from gemmatune_operator.observe import status_of
 
@@ -118,7 +118,7 @@ class Remote:
     def get(self) -> dict[str, Any]:
         """The resource. Raises CommandError where it does not exist, or may not be read."""
         with answers(self):
-            found: dict[str, Any] = self.cluster.api.get_namespaced_custom_object(*self._where, self.name)
+            found: dict[str, Any] = harmless(self.cluster.api.get_namespaced_custom_object(*self._where, self.name))
         return found
 
     def patch(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Remote:
     def _changes(self, until: float) -> Iterator[FineTuneStatus]:
         while True:
             found = self.cluster.api.get_namespaced_custom_object(*self._where, self.name)
-            yield status_of(found.get("status"))
+            yield status_of(harmless(found.get("status")))
             rest = until - time.monotonic()
             if rest <= 0:
                 raise TimeoutError
@@ -173,7 +173,7 @@ class Remote:
                 for event in stream:
                     if event["type"] == "DELETED":
                         return
-                    yield status_of(event["object"].get("status"))
+                    yield status_of(harmless(event["object"].get("status")))
             except client.ApiException as error:
                 if error.status != 410:  # 410: the version is too old by now, look anew
                     raise

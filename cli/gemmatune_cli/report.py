@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 import typer
 
+from gemmatune_api.names import NAME_PATTERN
 from gemmatune_cli import bucket, results
 from gemmatune_cli.console import CommandError
 
@@ -37,7 +39,10 @@ def command(
     elif target == "-":
         typer.echo(content.decode("utf-8"))
     else:
-        path = Path(target or f"{manifest['run']['name']}-{_NAME}")
+        name = str(manifest["run"]["name"])
+        if not target and not re.fullmatch(NAME_PATTERN, name):
+            raise CommandError(f"the manifest names the run {name!r}", "Say with --output where to write the report.")
+        path = Path(target or f"{name}-{_NAME}")
         if path.is_dir():
             path /= _NAME
         path.write_bytes(content)

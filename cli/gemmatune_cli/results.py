@@ -12,7 +12,7 @@ import typer
 from gemmatune_api.serving import Served
 from gemmatune_api.status import FineTuneStatus, Sample
 from gemmatune_cli import bucket
-from gemmatune_cli.console import CommandError
+from gemmatune_cli.console import CommandError, harmless
 from gemmatune_cli.documents import STDIN, SUFFIXES, fine_tunes
 
 MANIFEST = "manifest.json"
@@ -137,4 +137,5 @@ def _object(uri: str, content: bytes) -> dict[str, Any]:
         raise CommandError(f"{uri} is no JSON: {error}", "It was not written by gemmatune.") from error
     if not isinstance(found, dict):
         raise CommandError(f"{uri} holds no object", "It was not written by gemmatune.")
-    return found
+    cleaned: dict[str, Any] = harmless(found)
+    return cleaned

@@ -16,7 +16,7 @@ from gemmatune_api import names
 from gemmatune_api.base import duration_text
 from gemmatune_api.names import Phase
 from gemmatune_api.status import FineTuneStatus, Progress
-from gemmatune_cli.console import CommandError, output
+from gemmatune_cli.console import CommandError, harmless, output
 from gemmatune_cli.remote import Connection, Context, answers, connect
 from gemmatune_cli.view import PHASE_STYLES
 from gemmatune_operator.conditions import parse_time
@@ -82,7 +82,7 @@ def listed(cluster: Connection, namespace: str) -> list[dict[str, Any]]:
                 if namespace
                 else cluster.api.list_cluster_custom_object(*where, names.PLURAL, limit=PAGE, _continue=rest)
             )
-            found += page["items"]
+            found += harmless(page["items"])
             rest = page["metadata"].get("continue") or ""
             if not rest:
                 return found

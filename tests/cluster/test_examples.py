@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import blocks
 from tests.support.controlplane import ControlPlane
 
 pytestmark = pytest.mark.cluster
@@ -20,6 +21,20 @@ def test_an_example_is_applied(crd: ControlPlane, namespace: str, file: Path) ->
     assert "Warning" not in done.stderr, done.stderr
     listed = crd.kubectl("get", "gft", "-n", namespace, "--no-headers").stdout.split()
     assert listed
+
+
+def test_shapes_are_applied(crd: ControlPlane, namespace: str) -> None:
+    folder = EXAMPLES[0].parent / "shapes"
+    done = crd.kubectl("apply", "--validate=strict", "-n", namespace, "-f", str(folder))
+    assert len(done.stdout.splitlines()) == len(list(folder.glob("*.yaml"))) > 20
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def test_resources_of_the_pages_are_applied(crd: ControlPlane, namespace: str) -> None:
+    """Those of README and quickstart, as they stand there."""
+    for number, text in enumerate(blocks.resources()):
+        named = text.replace("name: quotes}", f"name: quotes-{number}}}", 1)
+        assert "created" in crd.kubectl("apply", "--validate=strict", "-n", namespace, "-f", "-", input=named).stdout
 
 
 def test_a_changed_example_is_refused(crd: ControlPlane, namespace: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemmatune_trainer.backends.base import Snapshot
@@ -117,6 +117,8 @@ class Checkpoints:
         if not files:
             return "its manifest names no file"
         for name, (size, _) in files.items():
+            if not _stays_below(name):
+                return f"its manifest names {name!r}, which lies outside it"
             if (found := sizes.get(f"{prefix}/{name}")) != size:
                 there = "is missing" if found is None else f"has {found} bytes"
                 return f"{name} {there}, the manifest says {size} bytes"
@@ -279,6 +281,12 @@ class Checkpoints:
 def _is(found: StoredObject | None, size: int, checksum: str) -> bool:
     """Whether an object has arrived as it was sent; a storage that knows no checksum is believed."""
     return found is not None and found.size == size and found.crc32c in ("", checksum)
+
+
+def _stays_below(name: str) -> bool:
+    """Whether a name, as a path, leads to a file below the folder it is joined to: a bucket's names may hold `..`."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _step(name: str) -> int:

@@ -13,9 +13,11 @@ def path_of(uri: str) -> str:
     """The path of a pvc:// URI in this process's file system; it may hold wildcards.
 
     Raises:
-        InvalidConfig: the claim is not mounted here.
+        InvalidConfig: the claim is not mounted here, or the path leads out of it.
     """
     claim, _, path = uri.removeprefix("pvc://").partition("/")
+    if ".." in path.split("/"):
+        raise InvalidConfig(f"{uri}: the path leads out of the volume", "Name a path inside the claim.")
     folder = Path(os.environ.get(ENV_CLAIMS) or DEFAULT_CLAIMS) / claim
     if not folder.is_dir():
         raise InvalidConfig(
