@@ -47,10 +47,38 @@ def write_layout(
         "layers": [layer],
     }
     entry = _blob(blobs, manifest, MANIFEST) | ({"annotations": {NAME: name}} if name else {})
-    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}))
-    (target / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    _write_index(target, entry)
     digest: str = entry["digest"]
     return digest
+
+
+def write_addition(archive: Archive, root: Path, target: Path, name: str) -> None:
+    """Writes an image that adds the files of `root` to the one in `archive` into the folder `target`.
+
+    Only what is new: it can be brought to where the other image is already.
+    """
+    blobs = target / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    layer = _layer(root, blobs)
+    document = json.loads(json.dumps(archive.document))
+    document["rootfs"]["diff_ids"].append(layer["digest"])
+    document.pop("history", None)
+    manifest = {**archive.manifest, "config": _blob(blobs, document, CONFIG)}
+    manifest["layers"] = [*archive.manifest["layers"], layer]
+    entry = _blob(blobs, manifest, MANIFEST) | {"annotations": {NAME: name}}
+    _write_index(target, entry)
+
+
+def _write_index(target: Path, entry: dict[str, Any]) -> None:
+    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}))
+    (target / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+
+
+def pack(layout: Path, archive: Path) -> None:
+    """An OCI layout as one file."""
+    with tarfile.open(archive, "w") as content:
+        for name in ("oci-layout", "index.json", "blobs"):
+            content.add(layout / name, name)
 
 
 def digest_of(layout: Path) -> str:
@@ -93,35 +121,8 @@ class Archive:
         with tarfile.open(path) as archive:
             index = _read(archive, "index.json")
             self.manifest = _find(archive, index["manifests"][0])
-            self.config: dict[str, Any] = _find(archive, self.manifest["config"])["config"]
-
-    def files(self) -> dict[str, int]:
-        """Paths of the files that the image has, with their sizes in bytes; links have none."""
-        found: dict[str, int] = {}
-        with tarfile.open(self.path) as archive:
-            for layer in self.manifest["layers"]:
-                member = archive.extractfile(_blob_name(layer["digest"]))
-                with tarfile.open(fileobj=member, mode="r|*") as content:
-                    for info in content:
-                        _add(found, info)
-        return found
-
-
-def _add(found: dict[str, int], info: tarfile.TarInfo) -> None:
-    """One entry of a layer; a whiteout takes away what lower layers had."""
-    path = Path(info.name.removeprefix("./").rstrip("/"))
-    if path.name == ".wh..wh..opq":
-        gone = f"{path.parent}/"
-    elif path.name.startswith(".wh."):
-        gone = str(path.with_name(path.name.removeprefix(".wh.")))
-        found.pop(gone, None)
-        gone += "/"
-    else:
-        if not info.isdir():
-            found[str(path)] = info.size if info.isreg() else 0
-        return
-    for name in [name for name in found if name.startswith(gone)]:
-        del found[name]
+            self.document = _find(archive, self.manifest["config"])
+            self.config: dict[str, Any] = self.document["config"]
 
 
 def _blob_name(digest: str) -> str:

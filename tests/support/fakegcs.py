@@ -34,10 +34,13 @@ def _program() -> str:
 class FakeGcs:
     """One server. It checks generation preconditions of uploads (412), but not those of deletions."""
 
-    def __init__(self) -> None:
+    def __init__(self, outside: str = "") -> None:
+        """`outside` is the address at which clients elsewhere reach the server's port; they get `outside_endpoint`."""
         self.folder = Path(tempfile.mkdtemp(prefix="gemmatune-gcs-"))
         (port,) = free_ports(1)
+        self.port = port
         self.endpoint = f"http://{LOOPBACK}:{port}"
+        self.outside_endpoint = f"http://{outside or LOOPBACK}:{port}"
         flags = {
             "scheme": "http",
             "backend": "filesystem",
@@ -45,7 +48,7 @@ class FakeGcs:
             "host": LOOPBACK,
             "port": str(port),
             # Without it a resumable upload is told to go on at an address where nobody listens.
-            "external-url": self.endpoint,
+            "external-url": self.outside_endpoint,
             "public-host": f"{LOOPBACK}:{port}",
             "log-level": "warn",
         }

@@ -44,7 +44,7 @@ def why_not() -> str:
 
 
 class RealNode:
-    """One node of a control plane; a context manager. `gcs_port` is where a storage double listens on loopback."""
+    """One node of a control plane; a context manager. `seconds` says when what was up, from the start on."""
 
     def __init__(self, control_plane: ControlPlane, name: str = "node-1") -> None:
         self.name = name
@@ -182,8 +182,15 @@ class RealNode:
             root, layout, {"PATH": "/bin"}, name=PAUSE, command=["/bin/busybox", "tail", "-f", "/dev/null"]
         )
         archive = self.folder / "pause.tar"
-        subprocess.run(["tar", "-cf", str(archive), "-C", str(layout), "."], check=True)
+        oci.pack(layout, archive)
         self.load(archive)
+
+    def load_addition(self, archive: Path, files: Path, name: str) -> None:
+        """An image that adds files to one that the node has already, which came from `archive`."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            oci.write_addition(oci.Archive(archive), files, Path(scratch) / "layout", name)
+            oci.pack(Path(scratch) / "layout", Path(scratch) / "image.tar")
+            self.load(Path(scratch) / "image.tar")
 
     def _answers(self) -> bool:
         for server in self._servers:

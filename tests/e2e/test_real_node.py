@@ -1,0 +1,127 @@
+"""The operator as its chart installs it, and runs of a stand-in trainer, in containers of a real kubelet.
+
+Real are the operator's image, built here from its Containerfile, the chart, kubelet, containerd and runc, Pod Security
+`restricted`, the projected tokens and the admission policy. The trainer's package is a stand-in, added to the
+operator's image: the torch image of 6 GB is for `make soak` (test_real_trainer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gemmatune_api.names import ConditionType, ExitCode, Reason
+from tests.support import chart
+from tests.support.api import Object
+from tests.support.nodecluster import TEAM, NodeCluster
+from tests.support.realnode import why_not
+from tools import images, kube
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+STANDIN = Path(__file__).parent / "standin"
+IMAGE = "docker.io/library/gemmatune-trainer-standin:1"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
+    """The installation; skipped with the reason where this machine cannot have one."""
+    if reason := why_not() or images.why_not_buildkit():
+        pytest.skip(reason)
+    kube.ensure(("kubelet",))
+    with images.buildkit() as socket:
+        operator = images.build(socket, "operator").archive
+    assert operator is not None
+    files = tmp_path_factory.mktemp("standin")
+    package = files / "opt/gemmatune/gemmatune_trainer"
+    package.mkdir(parents=True)
+    for path in (STANDIN / "gemmatune_trainer").glob("*.py"):
+        (package / path.name).write_text(path.read_text())
+    with NodeCluster() as running:
+        running.install(operator, f"trainer.image={IMAGE}")
+        running.node.load_addition(operator, files, IMAGE)
+        yield running
+
+
+def run(cluster: NodeCluster, name: str, fault: str = "wait", **blocks: object) -> None:
+    """Applies a run whose trainer does as `fault` says; one attempt, in little memory."""
+    pod: Object = {
+        "env": [{"name": "FAULT", "value": fault}, {"name": "ANOTHER_RUN", "value": "another"}],
+        "resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi", "ephemeral-storage": "1Gi"}},
+    }
+    spec: Object = {
+        "model": {"uri": "hf://google/gemma-3-270m"},
+        "dataset": {"uri": "gs://bucket/quotes.jsonl", "text": {"template": "{quote}"}},
+        "output": {"uri": f"gs://bucket/{name}"},
+        "training": {"maxSteps": 10},
+        "limits": {"maxRetries": 0, "maxPreemptions": 0},
+        "accelerator": {"cpu": {}},
+        "pod": pod,
+    }
+    cluster.apply(name, {**spec, **blocks})
+
+
+def test_helm_test_passes(cluster: NodeCluster) -> None:
+    shown = cluster.helm("test", chart.RELEASE).stdout
+    assert "Phase:          Succeeded" in shown
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "words"),
+    [
+        (f"exit {int(ExitCode.DATA_INVALID)} row 7 has no quote", Reason.DATA_INVALID, "row 7 has no quote"),
+        ("crash", Reason.CRASHED, "ValueError: the tensor is upside down"),
+        ("oom", Reason.HOST_OUT_OF_MEMORY, "memory"),
+        ("oom-child", Reason.HOST_OUT_OF_MEMORY, "memory"),
+    ],
+)
+def test_how_a_container_ends_reaches_the_status(cluster: NodeCluster, fault: str, reason: Reason, words: str) -> None:
+    """Exit codes, termination messages, last log lines and OOMKilled are the kubelet's own."""
+    name = fault.split()[0]
+    run(cluster, name, fault)
+    status = cluster.finished(name)
+    assert status["phase"] == "Failed"
+    (attempt,) = status["attempts"]
+    assert (attempt["reason"], attempt["number"]) == (reason, 1), cluster.told()
+    assert words in attempt["message"], attempt
+
+
+def test_a_token_writes_its_own_run_and_sigterm_is_answered(cluster: NodeCluster) -> None:
+    """Progress comes by the pod's projected token, which another run refuses; suspending ends the pod in its grace."""
+    run(cluster, "another", suspend=True)
+    run(cluster, "waiting")
+    said = cluster.wait("waiting", lambda s: s.get("progress", {}).get("step") == 4, "progress")["progress"]["stepText"]
+    assert said == "200 403 1000 read-only", "own run, another's, user, root file system"
+    path = f"/apis/gemmatune.dev/v1alpha1/namespaces/{TEAM}/gemmafinetunes/waiting"
+    cluster.control_plane.api.patch(path, {"spec": {"suspend": True}})
+    status = cluster.wait("waiting", lambda s: s.get("phase") == "Suspended", "its suspension", 100)
+    assert status["checkpoint"]["step"] == 7, "the handler had its time"
+    conditions = {item["type"]: item["status"] for item in status["conditions"]}
+    assert conditions[ConditionType.SUSPENDED] == "True"
+    pods = cluster.control_plane.api.get(f"/api/v1/namespaces/{TEAM}/pods", labelSelector="gemmatune.dev/run=waiting")
+    assert not [pod for pod in pods["items"] if pod["metadata"]["labels"]["gemmatune.dev/role"] == "train"]
+
+
+def test_an_upgrade_and_the_way_back_leave_the_runs(cluster: NodeCluster) -> None:
+    """A new revision's operator takes over a run that is under way; its pod, image and configuration stay."""
+    run(cluster, "upgraded")
+    cluster.wait("upgraded", lambda s: s.get("progress", {}).get("step") == 4, "progress")
+    before = _pod(cluster, "upgraded")
+    cluster.helm("upgrade", chart.RELEASE, str(chart.CHART), "--reuse-values", "--set=trainer.image=localhost/next:1",
+                 "--set=extraArgs={--workers=4}", "--wait", "--timeout=4m")  # fmt: skip
+    assert _pod(cluster, "upgraded") == before
+    cluster.helm("rollback", chart.RELEASE, "1", "--wait", "--timeout=4m")
+    assert _pod(cluster, "upgraded") == before
+    run(cluster, "after", f"exit {int(ExitCode.ACCESS_DENIED)} no")
+    assert cluster.finished("after")["reason"] == Reason.ACCESS_DENIED, "the operator works"
+    cluster.helm("uninstall", chart.RELEASE, "--wait")
+    assert cluster.status("upgraded")["phase"] == "Training", "runs outlive the chart"
+
+
+def _pod(cluster: NodeCluster, name: str) -> Object:
+    """What an upgrade must not change of a run's training pod."""
+    selector = f"gemmatune.dev/run={name},gemmatune.dev/role=train"
+    (pod,) = cluster.control_plane.api.get(f"/api/v1/namespaces/{TEAM}/pods", labelSelector=selector)["items"]
+    container = pod["spec"]["containers"][0]
+    return {"uid": pod["metadata"]["uid"], "image": container["image"], "env": container["env"]}
