@@ -25,7 +25,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: docs audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
+.PHONY: docs picture audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -109,6 +109,9 @@ clean-setup: ## `make demo` to its first step with an empty home and a PATH with
 docs: ## Build the site of docs/ into site/; a dead link, or a page that is in no menu, is an error
 	$(call step,environment of docs,$(IN_DOCS) sync --frozen --quiet --only-group docs --no-install-project)
 	$(call step,docs,.venv-docs/bin/mkdocs build --strict --quiet)
+
+picture: setup ## The picture of README, from a real demo
+	$(call step,picture,$(RUN) gft demo --steps 20 > .venv/demo.txt && $(RUN) python -m tools.picture docs/pictures/demo.svg < .venv/demo.txt)
 
 audit: setup ## Known weaknesses of the locked packages (asks the network), and docs/licences.md (does not)
 	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from gemmatune_api import yamlio
 from gemmatune_api.names import ENV_CACHE, ENV_CLAIMS
@@ -19,7 +21,7 @@ from gemmatune_cli.console import harmless
 from gemmatune_trainer import checkpoints, claims
 from gemmatune_trainer.checkpoints import Checkpoints
 from gemmatune_trainer.data.sources import open_rows
-from gemmatune_trainer.errors import InvalidConfig, TrainerError
+from gemmatune_trainer.errors import InvalidConfig, TrainerError, explain
 from gemmatune_trainer.models import fetch
 from gemmatune_trainer.storage import crc32c, open_storage
 from tests.support.standin import write_small_model
@@ -75,6 +77,17 @@ def test_a_model_of_pickles_is_refused(tmp_path: Path, ran: Path) -> None:
         fetch(RunModel(uri=folder.as_uri()), weights=True)
     assert "safetensors" in refused.value.remedy
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 100, (10**12).to_bytes(8, "little") + b"{}", b"\x02" + b"\x00" * 7 + b"{]"]
+)
+def test_damaged_weights_end_a_run_at_once(content: bytes, tmp_path: Path) -> None:
+    """No accelerator is paid for again to find them damaged once more."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(SafetensorError) as damaged:
+        load_file(tmp_path / "model.safetensors")
+    assert isinstance(explain(damaged.value), InvalidConfig)
 
 
 @pytest.mark.parametrize("name", ["rows.pkl", "rows.pt", "rows.py", "rows.npy", "rows.tar.gz", "rows.zip"])

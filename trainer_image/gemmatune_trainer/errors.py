@@ -175,6 +175,10 @@ def _operating_system(error: BaseException) -> TrainerError | None:
         return AccessDenied(message, f"Give the trainer's user access to {error.filename or 'the path'}.")
     if any(words in message for words in _FULL):
         return DiskFull(message, _DISK_REMEDY)
+    if type(error).__name__ == "SafetensorError" and "deserializing header" in message:
+        return InvalidConfig(
+            message, "The weights are damaged: copy them again, and name the new place in a new resource."
+        )
     if isinstance(error, RuntimeError) and ("CUDA out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message):
         return AcceleratorOutOfMemory(message)
     return None
