@@ -17,6 +17,7 @@ CASES: dict[str, Object] = {
         "allowed.images": ["registry.example.com/"],
         "allowed.buckets": ["tuning", "models"],
         "allowed.accelerators": ["nvidia-l4", "tpu-v5-lite-podslice"],
+        "allowed.byNamespace": {"team-a": {"maxCost": 50}},
     },
     "available": {
         "replicas": 2,

@@ -96,3 +96,32 @@ def test_a_run_that_exists_may_be_labelled_but_not_led_astray(create: Callable[.
     crd.api.patch(path, {"metadata": {"labels": {"team": "a"}}}, MERGE)
     with pytest.raises(ApiError, match="is in no bucket"):
         crd.api.patch(path, {"spec": {"output": {"uri": "gs://theirs/run"}}}, MERGE)
+
+
+def test_a_namespace_may_have_rules_and_a_budget_of_its_own(
+    crd: ControlPlane, make_namespace: Callable[..., str]
+) -> None:
+    ours, theirs = make_namespace(), make_namespace()
+    values: Object = {"allowed.byNamespace": {ours: {"buckets": ["ours"], "maxCost": 5}}}
+    policies = [d for d in chart.render(values, release="budget") if d["metadata"]["name"].endswith(f"-allowed-{ours}")]
+    assert [policy["kind"] for policy in policies] == [
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ]
+    chart.apply(crd, policies)
+
+    def answer(namespace: str, **changes: Any) -> str:
+        path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+        document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "probe"}}
+        try:
+            crd.api.call("POST", path, {**document, "spec": {**copy.deepcopy(SOUND), **changes}}, dryRun="All")
+        except ApiError as error:
+            return str(error.body["message"])
+        return ""
+
+    wait_for(lambda: "spec.limits.maxCost: a run must have one here, of at most 5" in answer(ours), "the policy")
+    assert "of at most 5" in answer(ours, limits={"maxCost": 5.5})
+    assert answer(ours, limits={"maxCost": 5}) == ""
+    assert answer(ours, limits={"maxCost": 0.5}) == ""
+    assert "is in no bucket" in answer(ours, limits={"maxCost": 5}, output={"uri": "gs://theirs/x"})
+    assert answer(theirs, output={"uri": "gs://theirs/x"}) == "", "the rules are those of one namespace"

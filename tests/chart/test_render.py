@@ -58,6 +58,8 @@ VALUES: Object = {
     "allowed.images": ["registry.example.com/"],
     "allowed.buckets": ["tuning"],
     "allowed.accelerators": ["nvidia-l4"],
+    "allowed.maxCost": 20,
+    "allowed.byNamespace": {"team-a": {"maxCost": 5}},
     "crd.install": False,
     "policy.install": False,
 }
