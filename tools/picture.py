@@ -38,7 +38,7 @@ FORMAT = """\
 </g>
 </svg>
 """
-_STYLES = {"Succeeded": "bold green", "Running": "bold cyan", "Prepared": "bold", "Preparing": "bold"}
+_STYLES = {"Completed": "bold green", "Running": "bold cyan", "Prepared": "bold", "Preparing": "bold"}
 _EVENT = re.compile(r"(\d\d:\d\d:\d\d )(\w+)(.*)")
 _LABEL = re.compile(r"(prompt|before|after|adapter|report|manifest|serve)( +)(.*)")
 _LOSS = re.compile(r"(step \S+)(  loss \S+)(.*)")
@@ -53,13 +53,19 @@ def draw(transcript: str) -> str:
     start = next((number for number, line in enumerate(lines) if line.startswith(BEGIN)), None)
     if start is None:
         raise ValueError(f"the transcript has no line that begins with {BEGIN!r}: was it a run?")
-    shown = [line for line in lines[start + 1 :] if not line.startswith(("folder ", "seconds "))]
+    shown = [line for line in lines[start + 1 :] if not line.startswith(("folder ", "seconds ")) and not _between(line)]
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, highlight=False)
         console.print(Text.assemble(("$ ", "dim"), ("make demo", "bold")))
         for line in shown:
             console.print(_styled(line), overflow="fold")
         return console.export_svg(title="gemmatune", theme=MONOKAI, code_format=FORMAT, unique_id="demo") + "\n"
+
+
+def _between(line: str) -> bool:
+    """Whether a line tells of a step that need not be shown: all but the first and each fifth."""
+    found = re.match(r"step (\d+)/", line)
+    return found is not None and (step := int(found[1])) != 1 and (step == 0 or step % 5 != 0)
 
 
 def _styled(line: str) -> Text:
