@@ -10,8 +10,9 @@ from pydantic import Field
 
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import total_steps, warmup_steps
+from gemmatune_api.layout import layout
 from gemmatune_api.runtracking import RunTracking, run_tracking
-from gemmatune_api.spec import ChatFormat, FineTuneSpec, InstructFormat, TargetModules, TextFormat, TrainingSpec
+from gemmatune_api.spec import ChatFormat, FineTuneSpec, ImageTextFormat, InstructFormat, TargetModules, TextFormat, TrainingSpec
 from gemmatune_api.status import Overrides, Plan
 
 Value = TypeVar("Value")
@@ -47,7 +48,7 @@ class RunModel(ApiModel):
 
 
 class RunDataset(ApiModel):
-    """The data to read, in exactly one of three formats."""
+    """The data to read, in exactly one of four formats."""
 
     uri: str
     """Where the rows are."""
@@ -65,6 +66,8 @@ class RunDataset(ApiModel):
     """Instruction and answer."""
     chat: ChatFormat | None = None
     """Conversations."""
+    image_text: ImageTextFormat | None = None
+    """An image and a text, and the text that answers them."""
     max_length: int
     """Longest row in tokens."""
     eval_fraction: float | None = None
@@ -179,6 +182,15 @@ class RunSamples(ApiModel):
     """Tokens to generate."""
 
 
+class RunMesh(ApiModel):
+    """How the devices of all processes together are arranged; with backends xla and keras."""
+
+    data: int
+    """Groups of devices among which the rows of a step are divided."""
+    model: int
+    """Devices of a group, among which weights are divided."""
+
+
 class RunConfig(ApiModel):
     """All that a trainer is told; secrets come as environment variables, never here."""
 
@@ -206,6 +218,8 @@ class RunConfig(ApiModel):
     """Where results go."""
     samples: RunSamples
     """What is generated."""
+    mesh: RunMesh | None = None
+    """Arrangement of the devices; None with torch."""
     tracking: RunTracking | None = None
     """Experiment trackers."""
     stall_seconds: int | None = None
@@ -293,6 +307,7 @@ def build(
         ),
         output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
         samples=_samples(spec),
+        mesh=_mesh(spec),
         tracking=run_tracking(spec.tracking),
         stall_seconds=seconds(spec.limits.stall_timeout) if spec.limits and spec.limits.stall_timeout else None,
     )
@@ -315,6 +330,7 @@ def _dataset(spec: FineTuneSpec) -> RunDataset:
         text=dataset.text,
         instruct=dataset.instruct,
         chat=dataset.chat,
+        image_text=dataset.image_text,
         eval_fraction=dataset.eval_fraction,
         eval_uri=dataset.eval_uri,
         max_length=_require(dataset.max_length),
@@ -339,6 +355,11 @@ def _method(spec: FineTuneSpec) -> RunMethod:
         quant_type=qlora.quant_type if qlora else None,
         double_quant=qlora.double_quant if qlora else None,
     )
+
+
+def _mesh(spec: FineTuneSpec) -> RunMesh | None:
+    found = layout(spec).mesh
+    return RunMesh(data=found[0], model=found[1]) if found else None
 
 
 def _samples(spec: FineTuneSpec) -> RunSamples:

@@ -55,12 +55,14 @@ class Verification:
     """What the comparison of the trained with the reloaded result found.
 
     `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that
-    training makes against the base: an adapter to the logits, full tuning to a weight.
+    training makes against the base: an adapter to the logits, full tuning to a weight. `exported` is the number of
+    weights in the result's files, where that is another than the number of trained ones (`parameters`).
     """
 
     largest_difference: float
     delta: float
     parameters: int
+    exported: int | None = None
 
 
 class Backend(Protocol):

@@ -6,8 +6,10 @@ import ctypes
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -15,7 +17,14 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 def memory(device: torch.device) -> int:
     """Bytes: of a GPU the most that was allocated so far, of a CPU what the process has in memory now."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
+    return resident()
+
+
+def resident() -> int:
+    """Bytes that the process has in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
