@@ -7,6 +7,8 @@ Each run is a process of its own, with its own environment, signals and exit cod
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -143,10 +145,14 @@ class TrainerHost:
 
 def serve(requests: TextIO, answers: TextIO) -> None:
     """The host's loop: forks a run per request, and tells how runs have ended."""
-    import gemmatune_trainer.backends.torch
     import gemmatune_trainer.prepare
     import gemmatune_trainer.run  # noqa: F401
 
+    if importlib.util.find_spec("keras_hub") is not None:
+        os.environ["KERAS_BACKEND"] = "jax"
+        importlib.import_module("gemmatune_trainer.backends.keras_backend")  # JAX starts no device and no thread yet
+    else:
+        importlib.import_module("gemmatune_trainer.backends.torch")
     for line in requests:
         request = json.loads(line)
         if "poll" in request:

@@ -42,7 +42,7 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
 
     def load() -> tuple[Rows, Rows | None]:
         files, rows = ranks.leaders_first(fetched)
-        backend.use(files, files.tokenizer())
+        backend.use(files)
         return rows, rows.evaluation
 
     scratch = cache_folder("followers") / f"{config.run.uid}-{config.attempt}-{ranks.rank}"

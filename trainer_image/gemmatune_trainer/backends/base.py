@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gemmatune_trainer.models import ModelFiles
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Input ids and labels of a row (-100 where not trained)."""
@@ -68,8 +71,8 @@ class Verification:
 class Backend(Protocol):
     """Loads a model, with an adapter where one is trained, trains it, and writes it down."""
 
-    def use(self, files: Any, tokenizer: Any) -> None:
-        """Names the model's files and tokenizer, where they were not known before; before `load`."""
+    def use(self, files: ModelFiles) -> None:
+        """Names the model's files, where they were not known before `load`."""
 
     def load(self) -> None:
         """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""

@@ -54,7 +54,7 @@ def shards(arrays: Arrays) -> list[dict[str, Any]]:
         if found[-1] and held + value.nbytes > SHARD_BYTES:
             found.append({})
             held = 0
-        found[-1][name] = np.ascontiguousarray(value)
+        found[-1][name] = np.asarray(value, order="C")
         held += value.nbytes
     return found
 

@@ -46,7 +46,8 @@ class TorchBackend:
         self, config: RunConfig, files: Any, tokenizer: Any, stop: StopFlag, ranks: Ranks | None = None
     ) -> None:
         self._config = config
-        self.use(files, tokenizer)
+        self._files = files
+        self._tokenizer = tokenizer
         self._stop = stop
         self._ranks = ranks or Ranks()
         self._divided = config.training.sharded and self._ranks.size > 1
@@ -59,10 +60,10 @@ class TorchBackend:
         self._written: dict[str, int] = {}
         self._trainer: PackedTrainer | None = None
 
-    def use(self, files: Any, tokenizer: Any) -> None:
-        """Names the model's files and tokenizer; before `load`."""
+    def use(self, files: Any) -> None:
+        """Names the model's files, where they were not known before `load`."""
         self._files = files
-        self._tokenizer = tokenizer
+        self._tokenizer = files.tokenizer()
 
     def load(self) -> None:
         """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed).

@@ -1,0 +1,76 @@
+"""Whole runs of backend keras as processes on 8 virtual devices: what they leave, and how they resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gemmatune_api.names import ExitCode
+from gemmatune_api.runconfig import RunConfig
+from tests.keras.conftest import MakeConfig
+from tests.support.trainerhost import TrainerHost, TrainerProcess
+
+
+def output(config: RunConfig) -> Path:
+    return Path(config.output.uri.removeprefix("file://"))
+
+
+def run(host: TrainerHost, config: RunConfig, folder: Path) -> TrainerProcess:
+    prepared = host.run("prepare", config, folder / "prepare")
+    assert prepared.poll() == ExitCode.DONE, prepared.log()
+    trained = host.run("train", config, folder / "train")
+    assert trained.poll() == ExitCode.DONE, trained.log()
+    return trained
+
+
+def test_lora_leaves_a_verified_peft_adapter(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path
+) -> None:
+    config = make_config(max_steps=4)
+    done = run(trainer_host, config, tmp_path)
+    manifest = json.loads((output(config) / "manifest.json").read_text())
+    tensors: dict[str, Any] = load_file(output(config) / "adapter" / "adapter_model.safetensors")
+    assert manifest["steps"] == 4
+    assert manifest["verified"]["delta"] > 0
+    assert manifest["verified"]["largestDifference"] < 1e-4
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    assert tensors[key].shape == (64, 16), "four heads of rank 4 share one B"
+    blocks = tensors[key].reshape(4, 16, 4, 4)
+    assert all((blocks[0, :, 0] == blocks[head, :, head]).all() for head in range(4))
+    assert not np.any(blocks[0, :, 1]), "block-diagonal"
+    assert {event["mesh"] for event in done.events("placed")} == {"data 2 x model 4"}
+
+
+def resumed(host: TrainerHost, config: RunConfig, folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The result of a run that is done, and that of an attempt which finds its checkpoint of step 2 as the newest."""
+    out = output(config)
+    name = {"adapter": "adapter_model", "model": "model"}[kind]
+    first = load_file(out / kind / f"{name}.safetensors")
+    for gone in (out / "checkpoints" / "step-00000004", out / kind):
+        shutil.rmtree(gone)
+    (out / "manifest.json").unlink()
+    again = host.run("train", config.model_copy(update={"attempt": 2}), folder / "again")
+    assert again.poll() == ExitCode.DONE, again.log()
+    assert again.events("training")[0]["from_step"] == 2
+    return first, load_file(out / kind / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_a_run_resumes_to_the_same_bits(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path, kind: str
+) -> None:
+    changes: dict[str, Any] = {"kind": "full", "learning_rate": 1e-3} if kind == "model" else {}
+    config = make_config(max_steps=4, every_steps=2, keep=2, **changes)
+    done = run(trainer_host, config, tmp_path)
+    first, second = resumed(trainer_host, config, tmp_path, kind)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    (moments,) = [event for event in done.events("placed") if event["what"] == "optimizer"]
+    share = moments["bytes_per_device"] / moments["bytes"]
+    assert share < 0.3 if kind == "model" else share == 1, "moments lie as their weights do; an adapter's everywhere"
