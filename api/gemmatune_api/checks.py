@@ -94,6 +94,30 @@ def backend(spec: FineTuneSpec) -> Iterator[Problem]:
         )
 
 
+def keras(spec: FineTuneSpec) -> Iterator[Problem]:
+    """What backend keras has not: DoRA, dropout in an adapter, and other optimizers than AdamW in fp32."""
+    if backend_of(spec) != "keras":
+        return
+    remedy = "Use backend torch"
+    if spec.lora is not None and spec.lora.dora:
+        yield Problem("spec.lora.dora", "backend keras has no DoRA", f"Remove it. {remedy} for DoRA.", shown(True))
+    if spec.lora is not None and spec.lora.dropout:
+        yield Problem(
+            "spec.lora.dropout",
+            "backend keras trains adapters without dropout",
+            f"Remove it. {remedy} for dropout.",
+            shown(spec.lora.dropout),
+        )
+    optimizer = spec.training.optimizer if spec.training else None
+    if optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
+        yield Problem(
+            "spec.training.optimizer",
+            "backend keras optimises with AdamW in fp32 alone",
+            "Use adamw_torch, or leave it out.",
+            shown(optimizer),
+        )
+
+
 def accelerator(spec: FineTuneSpec) -> Iterator[Problem]:
     """Exactly one accelerator."""
     yield from exclusive(spec.accelerator, "spec.accelerator", "gpu", "tpu", "cpu", needed=True)
@@ -244,6 +268,7 @@ def durations(spec: FineTuneSpec) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     checks_data.model,
     backend,
+    keras,
     checks_data.dataset,
     checks_data.templates,
     evaluation,

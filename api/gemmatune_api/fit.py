@@ -79,7 +79,7 @@ def plan(
     """
     place = _place(spec, host_memory)
     choice = _choose(spec, model, place, longest)
-    trained = memory.trainable(model, choice.setting)
+    trained, exported = memory.trained(model, choice.setting, keras=spec.backend == "keras")
     disk = _disk(spec, model, choice.setting, rows)
     mode = spec.provisioning.mode if spec.provisioning else None
     price = per_hour(prices or {}, place.type, mode)
@@ -87,6 +87,7 @@ def plan(
         backend=_set(spec.backend),
         method=spec.method,
         trainable_parameters=trained,
+        exported_parameters=exported,
         hosts=place.laid.hosts,
         chips=place.laid.chips,
         sharded=choice.setting.shards > 1 if place.device == "cuda" and place.laid.chips > 1 else None,

@@ -93,6 +93,13 @@ def trainable(model: GemmaModel, setting: Setting) -> int:
     return model.trainable(setting.rank, setting.targets, dora=setting.dora)
 
 
+def trained(model: GemmaModel, setting: Setting, *, keras: bool) -> tuple[int, int | None]:
+    """Weights that are trained, and those of the adapter's file where these are others: Keras's adapters differ."""
+    if keras and setting.method == "lora":
+        return model.keras_lora_parameters(setting.rank, target_names(setting.targets))
+    return trainable(model, setting), None
+
+
 def quantised_bytes(bits: int, double_quant: bool = True) -> float:
     """Bytes of one quantised weight with its share of the constants: 0.516 for double-quantised NF4."""
     if bits == 8:

@@ -15,7 +15,6 @@ from gemmatune_api.runtracking import RunTracking, run_tracking
 from gemmatune_api.spec import (
     ChatFormat,
     FineTuneSpec,
-    ImageTextFormat,
     InstructFormat,
     TargetModules,
     TextFormat,
@@ -56,7 +55,7 @@ class RunModel(ApiModel):
 
 
 class RunDataset(ApiModel):
-    """The data to read, in exactly one of four formats."""
+    """The data to read, in exactly one of three formats."""
 
     uri: str
     """Where the rows are."""
@@ -74,8 +73,6 @@ class RunDataset(ApiModel):
     """Instruction and answer."""
     chat: ChatFormat | None = None
     """Conversations."""
-    image_text: ImageTextFormat | None = None
-    """An image and a text, and the text that answers them."""
     max_length: int
     """Longest row in tokens."""
     eval_fraction: float | None = None
@@ -338,7 +335,6 @@ def _dataset(spec: FineTuneSpec) -> RunDataset:
         text=dataset.text,
         instruct=dataset.instruct,
         chat=dataset.chat,
-        image_text=dataset.image_text,
         eval_fraction=dataset.eval_fraction,
         eval_uri=dataset.eval_uri,
         max_length=_require(dataset.max_length),

@@ -197,6 +197,23 @@ class DecoderShape:
                 total += matrix.count * (rank * (matrix.inputs + matrix.outputs) + magnitude)
         return total
 
+    def keras_lora_parameters(self, rank: int, targets: Iterable[str]) -> tuple[int, int]:
+        """Weights of the same adapter in KerasHub's shape, and of that as an adapter for PEFT.
+
+        Keras shares one B among the heads of a query, key or value projection: fewer weights in B and more in A. PEFT's
+        form of it has the rank heads x r.
+        """
+        names = frozenset(targets)
+        trained = exported = 0
+        for matrix in self.matrices():
+            name = matrix.name.rsplit(".", 1)[-1]
+            if name not in names:
+                continue
+            heads = matrix.outputs // self.head_dim if name in ("q_proj", "k_proj", "v_proj") else 1
+            trained += matrix.count * rank * (heads * matrix.inputs + matrix.outputs // heads)
+            exported += matrix.count * rank * heads * (matrix.inputs + matrix.outputs)
+        return trained, exported
+
 
 def siglip_parameters(
     *, hidden: int, layers: int, ffn: int, patch: int, image: int, text_hidden: int, projector_norm: bool

@@ -78,6 +78,8 @@ class Plan(StatusModel):
     """qlora, lora or full."""
     trainable_parameters: int
     """Weights that are trained."""
+    exported_parameters: int | None = None
+    """Weights of the adapter's file, where these are others: Keras shares weights among heads, PEFT does not."""
     hosts: int = 1
     """Pods of one attempt."""
     chips: int = 1

@@ -52,10 +52,8 @@ _USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
 REFUSED: tuple[Refusal, ...] = (
     Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
-    Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla", "keras")),
+    Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla",)),
     Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
-    Refusal("accelerator.cpu.devices", "virtual devices belong to the xla and keras backends, which are not built yet"),
-    Refusal("mesh", "meshes belong to the xla and keras backends, which are not built yet"),
 )
 
 

@@ -150,6 +150,8 @@ def _run(found: Planned, priced: bool) -> Table:
     table = _table("Run", "", "")
     table.show_header = False
     table.add_row("trainable parameters", f"{plan.trainable_parameters:,} of {found.model.parameters:,} ({share:.2%})")
+    if plan.exported_parameters:
+        table.add_row("in the adapter's file", f"{plan.exported_parameters:,} (PEFT's form of the same adapter)")
     table.add_row("rows per step", f"{batch} = {_product(plan, batch)}")
     if plan.chips > 1:
         table.add_row("devices", _devices(plan))

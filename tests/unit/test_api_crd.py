@@ -250,7 +250,7 @@ def test_the_reference_names_everything() -> None:
         assert f"| {code.value} |" in text
     for item in REFUSED:
         assert f"| {item.why} | {item.remedy} |" in text
-    assert "| `spec.backend` | `xla`, `keras` | this backend is not built yet |" in text
+    assert "| `spec.backend` | `xla` | this backend is not built yet |" in text
     assert "| `spec.model.uri` | `kaggle://` | this source is not built yet |" in text
 
 

@@ -48,6 +48,7 @@ PROMPT = {"samples": {"prompts": [{"text": "a"}]}}
 TPU = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}
 WANDB, MLFLOW = {"tracking": {"wandb": {"project": "a"}}}, {"tracking": {"mlflow": {"uri": "http://a"}}}
 EVALUATED = {"dataset": {"evalFraction": 0.1}, "checkpoint": {"everySteps": 10}}
+KERAS: Object = {"accelerator": {"gpu": None, "cpu": {"devices": 4}}, "backend": "keras"}
 DEADLINE = {"limits": {"deadline": "1h"}}
 
 MANIFESTS: dict[str, tuple[Object, Any]] = {
@@ -156,6 +157,9 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "tracking.mlflow.secretRef.key": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
     "limits.deadline": (DEADLINE, "2h"),
     "limits.pendingDeadline": (DEADLINE, "2h"),
+    "accelerator.cpu.devices": (KERAS, 8),
+    "mesh.data": (KERAS, 2),
+    "mesh.model": (KERAS, 2),
 }
 """Leaves that change what the operator creates: the spec around them, and another value."""
 
@@ -169,9 +173,6 @@ REFUSED: dict[str, tuple[Object, Any]] = {
     "accelerator.tpu.type": (TPU, "tpu-v6e-slice"),
     "accelerator.tpu.topology": (TPU, "4x4"),
     "accelerator.tpu.chipsPerNode": (TPU, 4),
-    "accelerator.cpu.devices": ({"accelerator": {"gpu": None, "cpu": {}}}, 4),
-    "mesh.data": ({}, 2),
-    "mesh.model": ({}, 2),
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""
 

@@ -135,7 +135,12 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "loss": last.loss if last else None,
         "evaluations": [asdict(item) for item in result.history.evaluations],
         result.kind: [asdict(file) for file in files],
-        "verified": {"delta": verification.delta, "largestDifference": verification.largest_difference}
+        "verified": {
+            "delta": verification.delta,
+            "largestDifference": verification.largest_difference,
+            "trainedParameters": verification.parameters,
+            "exportedParameters": verification.exported or verification.parameters,
+        }
         if verification
         else None,
         "warnings": result.warnings,

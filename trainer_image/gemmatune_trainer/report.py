@@ -83,6 +83,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
         found.append(("Perplexity", f"{_perplexity(first.loss)} → {_perplexity(chosen.loss)}"))
     if result.verification:
         found.append(("Trained weights", f"{result.verification.parameters:,}"))
+        if result.verification.exported:
+            found.append(("Weights in the adapter's file", f"{result.verification.exported:,}"))
     if points:
         found.append(("Median speed", f"{number(result.history.median_speed or 0)} tokens/s"))
     if most := result.history.highest_memory:

@@ -75,7 +75,7 @@ class Batches:
         self._rows = rows
         self._lengths = lengths
         self._pad_id = pad_id
-        self._images = config.dataset.image_text is not None
+        self._images = hasattr(rows, "image")
         self._packing = config.dataset.packing and not self._images
         self.length = padded_length(max(lengths), config.dataset.max_length)
         steps = min(total_steps, self._distinct_steps())
