@@ -48,7 +48,7 @@ kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (
 prometheus: ## Put Debian's prometheus and promtool into the cache, where PATH has none
 	$(call step,prometheus,tools/prometheus.sh)
 
-test: setup kube prometheus ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
+test: setup kube node prometheus ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
 	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(OTHER_BACKENDS) $(FAULTS)))
 
 test-unit: setup ## Policies, API, planner, manifests: no control plane, no training
@@ -85,10 +85,16 @@ test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource o
 test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
 	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
 
+node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
+	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
+
+soak-images: setup node ## Build all four images and run each; torch alone takes 20 GB of disk
+	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images)
+
 image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)
 	$(call step,images,python3 -m tools.images $(IMAGES))
 
-e2e: setup kube ## kubectl apply -> operator -> Jobs -> trainer -> bucket
+e2e: setup kube node ## kubectl apply -> operator -> Jobs -> trainer -> bucket; the chart on a real kubelet
 	$(call step,end to end,$(PYTEST) tests/e2e)
 
 lint: setup ## Style, types, import directions, generated files, and the chart where Helm is built
@@ -130,4 +136,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos soak-images ## Everything, with the benchmarks

@@ -2,7 +2,7 @@
 
 Real are the operator's image, built here from its Containerfile, the chart, kubelet, containerd and runc, Pod Security
 `restricted`, the projected tokens and the admission policy. The trainer's package is a stand-in, added to the
-operator's image: the torch image of 6 GB is for `make soak` (test_real_trainer.py).
+operator's image, which takes a second where the torch image of 6 GB takes minutes.
 """
 
 from __future__ import annotations
