@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from gemmatune_api import accelerators, memory, scratch
 from gemmatune_api.catalog import GemmaModel
-from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, total_steps
+from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, backend_of, total_steps
 from gemmatune_api.layout import Layout, layout
 from gemmatune_api.memory import GIB, Setting
 from gemmatune_api.prices import Prices, per_hour
@@ -122,8 +122,11 @@ def weights_by_bits(model: GemmaModel) -> dict[str, int]:
 def row_length(spec: FineTuneSpec, model: GemmaModel, longest: int | None) -> int:
     """Tokens that every row is taken to have: the longest row, cut at dataset.maxLength.
 
-    Before the data is read, dataset.maxLength or the model's context. The trainer does not cut at the context.
+    Before the data is read, dataset.maxLength or the model's context. The trainer does not cut at the context. Backend
+    xla fills every sequence up to dataset.maxLength.
     """
+    if backend_of(spec) == "xla":
+        return _set(spec.dataset.max_length)
     return max(1, min(_set(spec.dataset.max_length), longest or model.context_length))
 
 

@@ -124,7 +124,12 @@ def adapter_weights(model: GemmaModel, setting: Setting) -> int:
 
 def own_adapter(setting: Setting) -> bool:
     """Whether the adapted layers have our trainer's passes, which keep an input once and cast only the adapter."""
-    return setting.method != "full" and not setting.all_logits and not setting.dora
+    return setting.method != "full" and not setting.all_logits and not setting.dora and setting.device != "tpu"
+
+
+def eager(model: GemmaModel, setting: Setting) -> bool:
+    """Whether attention keeps its scores: where the model needs it, and on a TPU always."""
+    return model.rules.attention == "eager" or setting.device == "tpu"
 
 
 def autocast_copies(model: GemmaModel, setting: Setting) -> int:
@@ -199,6 +204,7 @@ def layer_activations(model: GemmaModel, setting: Setting, layer: int) -> int:
     query, key = model.heads * head_dim, kv_heads * head_dim
     ffn = model.ffn_of(layer)
     own = setting.method != "full" and not setting.all_logits and model.family in OWN_PASSES
+    own = own and setting.device != "tpu"
     norm = width if own else 4
     per_token = norm * model.norms_per_layer * model.hidden
     if model.qk_norm:
@@ -224,7 +230,7 @@ def _scores(model: GemmaModel, setting: Setting, layer: int) -> int:
     sliding window, for all rows of one length.
     """
     width = setting.activation_bytes
-    if model.rules.attention == "eager":
+    if eager(model, setting):
         copies = 4 + (width if width == 2 else 0) + (width if model.attn_softcapping else 0)
         return setting.tokens * setting.length * model.heads * copies
     if setting.all_logits:
@@ -253,7 +259,7 @@ def workspace(model: GemmaModel, setting: Setting) -> int:
     widest = max(model.ffn_of(layer) for layer, _ in model.layer_kinds)
     width = setting.activation_bytes
     gradients = setting.tokens * ((4 + 3 * width) * widest + 8 * model.hidden)
-    if model.rules.attention == "eager":
+    if eager(model, setting):
         gradients += setting.tokens * setting.length * model.heads * (4 + width)
     restored = 0
     if setting.method == "qlora":
@@ -264,8 +270,9 @@ def workspace(model: GemmaModel, setting: Setting) -> int:
 def masks(model: GemmaModel, setting: Setting) -> int:
     """Bytes of the attention masks that all layers share: one for global and one for sliding layers."""
     kinds = 2 if model.sliding_window else 1
-    width = setting.activation_bytes if model.rules.attention == "eager" else 1
-    return (setting.tokens if setting.all_logits else setting.length) * setting.length * kinds * width
+    width = setting.activation_bytes if eager(model, setting) else 1
+    each = setting.all_logits or setting.device == "tpu"  # a mask for every sequence of documents
+    return (setting.tokens if each else setting.length) * setting.length * kinds * width
 
 
 def activations(model: GemmaModel, setting: Setting) -> int:
@@ -297,6 +304,9 @@ def logits(model: GemmaModel, setting: Setting) -> int:
     hidden = setting.tokens * model.hidden * (width + 4)
     if setting.all_logits:
         return setting.tokens * model.vocab * (width + 4 + 4) + hidden
+    if setting.device == "tpu":  # 256 positions of every sequence, in fp32 with what the soft-max makes of them
+        chunk = setting.rows * min(HEAD_CHUNK, setting.length) * model.vocab
+        return chunk * (width + 12 + (4 if model.final_softcapping else 0)) + hidden
     chunk = min(HEAD_CHUNK, setting.tokens) * model.vocab
     return chunk * width + min(WIDE_LOGITS, chunk) * (8 + (12 if model.final_softcapping else 0)) + hidden
 

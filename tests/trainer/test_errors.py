@@ -36,6 +36,8 @@ def answer(status: int) -> httpx2.Response:
         (PermissionError(errno.EACCES, "Permission denied", "/data"), Reason.ACCESS_DENIED),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), Reason.ACCELERATOR_OUT_OF_MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), Reason.ACCELERATOR_OUT_OF_MEMORY),
+        (RuntimeError("RESOURCE_EXHAUSTED: Error allocating device buffer"), Reason.ACCELERATOR_OUT_OF_MEMORY),
+        (RuntimeError("Ran out of memory in memory space hbm. Used 20G of 15G"), Reason.ACCELERATOR_OUT_OF_MEMORY),
         (google.Forbidden("no"), Reason.ACCESS_DENIED),
         (google.Unauthorized("no"), Reason.ACCESS_DENIED),
         (DefaultCredentialsError("none"), Reason.ACCESS_DENIED),

@@ -106,6 +106,13 @@ _FULL = (
     "basic_ios::clear: iostream error",
 )
 """What safetensors and torch.save make of the system's error."""
+_NO_MEMORY = (
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "RESOURCE_EXHAUSTED",
+    "Ran out of memory in memory space hbm",
+)
+"""What PyTorch, and XLA while it compiles or runs, say of an accelerator's memory."""
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
@@ -179,7 +186,7 @@ def _operating_system(error: BaseException) -> TrainerError | None:
         return InvalidConfig(
             message, "The weights are damaged: copy them again, and name the new place in a new resource."
         )
-    if isinstance(error, RuntimeError) and ("CUDA out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message):
+    if isinstance(error, RuntimeError) and any(words in message for words in _NO_MEMORY):
         return AcceleratorOutOfMemory(message)
     return None
 

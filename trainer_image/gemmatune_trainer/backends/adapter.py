@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from gemmatune_api.catalog import GenerationRules
+from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Snapshot, Verification
 from gemmatune_trainer.backends.whole import deal, gathered
 from gemmatune_trainer.ranks import Ranks
@@ -22,6 +24,20 @@ _TOLERANCE = 1e-2
 
 class AdapterInvalid(RuntimeError):
     """The adapter that was written is not the one that was trained."""
+
+
+def lora_config(config: RunConfig, rules: GenerationRules) -> LoraConfig:
+    """PEFT's configuration of the run's adapter, its targets always explicit."""
+    method = config.method
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=rules.peft_targets(method.target_modules),
+        use_dora=method.dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
 
 
 def check_dtypes(model: Any) -> None:

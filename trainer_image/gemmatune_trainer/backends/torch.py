@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers import set_seed as seed_everything
 
-from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunConfig, RunMethod
 from gemmatune_trainer.backends import adapter, fused, whole
 from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verification
@@ -76,7 +75,7 @@ class TorchBackend:
             whole.prepare(base)
             self._model = base
         else:
-            self._model = get_peft_model(base, lora_config(self._config, self._files.model.rules))
+            self._model = get_peft_model(base, adapter.lora_config(self._config, self._files.model.rules))
             fused.install(self._model)
             settings = self._model.peft_config["default"]
             settings.base_model_name_or_path, settings.revision = self._files.published_name
@@ -321,17 +320,3 @@ def _keep_gradients(base: PreTrainedModel) -> None:
     for module in base.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
-
-
-def lora_config(config: RunConfig, rules: GenerationRules) -> LoraConfig:
-    """PEFT's configuration of the run's adapter, its targets always explicit."""
-    method = config.method
-    return LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=rules.peft_targets(method.target_modules),
-        use_dora=method.dora,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,10 @@ def put(value: Tensor, whole: Tensor) -> None:
         value.copy_(whole)
 
 
-def pieces(model: Any) -> dict[str, Tensor]:
-    """The beginning of every trained tensor, to see later that training has changed something."""
-    return {name: _piece(value) for name, value in trained(model)}
+def pieces(model: Any, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """The beginning of every trained tensor, or of those named, to see later that training has changed something."""
+    chosen = trained(model) if names is None else [item for item in model.named_parameters() if item[0] in names]
+    return {name: _piece(value) for name, value in chosen}
 
 
 def _piece(value: Tensor) -> Tensor:
@@ -141,16 +142,23 @@ def restore(model: Any, folder: Path, ranks: Ranks) -> None:
 
 
 def publish(
-    model: Any, folder: Path, dtype: torch.dtype, terminators: Sequence[int], *, write: bool = True
+    model: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    terminators: Sequence[int],
+    *,
+    write: bool = True,
+    places: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Writes the model in `dtype` with its configuration, as transformers reads it; the checksums of its weights.
 
-    All processes take part, those that `write` write.
+    All processes take part, those that `write` write. `places` tells tied weights by equal numbers, where addresses in
+    memory do not.
     """
     converted: dict[int, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        place = local(value).data_ptr()
+        place = local(value).data_ptr() if places is None else places.get(name, id(value))
         whole = gathered(value)
         if write:
             kind = dtype if whole.is_floating_point() else whole.dtype
@@ -215,10 +223,12 @@ def compare(
     before: dict[str, Tensor],
     sums: tuple[dict[str, int], dict[str, int]],
     folder: Path,
+    after: dict[str, Tensor] | None = None,
 ) -> Verification:
     """Holds the reloaded model against the trained one: `logits` and `sums` are (trained, reloaded).
 
-    `before` are the `pieces` of the base; `model` is the reloaded one. Raises ModelInvalid.
+    `before` are the `pieces` of the base; `model` is the reloaded one, and `after` its pieces where they are known.
+    Raises ModelInvalid.
     """
     written, found = sums
     wrong = sorted(name for name in found.keys() | written.keys() if found.get(name) != written.get(name))
@@ -232,8 +242,9 @@ def compare(
     if not _rms(of_trained - of_reloaded) <= _ROUNDING * _rms(of_trained):
         raise ModelInvalid(f"the reloaded model's logits differ by {difference:.3g} from the trained model's")
     parts = dict(model.named_parameters())
+    found_after = pieces(model, before) if after is None else after
     changes: Iterator[float] = (
-        float((_piece(parts[name]).float() - old.to(parts[name].dtype).float()).abs().max())
+        float((found_after[name].float() - old.to(parts[name].dtype).float()).abs().max())
         for name, old in before.items()
         if old.numel()
     )

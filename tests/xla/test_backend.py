@@ -1,0 +1,224 @@
+"""The xla backend on virtual devices: equal to plain PyTorch, divided among the devices, exact after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, get_scheduler, set_seed
+from transformers.optimization import Adafactor
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer import backends
+from gemmatune_trainer.backends import adapter, forward, whole, xla_forward
+from gemmatune_trainer.backends.base import Step
+from gemmatune_trainer.backends.xla import XlaBackend
+from gemmatune_trainer.data.order import step_rows
+from gemmatune_trainer.data.pack import collate
+from gemmatune_trainer.errors import InvalidConfig
+from gemmatune_trainer.models import fetch
+from gemmatune_trainer.ranks import Ranks
+from gemmatune_trainer.stop import StopFlag
+from tests.support.soak import SOAK
+from tests.trainer.conftest import ListedRows
+from tests.xla.conftest import DEVICES, MESHES
+
+MakeConfig = Callable[..., RunConfig]
+LENGTHS = [40, 5, 38, 6, 39, 4, 41, 7, 20, 30, 33, 12, 90, 100, 17, 22]
+TOLERANCE = 1e-4
+
+
+class Watcher:
+    """Keeps the steps; `at` is called after each."""
+
+    def __init__(self, at: Callable[[Step], None] = lambda step: None) -> None:
+        self.steps: list[Step] = []
+        self._at = at
+
+    def micro_batch(self) -> None:
+        """Nothing."""
+
+    def step_done(self, step: Step) -> None:
+        """Keeps it."""
+        self.steps.append(step)
+        self._at(step)
+
+
+def loaded(config: RunConfig) -> XlaBackend:
+    backend = backends.make(config, fetch(config.model, weights=True), StopFlag(), Ranks())
+    assert isinstance(backend, XlaBackend)
+    backend.load()
+    return backend
+
+
+def reference(config: RunConfig, rows: ListedRows) -> list[float]:
+    """Losses of the same run in plain PyTorch: every document alone, its loss that of the torch backend."""
+    training, files = config.training, fetch(config.model, weights=True)
+    model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=torch.float32, attn_implementation="eager")
+    model.requires_grad_(False)
+    set_seed(training.seed)
+    if config.method.kind == "full":
+        whole.prepare(model)
+    else:
+        model = get_peft_model(model, adapter.lora_config(config, files.model.rules))
+    trained = [value for value in model.parameters() if value.requires_grad]
+    if training.optimizer == "adafactor":
+        made: Any = Adafactor(trained, lr=training.learning_rate, scale_parameter=False, relative_step=False)
+    else:
+        made = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
+    schedule = get_scheduler(training.schedule, made, training.warmup(training.max_steps), training.max_steps)
+    losses = []
+    for step in range(training.max_steps or 0):
+        chosen = step_rows(training.seed, step, len(rows.items), training.global_batch_size)
+        alone = [collate([rows.row(index)], [[0]], 0) for index in chosen]
+        labelled = sum(batch.labelled_tokens for batch in alone)
+        total = torch.zeros(())
+        for batch in alone:
+            arrays = (torch.from_numpy(array) for array in (batch.input_ids, batch.position_ids, batch.labels))
+            loss = forward.labelled_loss(model, *arrays) / labelled
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
+        made.step()
+        schedule.step()
+        made.zero_grad()
+        losses.append(float(total))
+    return losses
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "lora 1": {"generation": "1", "mesh": MESHES[0]},
+    "lora 2": {"generation": "2", "mesh": MESHES[1], "gradient_checkpointing": True},
+    "lora 3": {"generation": "3", "mesh": MESHES[1]},
+    "full 3": {"generation": "3", "mesh": MESHES[1], "kind": "full", "learning_rate": 5e-4},
+    "full 2 adafactor": {
+        "generation": "2",
+        "mesh": MESHES[0],
+        "kind": "full",
+        "learning_rate": 5e-4,
+        "optimizer": "adafactor",
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig, case: str) -> None:
+    """fp32, relative difference at most 1e-4; nothing is compiled after step 2; large weights are divided evenly."""
+    config = make_config(global_batch_size=8, max_steps=20, warmup_steps=3, **CASES[case])
+    rows = ListedRows(LENGTHS)
+    backend = loaded(config)
+    watcher = Watcher()
+    tally = backend.train(rows, len(LENGTHS), 20, None, watcher)
+    losses = [step.loss for step in watcher.steps]
+    expected = reference(config, rows)
+    assert losses[-1] < 0.95 * losses[0]
+    assert max(abs(one / other - 1) for one, other in zip(losses, expected, strict=True)) <= TOLERANCE
+    assert tally.late == 0
+    assert 0 < tally.compilations <= 4
+    for name, (on_one, of_all) in backend.device_bytes().items():
+        if ".lora_" not in name and of_all >= 4096:
+            assert on_one <= 1.15 * of_all / DEVICES, name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.1, "precision": "bf16", "gradient_checkpointing": True},
+        {"kind": "full", "mesh": MESHES[1], "precision": "bf16"},
+        {"kind": "full", "optimizer": "adafactor"},
+    ],
+)
+def test_a_saved_state_resumes_exactly_and_the_result_is_what_was_trained(
+    make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Steps 1-2 saved and 3-4 in a new backend = steps 1-4 in one, to the bit; plain libraries load the result."""
+    config = make_config(global_batch_size=8, max_steps=4, **changes)
+    rows = ListedRows(LENGTHS)
+    first = loaded(config)
+    save = Watcher(lambda step: first.snapshot()(tmp_path / "state") if step.number == 2 else None)
+    first.train(rows, len(LENGTHS), 4, None, save)
+    first.save_weights(tmp_path / "end")
+    second = loaded(config)
+    rest = Watcher()
+    second.train(rows, len(LENGTHS), 4, tmp_path / "state", rest)
+    assert [step.loss for step in rest.steps] == [step.loss for step in save.steps[2:]]
+    second.save_weights(tmp_path / "again")
+    for path in (tmp_path / "end").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    row = rows.row(0)[0]
+    second.save_result(tmp_path / "result")
+    found = second.verify(tmp_path / "result", row)
+    assert found.delta > 0
+    trained = second._logits(row)
+    folder = config.model.uri.removeprefix("file://") if config.method.kind == "lora" else tmp_path / "result"
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    if config.method.kind == "lora":
+        plain = PeftModel.from_pretrained(plain, tmp_path / "result")
+    with torch.no_grad():
+        difference = (plain(torch.tensor([row])).logits - trained).abs().max()
+    assert difference <= (1e-4 if config.training.precision == "fp32" else 0.05 * float(trained.abs().max()))
+
+
+def test_generation_and_evaluation_equal_plain_pytorch(make_config: MakeConfig) -> None:
+    config = make_config("2", mesh=MESHES[1])
+    rows = ListedRows(LENGTHS)
+    backend = loaded(config)
+    plain = AutoModelForCausalLM.from_pretrained(
+        config.model.uri.removeprefix("file://"), dtype=torch.float32, attn_implementation="eager"
+    )
+    prompt = rows.row(0)[0]
+    wanted = plain.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert backend.generate(prompt, 5, []) == wanted[0, len(prompt) :].tolist()
+    assert len(backend.generate(prompt, 5, [wanted[0, len(prompt) + 2].item()])) <= 2
+    total, labelled = backend.evaluate(rows, len(LENGTHS), lambda: None)
+    expected = 0.0
+    with torch.no_grad():
+        for ids, labels in rows.items:
+            batch = collate([(ids, labels)], [[0]], 0)
+            arrays = (torch.from_numpy(array) for array in (batch.input_ids, batch.position_ids, batch.labels))
+            expected += float(forward.labelled_loss(plain, *arrays))
+    assert labelled == sum(len(ids) - 1 for ids, _ in rows.items)
+    assert total == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_a_mesh_of_other_devices_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(mesh=(3, 1))
+    with pytest.raises(InvalidConfig, match=f"the mesh is data 3 x model 1, but there are {DEVICES} devices"):
+        backends.make(config, fetch(config.model, weights=True), StopFlag(), Ranks())
+
+
+def test_documents_do_not_see_each_other() -> None:
+    """By hand: two documents of two and three tokens; a sliding window of two."""
+
+    class Config:
+        layer_types = ("full_attention", "sliding_attention")
+        sliding_window = 2
+
+    found = xla_forward.masks(Config(), torch.tensor([[0, 1, 0, 1, 2]]), torch.float32)
+    assert isinstance(found, dict)
+    seen = [[(value == 0).int().tolist() for value in found[kind][0, 0]] for kind in Config.layer_types]
+    assert seen[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert seen[1] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not SOAK, reason="compiles for minutes: make soak")
+def test_the_real_gemma(gemma_270m: Path, make_config: MakeConfig) -> None:
+    """LoRA on Gemma 3 270M: losses of 20 steps as plain PyTorch's, every large weight divided."""
+    config = make_config(global_batch_size=8, max_steps=20, learning_rate=1e-3, mesh=MESHES[1])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"uri": gemma_270m.as_uri()})})
+    rows = ListedRows(LENGTHS, vocabulary=20000)
+    backend = loaded(config)
+    watcher = Watcher()
+    assert backend.train(rows, len(LENGTHS), 20, None, watcher).late == 0
+    for name, (on_one, of_all) in backend.device_bytes().items():
+        if of_all >= 1 << 20:
+            assert on_one <= 1.15 * of_all / DEVICES, name
+    del backend
+    expected = reference(config, rows)
+    assert max(abs(step.loss / other - 1) for step, other in zip(watcher.steps, expected, strict=True)) <= TOLERANCE
