@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-LIBRARIES = ("gemmatune", "torch", "transformers", "trl", "peft", "bitsandbytes", "tokenizers")
+LIBRARIES = ("gemmatune", "torch", "torch-xla", "transformers", "trl", "peft", "bitsandbytes", "tokenizers")
 
 
 def versions() -> dict[str, str]:
