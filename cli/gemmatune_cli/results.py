@@ -82,7 +82,7 @@ class Run:
     def served(self) -> Served:
         """What a server must know of it. Raises CommandError where the run has not finished."""
         found = self.finished()
-        artifacts, base = found.get("artifacts", {}), found.get("base", {})
+        artifacts, base, method = (found.get(name, {}) for name in ("artifacts", "base", "method"))
         kind: Any = "model" if "model" in artifacts else "adapter"
         merged = bucket.read(self.at("merged/manifest.json")) is not None
         return Served(
@@ -91,7 +91,7 @@ class Run:
             where=self.at(kind),
             kind=kind,
             revision=base.get("revision"),
-            rank=int(found.get("method", {}).get("rank") or 0),
+            rank=int(method.get("servedRank") or method.get("rank") or 0),
             chat=bool(found.get("chat")),
             merged=self.at("merged") if merged else None,
         )

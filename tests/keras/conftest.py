@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from gemmatune_api.names import ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunMesh
+from gemmatune_cli.local.environments import python_of
 from tests.support.tinymodels import write_model
 from tests.support.trainerhost import TrainerHost
 from tests.trainer.conftest import run_config, write_quotes
@@ -82,4 +82,6 @@ def make_config(
 
 def torch_python() -> Path:
     """The Python of the torch environment, beside this one."""
-    return Path(os.environ.get("VIRTUAL_ENV", "")).parent / ".venv" / "bin" / "python"
+    found = python_of("torch")
+    assert found is not None, "make setup installs it"
+    return found

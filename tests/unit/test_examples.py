@@ -17,7 +17,7 @@ from gemmatune_operator.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
-LOCAL_MODELS = {"quotes-cpu": "gemma-3-270m"}
+LOCAL_MODELS = {"quotes-cpu": "gemma-3-270m", "quotes-keras-mesh": "gemma-3-270m"}
 """Models of the examples that name a folder of this machine."""
 
 

@@ -118,6 +118,7 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "method": {
             "kind": result.config.method.kind,
             "rank": result.config.method.rank,
+            "servedRank": served_rank(result),
             "text": report.method_text(result),
         },
         "chat": _chat(result),
@@ -171,10 +172,16 @@ def serve_command(result: Result, where: str) -> str:
         where=where,
         kind="model" if result.kind == MODEL else "adapter",
         revision=revision,
-        rank=result.config.method.rank or 0,
+        rank=served_rank(result),
         chat=_chat(result),
     )
     return serving.vllm(served)
+
+
+def served_rank(result: Result) -> int:
+    """The largest rank of the adapter's modules, which a server must be told; 0 for a whole model."""
+    written = result.verification.rank if result.verification else None
+    return written or result.config.method.rank or 0
 
 
 def _chat(result: Result) -> bool:

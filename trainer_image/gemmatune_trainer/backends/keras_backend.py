@@ -272,7 +272,8 @@ class KerasBackend:
             raise keras_lora.AdapterInvalid(f"the adapter's logits differ by {difference:.3g} from the trained model's")
         if not delta > 0:
             raise keras_lora.AdapterInvalid("the adapter changes nothing: its logits equal the base's")
-        return Verification(difference, delta, count, exported)
+        rank = max(item.heads * item.layer.lora_rank for item in self._adapted)
+        return Verification(difference, delta, count, exported, rank)
 
     def _compiled_logits(self, row: Sequence[int], further: Sequence[Any], *, off: bool) -> Any:
         keras_lora.switch(self._adapted, off=off)
