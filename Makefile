@@ -25,7 +25,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: docs picture audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
+.PHONY: docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.jso
 
 soak-machinery: setup kube ## Kill -9 at every single write of every story; each fault of the machinery five times
 	$(call step,faults of the machinery,GEMMATUNE_SOAK=1 $(PYTEST) tests/cluster -k "machinery or crash")
+
+soak-fuzz: setup kube ## Thousands of odd specs, statuses, configurations, rows and files
+	$(call step,fuzzing,GEMMATUNE_SOAK=1 $(PYTEST) tests/security -k fuzz)
 
 soak-mutants: setup ## Every condition of every policy made wrong: its tests must fail
 	$(call step,mutants,GEMMATUNE_SOAK=1 $(PYTEST) tests/unit/test_mutants.py)
@@ -137,4 +140,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-chaos soak-images ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images ## Everything, with the benchmarks

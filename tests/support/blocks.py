@@ -1,4 +1,4 @@
-"""The code blocks of the pages that people copy from: README and quickstart."""
+"""The code blocks of the pages that people copy from: README, quickstart and recipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "docs/quickstart.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/quickstart.md", ROOT / "docs/recipes.md")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,5 +27,5 @@ def commands() -> list[tuple[str, str]]:
 
 
 def resources() -> list[str]:
-    """The GemmaFineTunes of both pages."""
+    """The GemmaFineTunes of the pages."""
     return [block for page in PAGES for block in blocks(page, "yaml") if "kind: GemmaFineTune" in block]
