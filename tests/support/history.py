@@ -19,6 +19,8 @@ PATHS = {
     "Pod": "/api/v1/pods",
     "Event": "/api/v1/events",
 }
+WATCH_SECONDS = str(4 * 3600)
+"""Without it the API server ends a watch after half an hour to an hour: a soak takes longer."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class History:
     def __enter__(self) -> History:
         for kind, path in PATHS.items():
             version = self._api.get(path)["metadata"]["resourceVersion"]
-            watch = self._api.watch(path, resourceVersion=version)
+            watch = self._api.watch(path, resourceVersion=version, timeoutSeconds=WATCH_SECONDS)
             self._watches.append(watch)
             threading.Thread(target=self._follow, args=(kind, watch), name=f"history {kind}", daemon=True).start()
         return self
