@@ -8,6 +8,7 @@ Changes = dict[str, Any]
 
 TPU = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4", "chipsPerNode": 4}}
 CPU: Changes = {"spec.accelerator": {"cpu": {}}}
+KERAS: Changes = {"spec.accelerator": {"cpu": {"devices": 4}}, "spec.backend": "keras"}
 
 
 def training(**fields: Any) -> Changes:
@@ -27,6 +28,7 @@ GOOD: dict[str, Changes] = {
     "a tracker's folder": mlflow("file:///mlruns"),
     "the smallest": {},
     "xla on tpu": {"spec.accelerator": TPU},
+    "keras with its optimizer": {**KERAS, **training(optimizer="adamw_torch_fused")},
     "keras on cpu": {"spec.accelerator": {"cpu": {"devices": 4}}, "spec.backend": "keras", "spec.mesh": {"data": 4}},
     "torch on cpu": CPU,
     "evaluation by share": {"spec.dataset.evalFraction": 0.1, "spec.checkpoint": {"best": True, "everySteps": 5}},
@@ -59,6 +61,14 @@ GOOD: dict[str, Changes] = {
 
 BAD: dict[str, tuple[Changes, str, str, str]] = {
     # rule: (changes, path, message, remedy)
+    "keras: DoRA": ({**KERAS, "spec.lora": {"dora": True}}, "spec.lora.dora", "has no DoRA", "Remove it"),
+    "keras: dropout": ({**KERAS, "spec.lora": {"dropout": 0.1}}, "spec.lora.dropout", "without dropout", "Remove it"),
+    "keras: optimizer": (
+        {**KERAS, **training(optimizer="adafactor")},
+        "spec.training.optimizer",
+        "AdamW in fp32 alone",
+        "Use adamw_torch",
+    ),
     "backend: torch on tpu": (
         {"spec.accelerator": TPU, "spec.backend": "torch"},
         "spec.backend",
