@@ -78,9 +78,9 @@ def test_four_pods_are_told_who_they_are(stage: Stage) -> None:
         assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == (f"quotes-t1-{index}", "quotes-t1")
         assert labels <= pod["metadata"]["labels"].items()
         (container,) = pod["spec"]["containers"]
-        # The kubelet puts the value of this variable into --node-rank=$(JOB_COMPLETION_INDEX).
+        # The kubelet puts the value of this variable into --node=$(JOB_COMPLETION_INDEX).
         assert "JOB_COMPLETION_INDEX" in [variable["name"] for variable in container["env"]]
-        assert "--node-rank=$(JOB_COMPLETION_INDEX)" in container["command"]
+        assert "--node=$(JOB_COMPLETION_INDEX)" in container["command"]
     stage.api.call("DELETE", f"{stage.runs}/{stage.name}")
     gone = f"/api/v1/namespaces/{stage.namespace}/services/quotes-t1"
     wait_for(lambda: stage.api.find(gone) is None, "the Service to go with its resource", seconds=SECONDS)

@@ -17,6 +17,7 @@ from tests.support import chart
 from tests.support.api import Object
 from tests.support.nodecluster import TEAM, NodeCluster
 from tests.support.realnode import why_not
+from tests.support.wait import wait_for
 from tools import images, kube
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -99,8 +100,10 @@ def test_a_token_writes_its_own_run_and_sigterm_is_answered(cluster: NodeCluster
     assert status["checkpoint"]["step"] == 7, "the handler had its time"
     conditions = {item["type"]: item["status"] for item in status["conditions"]}
     assert conditions[ConditionType.SUSPENDED] == "True"
-    pods = cluster.control_plane.api.get(f"/api/v1/namespaces/{TEAM}/pods", labelSelector="gemmatune.dev/run=waiting")
-    assert not [pod for pod in pods["items"] if pod["metadata"]["labels"]["gemmatune.dev/role"] == "train"]
+    selector = "gemmatune.dev/run=waiting,gemmatune.dev/role=train"
+    pods = f"/api/v1/namespaces/{TEAM}/pods"
+    list_pods = cluster.control_plane.api.get
+    wait_for(lambda: not list_pods(pods, labelSelector=selector)["items"], "the kubelet to let the pod go", seconds=60)
 
 
 def test_an_upgrade_and_the_way_back_leave_the_runs(cluster: NodeCluster) -> None:
