@@ -156,7 +156,6 @@ class XlaBackend:
         """Trains up to `total_steps`, from the state in folder `start` where one is given; what was compiled."""
         settings = self._config.training
         transformers.set_seed(settings.seed)
-        xla_device.set_random_state(settings.seed)
         if start:
             self.restore_weights(start)
         self._model.train()
@@ -166,7 +165,7 @@ class XlaBackend:
         batches = FixedBatches(
             self._config, rows, number_of_rows, total_steps, self._chips.data, self._tokenizer.pad_token_id
         )
-        self._loop = Loop(self._chips, self._loss, optimizer, batches, self._specs)
+        self._loop = Loop(self._chips, self._loss, optimizer, batches, self._specs, settings.seed)
         if start:
             self._loop.restore(start)
         log.info("passes", sequences=batches.sequences, length=batches.length)

@@ -125,13 +125,8 @@ def compilations() -> tuple[int, float]:
     return (int(found[0]), found[1] / 1e9) if found else (0, 0.0)
 
 
-def random_state() -> int:
-    """The state of the chips' random numbers."""
-    return int(xla_model.get_rng_state())
-
-
 def set_random_state(state: int) -> None:
-    """Lets the chips' random numbers go on from a state."""
+    """Lets the chips' random numbers begin at a number."""
     xla_model.set_rng_state(state)
 
 

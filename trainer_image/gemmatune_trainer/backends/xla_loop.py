@@ -51,7 +51,17 @@ class Tally:
 class Loop:
     """The steps of one training."""
 
-    def __init__(self, chips: Chips, loss: Loss, optimizer: Optimizer, batches: FixedBatches, specs: dict[str, Spec]):
+    def __init__(
+        self,
+        chips: Chips,
+        loss: Loss,
+        optimizer: Optimizer,
+        batches: FixedBatches,
+        specs: dict[str, Spec],
+        seed: int,
+    ) -> None:
+        """`specs`: how the weights are divided, by name; `seed`: that of the run, for dropout."""
+        self._seed = seed
         self._chips = chips
         self._loss = loss
         self._optimizer = optimizer
@@ -71,11 +81,8 @@ class Loop:
         with safe_globals():
             optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
             schedule = torch.load(folder / SCHEDULER, weights_only=True)
-            states = torch.load(folder / RANDOM, weights_only=True) if (folder / RANDOM).exists() else {}
         self._optimizer.restore(optimizer, schedule)
         self._done = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
-        if "xla" in states:
-            xla_device.set_random_state(states["xla"])
 
     def run(self, training: Training) -> Tally:
         """Trains to the last step; what was compiled and padded."""
@@ -106,7 +113,6 @@ class Loop:
             "python": random.getstate(),
             "numpy": np.random.get_state(),
             "cpu": torch.random.get_rng_state(),
-            "xla": xla_device.random_state(),
         }
 
     def _step(self, step: FixedStep, training: Training) -> tuple[float, float]:
@@ -115,6 +121,7 @@ class Loop:
         scale = torch.tensor(1.0 / max(1, step.labelled)).to(self._chips.device)
         for number, batch in enumerate(step.passes):
             training.micro_batch()
+            xla_device.set_random_state(_number(self._seed, self._done, number))
             total = total + self._pass(batch, scale, first=number == 0)
             xla_device.compute()
         norm = self._optimizer.step(self._gradients)
@@ -155,6 +162,11 @@ class Loop:
             (folder / STATE).write_text(json.dumps({"global_step": done}), encoding="utf-8")
 
         return write
+
+
+def _number(*parts: int) -> int:
+    """A random number of 63 bits that these numbers decide: dropout of a pass depends on nothing that came before."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def placed(chips: Chips, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
