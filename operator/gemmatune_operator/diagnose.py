@@ -235,6 +235,8 @@ def _of_pod(pod: PodView) -> Cause:
         return cause(Reason.DISK_FULL, f"{where} was evicted: {pod.message or 'no message'}", pod=pod, said=said)
     if pod.termination_reason == "ContainerStatusUnknown" or (pod.exit_code is None and pod.started is not None):
         return cause(Reason.POD_LOST, f"{where} ended without anybody seeing how.", pod=pod)
+    if pod.exit_code is None and pod.deleted is not None and not pod.reason:
+        return cause(Reason.POD_LOST, f"{where} was deleted before it ran.", pod=pod)
     if pod.exit_code is None:
         detail = " ".join(part for part in (pod.reason, pod.message) if part) or "no reason given"
         return cause(Reason.POD_REJECTED, f"{where} never ran, the node refused it: {detail}", pod=pod)

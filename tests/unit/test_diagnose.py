@@ -51,6 +51,9 @@ ENDS = [
     (ended_pod(None, reason="UnexpectedAdmissionError"), Reason.POD_REJECTED),
     (ended_pod(None, reason="OutOfcpu"), Reason.POD_REJECTED),
     (ended_pod(None, reason="NodeShutdown"), Reason.POD_REJECTED),
+    (ended_pod(None, reason="NodeShutdown", deleted=NOW), Reason.POD_REJECTED),
+    (ended_pod(None, message="nobody says why"), Reason.POD_REJECTED),
+    (ended_pod(None, deleted=NOW), Reason.POD_LOST),
 ]
 
 
