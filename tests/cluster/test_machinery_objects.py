@@ -122,6 +122,7 @@ def test_created_again_while_it_trains(crd: ControlPlane, namespace: str, start:
 
     wait_for(owned, "the new preparation", detail=lambda: json.dumps(story.stage.status)[:1000])
     wait_for(lambda: story.stage.job_names() == ["quotes-p1"], "the old Jobs to go")
+    wait_for(lambda: not story.stage.pods_of("t1"), "the pods of the old attempt to go")
     Story(story.stage, SIMPLE).to_the_end(120).check()
 
 
