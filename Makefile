@@ -84,6 +84,8 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 
 test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
 	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
+
+soak-xla: setup-xla ## Backend xla on eight virtual devices
 	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py -k "20_steps and lora and 3")
 
 test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
