@@ -142,4 +142,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla ## Everything, with the benchmarks
