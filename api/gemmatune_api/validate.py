@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -36,10 +36,25 @@ def parse(document: object, refused: Iterable[Refusal] = REFUSED) -> GemmaFineTu
     resource, wrong, rest = _model(GemmaFineTune, document, "")
     problems = [*_unnamed(document), *wrong]
     spec = resource.spec if resource else _sound_part(rest.get("spec"))
-    found = [*problems, *_further(spec, problems, refused)]
+    found = [*problems, *_further(spec, problems, refused), *([] if problems else _halves(document, ""))]
     if found or resource is None:
         raise InvalidResourceError(found)
     return resource
+
+
+def _halves(value: object, path: str) -> Iterator[Problem]:
+    """Texts that have no UTF-8; pydantic looks only at those whose length or pattern is bounded."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            yield Problem(path, "must be valid Unicode", "Remove the lone surrogate character.", shown(value))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _halves(inner, f"{path}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _halves(inner, f"{path}[{number}]")
 
 
 def _unnamed(document: object) -> list[Problem]:

@@ -53,6 +53,9 @@ def test_half_a_surrogate_is_refused_by_the_models() -> None:
 
     with pytest.raises(InvalidResourceError, match=r"spec\.model\.revision: must be valid Unicode"):
         validate.parse(document)
+    (document,) = yamlio.load_all(json.dumps(resource(changes={"spec.lora": {"targetModules": ["\ud83d"]}})))
+    with pytest.raises(InvalidResourceError, match=r"spec\.lora\.targetModules\[0\]: must be valid Unicode"):
+        validate.parse(document)
 
 
 @pytest.mark.parametrize(
