@@ -12,14 +12,7 @@ from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import total_steps, warmup_steps
 from gemmatune_api.layout import layout
 from gemmatune_api.runtracking import RunTracking, run_tracking
-from gemmatune_api.spec import (
-    ChatFormat,
-    FineTuneSpec,
-    InstructFormat,
-    TargetModules,
-    TextFormat,
-    TrainingSpec,
-)
+from gemmatune_api.spec import ChatFormat, FineTuneSpec, InstructFormat, TargetModules, TextFormat, TrainingSpec
 from gemmatune_api.status import Overrides, Plan
 
 Value = TypeVar("Value")
