@@ -36,25 +36,10 @@ def parse(document: object, refused: Iterable[Refusal] = REFUSED) -> GemmaFineTu
     resource, wrong, rest = _model(GemmaFineTune, document, "")
     problems = [*_unnamed(document), *wrong]
     spec = resource.spec if resource else _sound_part(rest.get("spec"))
-    found = [*problems, *_further(spec, problems, refused), *([] if problems else _halves(document, ""))]
+    found = [*problems, *_further(spec, problems, refused)]
     if found or resource is None:
         raise InvalidResourceError(found)
     return resource
-
-
-def _halves(value: object, path: str) -> Iterator[Problem]:
-    """Texts that have no UTF-8; pydantic looks only at those whose length or pattern is bounded."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            yield Problem(path, "must be valid Unicode", "Remove the lone surrogate character.", shown(value))
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _halves(inner, f"{path}.{name}".removeprefix("."))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _halves(inner, f"{path}[{number}]")
 
 
 def _unnamed(document: object) -> list[Problem]:
@@ -105,6 +90,8 @@ def _model(model: type[Model], document: object, root: str) -> tuple[Model | Non
         return None, [Problem(root or "the resource", "must be a block of fields", remedy, shown(document))], {}
     if _too_deep(document):
         return None, [Problem(root or "the resource", f"is nested deeper than {_DEPTH} levels", "Flatten it.")], {}
+    if halves := list(_halves(document, root)):  # no API server takes it, and no rule can write it down
+        return None, halves, {}
     plain = _as_read(document)
     try:
         return _strict(model, plain), [], plain
@@ -143,6 +130,25 @@ def _too_deep(document: object) -> bool:
             for child in (value.values() if isinstance(value, dict) else value)
         ]
     return bool(level)
+
+
+def _halves(value: object, path: str) -> Iterator[Problem]:
+    """Texts and names that have no UTF-8; pydantic looks only at texts whose length or pattern is bounded."""
+    if isinstance(value, str) and not _is_unicode(value):
+        yield Problem(path, "must be valid Unicode", "Remove the lone surrogate character.", shown(value))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(name, str) and not _is_unicode(name):
+                yield Problem(path, "a name must be valid Unicode", "Remove the lone surrogate character.", shown(name))
+            else:
+                yield from _halves(inner, f"{path}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _halves(inner, f"{path}[{number}]")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _as_read(value: Any) -> Any:

@@ -56,6 +56,12 @@ def test_half_a_surrogate_is_refused_by_the_models() -> None:
     (document,) = yamlio.load_all(json.dumps(resource(changes={"spec.lora": {"targetModules": ["\ud83d"]}})))
     with pytest.raises(InvalidResourceError, match=r"spec\.lora\.targetModules\[0\]: must be valid Unicode"):
         validate.parse(document)
+    with pytest.raises(InvalidResourceError, match=r"spec\.lora\.targetModules\[0\]: must be valid Unicode"):
+        validate.parse_spec(document["spec"])
+    (document,) = yamlio.load_all(json.dumps(resource(changes={"spec.pod": {"labels": {"a\ud83d": "b"}}})))
+    with pytest.raises(InvalidResourceError, match=r"spec\.pod\.labels: a name must be valid Unicode") as raised:
+        validate.parse(document)
+    str(raised.value).encode()
 
 
 @pytest.mark.parametrize(
