@@ -10,6 +10,7 @@ from tests.faults.scene import REAL_GPU, Fault, Next, Play, Scene
 from tests.support.api import Object
 from tests.support.history import Change
 from tests.support.kwok import STAYS, End
+from tests.support.wait import wait_for
 
 WORDS = "what the trainer said itself"
 
@@ -57,8 +58,10 @@ def delete_job(policy: str) -> Play:
 
 
 def delete_pod(scene: Scene) -> Change:
-    """Somebody deletes the first attempt's pod."""
+    """Somebody deletes the first attempt's pod, whose process already answers SIGTERM with 30."""
     scene.trains()
+    log = scene.plant.node.log
+    wait_for(lambda: "answers SIGTERM" in log(scene.namespace, scene.pod_name()), "the trainer to listen")
     scene.api.delete(f"{scene.pods}/{scene.pod_name()}")
     return scene.first_pod(lambda pod: pod["metadata"].get("deletionTimestamp"), "the pod's deletion")
 

@@ -43,6 +43,7 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "complete":
         return
+    print("answers SIGTERM", flush=True)
     while True:
         signal.pause()
 
