@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import about
+from bench import about, peak
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
 from gemmatune_api.messages import PrepareResult, from_text
@@ -146,22 +145,18 @@ def _plan(spec: FineTuneSpec, setting: Setting, steps: int) -> Plan:
 
 def _run(role: str, environment: Mapping[str, str], work: Path) -> int:
     """Runs a role to its end; the largest resident size of its process in bytes."""
-    with (work / f"{role}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gemmatune_trainer", role], env=dict(environment), stdout=log, stderr=log, cwd=work
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RunFailed(f"{role} ended with {process.returncode}:\n{(work / f'{role}.log').read_text()[-2000:]}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    log = work / f"{role}.log"
+    ended = peak.run([sys.executable, "-m", "gemmatune_trainer", role], log, environment)
+    if ended.code:
+        raise RunFailed(f"{role} ended with {ended.code}:\n{log.read_text()[-2000:]}")
+    return ended.peak
 
 
 def _table(measurements: list[Measurement]) -> str:
     lines = [f"{'setting':24} {'measured':>10} {'planned':>10} {'error':>7}"]
     for item in measurements:
-        planned, peak = item.plan.total / MIB, item.peak / MIB
-        lines.append(f"{item.setting!s:24} {peak:6.0f} MiB {planned:6.0f} MiB {item.error:+7.1%}")
+        planned, used = item.plan.total / MIB, item.peak / MIB
+        lines.append(f"{item.setting!s:24} {used:6.0f} MiB {planned:6.0f} MiB {item.error:+7.1%}")
     return "\n".join(lines)
 
 

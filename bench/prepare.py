@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import about
+from bench import about, peak
 from bench.memory import DATA, RunFailed
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
@@ -65,18 +64,13 @@ def measure(rows: int, model: Path) -> Measurement:
             ENV_TERMINATION_LOG: str(work / "message.json"),
         }
         started = time.monotonic()
-        with (work / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gemmatune_trainer", "prepare"], env=environment, stdout=log, stderr=log
-            )
-            _, status, usage = os.wait4(process.pid, 0)
+        log = work / "prepare.log"
+        ended = peak.run([sys.executable, "-m", "gemmatune_trainer", "prepare"], log, environment)
         seconds = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        result = from_text((work / "message.json").read_text(), PrepareResult) if not process.returncode else None
+        result = from_text((work / "message.json").read_text(), PrepareResult) if not ended.code else None
         if result is None or result.data is None or result.data.rows + (result.data.eval_rows or 0) != rows:
-            raise RunFailed(f"prepare ended with {process.returncode}:\n{(work / 'log').read_text()[-2000:]}")
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Measurement(rows, result.data.tokens, seconds, usage.ru_utime + usage.ru_stime, peak)
+            raise RunFailed(f"prepare ended with {ended.code}:\n{log.read_text()[-2000:]}")
+        return Measurement(rows, result.data.tokens, seconds, ended.cpu_seconds, ended.peak)
 
 
 def _write_rows(rows: int, data: Path) -> None:

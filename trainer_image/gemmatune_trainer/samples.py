@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import tokenizers
-
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
 from gemmatune_trainer.data.pack import IGNORED
@@ -34,16 +32,14 @@ class Samples:
         self._config = config
         self._stop = stop
         rules = files.model.rules
-        path = Path(files.folder, TOKENIZER_FILE)
-        self._encoder = RowTokenizer.load(path, rules)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer = RowTokenizer.load(Path(files.folder, TOKENIZER_FILE), rules)
         self._inputs = [
-            self._encoder.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
+            self._tokenizer.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
         ]
         for ids in _beginnings(config, evaluation):
             self._inputs.append(ids)
-            self.prompts.append(self._tokenizer.decode(ids, skip_special_tokens=True))
-        found = (self._tokenizer.token_to_id(text) for text in rules.terminators)
+            self.prompts.append(self._tokenizer.decode(ids))
+        found = (self._tokenizer.find_id(text) for text in rules.terminators)
         self.terminators = [token for token in found if token is not None]
 
     def answers(self, backend: Backend, when: str) -> list[str]:
@@ -53,7 +49,7 @@ class Samples:
             self._stop.check(f"the samples {when} training")
             tokens = backend.generate(ids, self._config.samples.max_new_tokens, self.terminators)
             self._stop.check(f"the samples {when} training")
-            answers.append(self._tokenizer.decode(tokens, skip_special_tokens=True))
+            answers.append(self._tokenizer.decode(tokens))
             log.info("sample", when=when, prompt=text, answer=answers[-1])
         return answers
 

@@ -20,7 +20,7 @@ from gemmatune_trainer.backends.base import Rows, Snapshot, Training, Verificati
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss, packed_logits
 from gemmatune_trainer.backends.parallel import Shell, copied, divide, layers_of, reshard
 from gemmatune_trainer.backends.torch_trainer import PackedTrainer, Setting, StepLoader, make_trainer
-from gemmatune_trainer.backends.usage import give_back
+from gemmatune_trainer.backends.usage import give_back, nothing_kept
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ranks import Ranks
@@ -290,9 +290,10 @@ def load_base(
     }
     if config.method.kind == "qlora":
         options["quantization_config"] = quantisation(config.method, DTYPES[config.training.precision])
-    base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(
-        folder or files.folder, **options
-    )
+    with nothing_kept(torch.device(options["device_map"][""])):
+        base: PreTrainedModel = getattr(transformers, files.model.model_class).from_pretrained(
+            folder or files.folder, **options
+        )
     if config.method.kind == "qlora":
         _keep_gradients(base)
     base.requires_grad_(False)

@@ -87,7 +87,7 @@ class RowTokenizer:
         return cls(tokenizer, rules, hashlib.sha256(data).hexdigest())
 
     def _control_id(self, text: str) -> int:
-        found: int | None = self._tokenizer.token_to_id(text)
+        found = self.find_id(text)
         if found is None:
             raise InvalidConfig(
                 f"the model's tokenizer has no token {text!r}, which generation {self.rules.generation} needs",
@@ -122,6 +122,16 @@ class RowTokenizer:
             _assemble((piece, [piece.token] if piece.token is not None else next(encoded).ids) for piece in row)
             for row in pieces
         ]
+
+    def find_id(self, text: str) -> int | None:
+        """Id of the token with exactly this text, None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens, without control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The tokens as readable text: control tokens by name, spaces as spaces."""
