@@ -283,7 +283,7 @@ def ours(settings: Settings, turns: Turns) -> None:
     imported = time.time()
     config = run_config(settings)
     files = fetch(config.model, weights=True)
-    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend = TorchBackend(config, files, StopFlag())
     backend.load()
     rows = Rows.read(Path(settings.rows))
 

@@ -97,7 +97,7 @@ def quality(settings: Settings, method: str, seed: int) -> dict[str, Any]:
         }
     )
     files = fetch(config.model, weights=True)
-    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend = TorchBackend(config, files, StopFlag())
     backend.load()
     rows = Rows.read(Path(settings.rows))
 

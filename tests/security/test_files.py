@@ -63,7 +63,7 @@ def test_a_model_brings_no_code(tmp_path: Path, ran: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack(code)))
     (folder / "training_args.bin").write_bytes(pickle.dumps(Attack(code)))
     files = fetch(RunModel(uri=folder.as_uri()), weights=True)
-    assert files.tokenizer().vocab_size > 0
+    assert files.tokenizer.find_id("<eos>") == files.tokenizer.eos_id
     assert not ran.exists()
 
 

@@ -20,6 +20,7 @@ from gemmatune_api.status import DataStatus
 from gemmatune_trainer import card, report
 from gemmatune_trainer.backends.base import Step, Verification
 from gemmatune_trainer.charts import Series, chart, number, ticks, whole_ticks
+from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
 from gemmatune_trainer.generation import terminator_ids, write_generation_config
 from gemmatune_trainer.history import Evaluated, History, Point, thin
@@ -222,7 +223,7 @@ def test_a_loss_that_comes_back_has_not_diverged() -> None:
 )
 def test_generation_ends_at_every_published_terminator(generation: str, wanted: list[int], tmp_path: Path) -> None:
     write_tokenizer(tmp_path, generation)
-    assert terminator_ids(catalog.rules(generation), tmp_path) == wanted
+    assert terminator_ids(RowTokenizer.load(tmp_path / TOKENIZER_FILE, catalog.rules(generation))) == wanted
 
 
 def test_the_generation_config_keeps_what_the_base_says(tmp_path: Path) -> None:
@@ -238,4 +239,4 @@ def test_the_generation_config_keeps_what_the_base_says(tmp_path: Path) -> None:
 def test_another_vocabulary_ends_at_its_own_tokens(tmp_path: Path) -> None:
     """A copy of a model whose tokens were renumbered."""
     write_tokenizer(tmp_path, "2")
-    assert terminator_ids(catalog.rules("3"), tmp_path) == [1, 107]
+    assert terminator_ids(RowTokenizer.load(tmp_path / TOKENIZER_FILE, catalog.rules("3"))) == [1, 107]

@@ -47,7 +47,7 @@ class Watcher:
 
 def make_backend(config: RunConfig) -> TorchBackend:
     files = fetch(config.model, weights=True)
-    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend = TorchBackend(config, files, StopFlag())
     backend.load()
     return backend
 

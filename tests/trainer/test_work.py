@@ -28,7 +28,7 @@ def test_a_step_does_little_more_than_the_necessary(
     """Rows of different lengths, of which half is labelled, in one micro-batch without checkpointing."""
     config = make_config(generation, micro_batch_size=8, global_batch_size=8, **changes)
     files = fetch(config.model, weights=True)
-    backend = TorchBackend(config, files, files.tokenizer(), StopFlag())
+    backend = TorchBackend(config, files, StopFlag())
     backend.load()
     rows = ListedRows(LENGTHS, masked=6)
     (batch,) = StepLoader(config, rows, len(LENGTHS), 1, 0, 0)

@@ -13,7 +13,6 @@ from gemmatune_trainer.data.sources import open_rows
 from gemmatune_trainer.data.templates import check, render
 from gemmatune_trainer.data.tokenize import fit
 from gemmatune_trainer.models import cache_folder, fetch
-from gemmatune_trainer.prepare import open_tokenizer
 
 DEFAULT_ROWS = 3
 
@@ -31,7 +30,7 @@ def inspect(config: RunConfig, rows: int = DEFAULT_ROWS, out: TextIO | None = No
     out = out or sys.stdout
     files = fetch(config.model, weights=False)
     check(config.dataset, files.model.rules)
-    tokenizer = open_tokenizer(files)
+    tokenizer = files.tokenizer
     limit = min(rows, config.dataset.limit or rows)
     dataset = config.dataset.model_copy(update={"limit": limit})
     for where, document in documents(open_rows(dataset, cache_folder("")), dataset):

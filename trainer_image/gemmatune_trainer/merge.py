@@ -96,7 +96,7 @@ def _merged(
     held_out = rows.evaluation is not None
     merger = Merger(files, known_rows(rows.evaluation or rows), held_out, alive)
     merger.load(adapter)
-    merger.write(folder, terminator_ids(files.model.rules, files.folder))
+    merger.write(folder, terminator_ids(files.tokenizer))
     manifest.write_tokenizer(files, folder)
     scores = merger.verify(folder)
     log.info("merge verified", base=scores.base_loss, adapter=scores.adapter_loss, merged=scores.merged_loss)

@@ -11,20 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from gemmatune_api import catalog
 from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
-from gemmatune_api.runconfig import RunConfig, RunModel
+from gemmatune_api.runconfig import RunModel
 from gemmatune_trainer import claims
+from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import local_path, open_storage
 from gemmatune_trainer.tokens import model_token
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _SMALL = ("*.json", "tokenizer.model", "*.jinja")
 _WEIGHTS = "*.safetensors"
@@ -71,17 +69,13 @@ class ModelFiles:
             )
         return found
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer (prepare has checked that it has the generation's control tokens). Raises InvalidConfig."""
-        from transformers import AutoTokenizer
-
-        try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.folder, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise InvalidConfig(f"the tokenizer of {self.uri} cannot be loaded: {error}") from error
-        return found
+    @cached_property
+    def tokenizer(self) -> RowTokenizer:
+        """The tokenizer, which is loaded once. Raises InvalidConfig where there is none, or it is no Gemma's."""
+        path = self.folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise InvalidConfig(f"model.uri: {self.uri} has no {TOKENIZER_FILE}", "Copy the published one beside it.")
+        return RowTokenizer.load(path, self.model.rules)
 
     @property
     def published_name(self) -> tuple[str, str | None]:
@@ -124,11 +118,6 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
             "Restore them, or create a new resource.",
         )
     return found
-
-
-def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run's model, without its weights."""
-    return fetch(config.model, weights=False).tokenizer()
 
 
 def hub_name(uri: str) -> str:

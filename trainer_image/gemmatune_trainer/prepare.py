@@ -21,10 +21,10 @@ from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import check
-from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
-from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.data.tokenize import RowTokenizer
+from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.logs import log
-from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
+from gemmatune_trainer.models import cache_folder, fetch
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 
@@ -42,7 +42,7 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
     formatter(config.dataset)  # a template that cannot be read is told before anything is fetched
     files = granted(config.model.uri, lambda: fetch(config.model, weights=False), seconds, namespace)
     check(config.dataset, files.model.rules)
-    tokenizer = open_tokenizer(files)
+    tokenizer = files.tokenizer
     storage = granted(config.output.uri, lambda: _reach(config.output.uri), seconds, namespace)
     log.info("access works", model=files.model.label, revision=files.revision, output=storage.uri)
     scratch = Path(tempfile.mkdtemp(prefix="prepare-", dir=cache_folder("data")))
@@ -80,14 +80,6 @@ def summary(data: DataStatus) -> str:
     if data.eval_rows:
         text += f"; {data.eval_rows} rows are kept for evaluation"
     return f"{text}."
-
-
-def open_tokenizer(files: ModelFiles) -> RowTokenizer:
-    """The tokenizer of a model. Raises InvalidConfig where it has none."""
-    path = files.folder / TOKENIZER_FILE
-    if not path.is_file():
-        raise InvalidConfig(f"model.uri: {files.uri} has no {TOKENIZER_FILE}", "Copy the published one beside it.")
-    return RowTokenizer.load(path, files.model.rules)
 
 
 def _reach(uri: str) -> Storage:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.prepared import PreparedData
 from gemmatune_trainer.data.templates import prompt as render_prompt
-from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.stop import StopFlag
@@ -32,7 +30,7 @@ class Samples:
         self._config = config
         self._stop = stop
         rules = files.model.rules
-        self._tokenizer = RowTokenizer.load(Path(files.folder, TOKENIZER_FILE), rules)
+        self._tokenizer = files.tokenizer
         self._inputs = [
             self._tokenizer.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
         ]

@@ -20,7 +20,6 @@ from gemmatune_trainer.backends.keras_steps import Steps, optimizer
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ranks import Ranks
@@ -55,7 +54,7 @@ class KerasBackend:
     def use(self, files: ModelFiles) -> None:
         """Names the model's files; a process that follows rank 0 has them later."""
         self._files = files
-        self._pad_id = RowTokenizer.load(files.folder / TOKENIZER_FILE, files.model.rules).pad_id
+        self._pad_id = files.tokenizer.pad_id
 
     def load(self) -> None:
         """Loads the base where the mesh divides it, and attaches a fresh adapter (by the run's seed)."""

@@ -35,18 +35,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def make(config: RunConfig, files: ModelFiles | None, stop: StopFlag, ranks: Ranks) -> TorchBackend:
     """The backend of a run."""
-    return TorchBackend(config, files, files.tokenizer() if files else None, stop, ranks)
+    return TorchBackend(config, files, stop, ranks)
 
 
 class TorchBackend:
     """One run's model on one device."""
 
-    def __init__(
-        self, config: RunConfig, files: Any, tokenizer: Any, stop: StopFlag, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, files: Any, stop: StopFlag, ranks: Ranks | None = None) -> None:
         self._config = config
         self._files = files
-        self._tokenizer = tokenizer
         self._stop = stop
         self._ranks = ranks or Ranks()
         self._divided = config.training.sharded and self._ranks.size > 1
@@ -62,7 +59,6 @@ class TorchBackend:
     def use(self, files: Any) -> None:
         """Names the model's files, where they were not known before `load`."""
         self._files = files
-        self._tokenizer = files.tokenizer()
 
     def load(self) -> None:
         """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed).
@@ -113,8 +109,8 @@ class TorchBackend:
             max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=list(stop_at),
-            pad_token_id=self._tokenizer.pad_token_id,
-            bos_token_id=self._tokenizer.bos_token_id,
+            pad_token_id=self._files.tokenizer.pad_id,
+            bos_token_id=self._files.tokenizer.bos_id,
             use_cache=True,
         )
         output = self._pass(
@@ -135,7 +131,7 @@ class TorchBackend:
         copies = self._ranks.size > 1 and not self._divided
         setting = Setting(self._config, self._ranks, copied(self._shell) if copies else self._shell)
         self._trainer = make_trainer(
-            self._model, setting, self._tokenizer, rows, number_of_rows, total_steps, start, training
+            self._model, setting, self._files.tokenizer, rows, number_of_rows, total_steps, start, training
         )
         self._kind.check_dtypes(self._model)
         if start:
@@ -149,7 +145,7 @@ class TorchBackend:
         `alive` is called before every forward pass and may raise to end it.
         """
         size, ranks = self._config.training.micro_batch_size, self._ranks
-        loader = StepLoader(self._config, rows, number_of_rows, 0, 0, self._tokenizer.pad_token_id)
+        loader = StepLoader(self._config, rows, number_of_rows, 0, 0, self._files.tokenizer.pad_id)
         total, labelled = 0.0, 0
         for begin in range(0, number_of_rows, size * ranks.size):
             alive()
@@ -190,7 +186,7 @@ class TorchBackend:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
         if self._full:
             dtype = DTYPES[self._config.training.precision]
-            ends = terminator_ids(self._files.model.rules, self._files.folder)
+            ends = terminator_ids(self._files.tokenizer)
             self._written = whole.publish(self._model, folder, dtype, ends, write=self._ranks.main)
         else:
             self.save_weights(folder)

@@ -38,17 +38,15 @@ ROUND = 128
 
 def make(config: RunConfig, files: ModelFiles | None, stop: StopFlag, ranks: Ranks) -> XlaBackend:
     """The backend of a run."""
-    return XlaBackend(config, files, files.tokenizer() if files else None, stop, ranks)
+    return XlaBackend(config, files, stop, ranks)
 
 
 class XlaBackend:
     """One run's model on all chips."""
 
-    def __init__(
-        self, config: RunConfig, files: Any, tokenizer: Any, stop: StopFlag, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, files: Any, stop: StopFlag, ranks: Ranks | None = None) -> None:
         self._config = config
-        self.use(files, tokenizer)
+        self._files = files
         self._stop = stop
         self._ranks = ranks or Ranks()
         mesh = config.mesh
@@ -63,10 +61,9 @@ class XlaBackend:
         self._loop: Loop | None = None
         self._width = 0
 
-    def use(self, files: Any, tokenizer: Any) -> None:
-        """Names the model's files and tokenizer; before `load`."""
+    def use(self, files: Any) -> None:
+        """Names the model's files, where they were not known before `load`."""
         self._files = files
-        self._tokenizer = tokenizer
 
     def load(self) -> None:
         """Loads the base on the host, attaches a fresh adapter (by the run's seed), and divides both among the chips.
@@ -163,7 +160,7 @@ class XlaBackend:
             _recompute(self._model)
         optimizer = Optimizer(self._model, settings, total_steps, self._chips, self._specs)
         batches = FixedBatches(
-            self._config, rows, number_of_rows, total_steps, self._chips.data, self._tokenizer.pad_token_id
+            self._config, rows, number_of_rows, total_steps, self._chips.data, self._files.tokenizer.pad_id
         )
         self._loop = Loop(self._chips, self._loss, optimizer, batches, self._specs, settings.seed)
         if start:
@@ -185,7 +182,7 @@ class XlaBackend:
 
         `alive` is called before every forward pass and may raise to end it.
         """
-        config, pad = self._config, self._tokenizer.pad_token_id
+        config, pad = self._config, self._files.tokenizer.pad_id
         batches = FixedBatches(config, rows, number_of_rows, 0, self._chips.data, pad)
         training = self._model.training
         self._model.eval()
@@ -231,7 +228,7 @@ class XlaBackend:
     def save_result(self, folder: Path) -> None:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
         if self._full:
-            ends = terminator_ids(self._files.model.rules, self._files.folder)
+            ends = terminator_ids(self._files.tokenizer)
             # A tensor on the chips has no address by which tied weights are known.
             tied = {name: id(value) for name, value in self._model.named_parameters(remove_duplicate=False)}
             self._written = whole.publish(self._model, folder, self._dtype, ends, places=tied)

@@ -105,6 +105,11 @@ class RowTokenizer:
         """Id of the token that begins every row."""
         return self._controls[self.rules.bos]
 
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends a text."""
+        return self._controls[self.rules.eos]
+
     def encode(self, segments: Sequence[Segment]) -> Tokens:
         """Tokens and labels of one rendered row."""
         return self.encode_batch([segments])[0]
