@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 import structlog
+
+log = structlog.get_logger(__name__)
 
 
 def set_up(style: str) -> None:
@@ -32,3 +36,14 @@ def set_up(style: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
+
+
+def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exception handler of the event loop: says of a watch stream that did not close with the loop no more than that.
+
+    asyncio closes kopf's streams, which lie in each other, all at once at the end; nobody reads them any more then.
+    """
+    if "asyncgen" in context:
+        log.debug("a stream did not close", stream=repr(context["asyncgen"]), error=repr(context.get("exception")))
+    else:
+        loop.default_exception_handler(context)

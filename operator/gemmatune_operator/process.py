@@ -13,7 +13,7 @@ import structlog
 from kubernetes.aio.client import ApiClient
 
 from gemmatune_api import accelerators, catalog
-from gemmatune_operator import handlers, probes
+from gemmatune_operator import handlers, logs, probes
 from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache, Key, Wake
 from gemmatune_operator.clock import SteadyClock
@@ -96,6 +96,7 @@ class Process:
             StoppedError: the Lease is lost, or a part has ended by itself; the process shall end at once.
         """
         options = self._options
+        asyncio.get_running_loop().set_exception_handler(logs.of_loop)
         serving = probes.serving(
             options.bind, options.port, alive=self._health.complaint, ready=self._unready, scrape=self._metrics.text
         )
