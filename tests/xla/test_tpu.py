@@ -1,4 +1,4 @@
-"""A TPU resource on the real control plane: applied, accepted, scheduled onto a TPU node, trained, and its adapter used.
+"""A TPU resource on the real control plane: accepted, scheduled onto a TPU node, trained, and its adapter used.
 
 No TPU is to be had here: the node has the labels, the taint and the chips of a v5e host, and its trainer's four devices
 are virtual ones.
