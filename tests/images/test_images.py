@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOAK = os.environ.get("GEMMATUNE_SOAK") == "1"
 BUDGET_MB = {"operator": 400, "torch": 8000, "xla": 8000, "keras": 2500}
 """What an image may weigh unpacked: twice the operator would be noticed at the first pull, a second torch at any."""
-EXTRAS = {"operator": "operator", "torch": "torch", "xla": "tpu", "keras": "keras"}
-"""The extra that each image installs: that of backend xla has the TPU's driver beside."""
 TOOLS = ("pip", "pip3", "uv", "cc", "gcc", "g++", "make", "git", "curl")
 
 
@@ -79,6 +77,7 @@ def test_the_containerfiles_agree_with_the_tree() -> None:
     for name, path in images.CONTAINERFILES.items():
         text = (ROOT / path).read_text()
         assert f"ARG UV_VERSION={version[1]}\n" in text, path
-        assert f"--frozen --no-default-groups --no-install-project --extra {EXTRAS[name]} " in text, path
+        assert f"--frozen --no-default-groups --no-install-project --extra {name} " in text, path
+        assert ("--extra tpu " in text) == (name == "xla"), "the driver of TPUs"
         assert "ARG BASE_IMAGE=" in text, path
         assert "FROM ${BASE_IMAGE}\n" in text, path
