@@ -124,6 +124,12 @@ class TpuType:
         several = [size for size in sizes if 1 < size < chips and chips % size == 0 and size == 4]
         return tuple(sorted(single) + sorted(several, reverse=True))
 
+    @property
+    def of_one_host(self) -> tuple[tuple[str, int], ...]:
+        """Topologies that a single machine has, with their chips."""
+        chips = ((topology, topology_chips(topology)) for topology in self.topologies)
+        return tuple((topology, size) for topology, size in chips if size in self.chips_per_node(topology))
+
     def hosts(self, topology: str, chips_per_node: int | None = None) -> int:
         """Nodes of a slice.
 

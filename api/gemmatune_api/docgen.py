@@ -15,7 +15,7 @@ from gemmatune_api.names import EXIT_REASONS, REASONS, ConditionType, ExitCode, 
 from gemmatune_api.patterns import PATTERNS
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import FineTuneStatus
-from gemmatune_api.supported import REFUSED
+from gemmatune_api.supported import REFUSED, Refusal
 
 HEADER = "<!-- Generated from api/gemmatune_api by `make generate`; do not edit. -->\n"
 
@@ -165,13 +165,19 @@ def _refused() -> Iterator[str]:
         (
             (
                 f"`spec.{'.'.join(_camel(part) for part in item.path.split('.'))}`",
-                ", ".join(f"`{text}`" for text in item.refused) or "any",
+                _values(item),
                 item.why,
                 item.remedy,
             )
             for item in REFUSED
         ),
     )
+
+
+def _values(item: Refusal) -> str:
+    """Which values of a field are refused, and where."""
+    values = ", ".join(f"`{text}`" for text in item.refused)
+    return f"{values} {item.where}".strip() or "any"
 
 
 def _camel(name: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pydantic.alias_generators import to_camel
 
+from gemmatune_api import accelerators
 from gemmatune_api.base import ApiModel
-from gemmatune_api.errors import Problem, shown
+from gemmatune_api.defaults import backend_of
+from gemmatune_api.errors import Problem, either, shown
 from gemmatune_api.names import Reason
 from gemmatune_api.spec import FineTuneSpec, ImagePrompt
 
@@ -18,7 +20,8 @@ class Refusal:
     """A field that this version refuses, or some of its values.
 
     `path` is the field below spec in Python's names. Refused are the `values` or the URIs of the `schemes`; where none
-    of them is given, every value.
+    of them is given, every value. `when` bounds that to some specs, which `where` names for the reference; `choices`
+    names what a spec could have instead, more exactly than `remedy` can.
     """
 
     path: str
@@ -26,9 +29,14 @@ class Refusal:
     remedy: str = "Remove the field."
     values: tuple[str | int | bool, ...] = ()
     schemes: tuple[str, ...] = ()
+    where: str = ""
+    when: Callable[[FineTuneSpec], bool] | None = None
+    choices: Callable[[FineTuneSpec], str] | None = None
 
-    def refuses(self, value: object) -> bool:
+    def refuses(self, spec: FineTuneSpec, value: object) -> bool:
         """Whether a value that is set is among the refused ones."""
+        if self.when is not None and not self.when(spec):
+            return False
         if self.values:
             return value in self.values
         if self.schemes:
@@ -46,14 +54,63 @@ def _text(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_USE_TORCH = "Use backend torch with accelerator.gpu or accelerator.cpu."
+def _keras(spec: FineTuneSpec) -> bool:
+    return backend_of(spec) == "keras"
+
+
+def _xla(spec: FineTuneSpec) -> bool:
+    return backend_of(spec) == "xla"
+
+
+def _several_hosts(spec: FineTuneSpec) -> bool:
+    wanted = spec.accelerator.tpu
+    found = accelerators.tpu(wanted.type) if wanted else None
+    if wanted is None or found is None or not _xla(spec):
+        return False
+    try:
+        return found.hosts(wanted.topology, wanted.chips_per_node) > 1
+    except ValueError:  # no such slice: another rule says so
+        return False
+
+
+def _of_one_host(spec: FineTuneSpec) -> str:
+    """The slices of the TPU type that one host has, as a remedy."""
+    found = accelerators.tpu(spec.accelerator.tpu.type) if spec.accelerator.tpu else None
+    names = []
+    for topology, chips in found.of_one_host if found else ():
+        several = len(found.chips_per_node(topology)) > 1 if found else False
+        names.append(f"{topology} with chipsPerNode {chips}" if several else topology)
+    return f"Use a slice of one host: topology {either(names)}."
+
+
 _USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
-    Refusal("backend", "this backend is not built yet", _USE_TORCH, values=("xla",)),
-    Refusal("accelerator.tpu", "TPUs are not built yet", _USE_TORCH),
+    Refusal(
+        "accelerator.tpu",
+        "backend keras does not train on TPUs yet",
+        "Use backend xla, or accelerator.cpu with devices.",
+        where="with backend keras",
+        when=_keras,
+    ),
+    Refusal(
+        "accelerator.tpu",
+        "backend xla trains on the chips of one host; slices of several hosts are not built yet",
+        "Use a slice of one host.",
+        where="of several hosts, with backend xla",
+        when=_several_hosts,
+        choices=_of_one_host,
+    ),
+    Refusal(
+        "accelerator.tpu.type",
+        "each of its chips is two devices to PyTorch/XLA, which plan and mesh do not count yet",
+        "Use another TPU type.",
+        values=("tpu7x",),
+        where="with backend xla",
+        when=_xla,
+    ),
 )
 
 
@@ -72,12 +129,11 @@ def unsupported(spec: FineTuneSpec, refused: Iterable[Refusal] = REFUSED) -> lis
     problems = []
     for refusal in refused:
         value = value_at(spec, refusal.path)
-        if value is not None and refusal.refuses(value):
+        if value is not None and refusal.refuses(spec, value):
             path = ".".join(to_camel(part) for part in refusal.path.split("."))
             found = value.model_dump(by_alias=True, exclude_none=True) if isinstance(value, ApiModel) else value
-            problems.append(
-                Problem(f"spec.{path}", refusal.why, refusal.remedy, shown(found), Reason.NOT_SUPPORTED_YET)
-            )
+            remedy = refusal.choices(spec) if refusal.choices else refusal.remedy
+            problems.append(Problem(f"spec.{path}", refusal.why, remedy, shown(found), Reason.NOT_SUPPORTED_YET))
     for index, prompt in enumerate((spec.samples.prompts if spec.samples else None) or []):
         if isinstance(prompt, ImagePrompt):
             problems.append(

@@ -224,12 +224,21 @@ def test_what_only_pydantic_sees(stage: Stage) -> None:
     assert stage.condition("Accepted")["status"] == "True"
 
 
-def test_not_supported_yet(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"samples": {"prompts": [{"text": "a"}]}}, "spec.samples.prompts[0]"),
+        ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "4x4"}}}, "spec.accelerator.tpu"),
+    ],
+)
+def test_not_supported_yet(stage: Stage, changes: Object, path: str) -> None:
     """A field without behaviour is refused by name, never ignored."""
-    stage.create(samples={"prompts": [{"text": "a"}]})
+    stage.create(**changes)
     status = stage.wait_phase("Failed")
     assert status["reason"] == "NotSupportedYet"
-    assert "spec.samples.prompts[0]" in status["message"]
+    assert f"{path}: " in status["message"]
+    assert status["remedy"].startswith(("Write ", "Use a slice of one host: "))
+    assert stage.job_names() == []
 
 
 def test_does_not_fit(stage: Stage) -> None:

@@ -31,6 +31,7 @@ class NodeAgent:
     It speaks to the API server as `system:node:NAME`, so the node authorizer rules what its pods' secrets are.
     A pod's process gets the container's command and environment, a token bound to the pod, and PATH, so that `python`
     is this Python; `environment` adds what an image would bring. Nothing else of this process's environment leaks in.
+    `hardware` overrides what a container says of devices that this machine has not, such as the chips of a TPU.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class NodeAgent:
         labels: Mapping[str, str] | None = None,
         taints: Sequence[Object] = (),
         environment: Mapping[str, str] | None = None,
+        hardware: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -64,6 +66,7 @@ class NodeAgent:
             port=control_plane.port,
             authority=control_plane.ca_path,
             environment={"PATH": path, "LANG": "C.UTF-8", "HOSTNAME": socket.gethostname(), **(environment or {})},
+            hardware=dict(hardware or {}),
             stopping=self._stopping,
         )
 

@@ -39,6 +39,7 @@ class NodeContext:
     port: int
     authority: Path
     environment: Mapping[str, str]
+    hardware: Mapping[str, str]
     stopping: threading.Event
 
 
@@ -147,7 +148,7 @@ class PodWorker(threading.Thread):
         wanted = environment(self.pod, container, self._lookup, base)
         # The node's own values are paths of this machine already.
         asked = {name: value for name, value in wanted.items() if base.get(name) != value}
-        variables = {**base, **relocate(asked, mounts)}
+        variables = {**base, **relocate(asked, mounts), **self.node.hardware}
         command = [expand(word, variables) for word in [*container["command"], *container.get("args", [])]]
         return ProcessSpec(
             command=command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.trainer.conftest import write_quotes
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-EXAMPLES = sorted(path for path in FOLDER.glob("*.yaml") if "backend: keras" not in path.read_text())
-"""Those of backend keras are run by tests/keras, in its environment."""
+EXAMPLES = sorted(path for path in FOLDER.glob("*.yaml") if not re.search("backend: (xla|keras)", path.read_text()))
+"""Those of the other backends are run by tests/xla and tests/keras, in their environments."""
 STEPS = 2
 LENGTH = 256
 

@@ -45,7 +45,9 @@ TOLERATION = {"pod": {"tolerations": [{"key": "a", "operator": "Equal", "value":
 FROM_SECRET = {"pod": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}}
 FROM_CONFIG = {"pod": {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]}}
 PROMPT = {"samples": {"prompts": [{"text": "a"}]}}
-TPU = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}
+CPU: Object = {"accelerator": {"gpu": None, "cpu": {}}}
+TPU = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}}
+TPU_OF_8 = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4", "chipsPerNode": 8}}}
 WANDB, MLFLOW = {"tracking": {"wandb": {"project": "a"}}}, {"tracking": {"mlflow": {"uri": "http://a"}}}
 EVALUATED = {"dataset": {"evalFraction": 0.1}, "checkpoint": {"everySteps": 10}}
 KERAS: Object = {"accelerator": {"gpu": None, "cpu": {"devices": 4}}, "backend": "keras"}
@@ -157,22 +159,22 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "tracking.mlflow.secretRef.key": ({"tracking": {"mlflow": {"uri": "http://a", **SECRET}}}, "b"),
     "limits.deadline": (DEADLINE, "2h"),
     "limits.pendingDeadline": (DEADLINE, "2h"),
+    "backend": (CPU, "xla"),
     "accelerator.cpu.devices": (KERAS, 8),
+    "accelerator.tpu.type": (TPU, "tpu-v6e-slice"),
+    "accelerator.tpu.topology": (TPU, "1x1"),
     "mesh.data": (KERAS, 2),
     "mesh.model": (KERAS, 2),
 }
 """Leaves that change what the operator creates: the spec around them, and another value."""
 
 REFUSED: dict[str, tuple[Object, Any]] = {
-    "backend": ({}, "xla"),
     "dataset.imageText.image": ({"dataset": {"text": None, "imageText": {"prefix": "a", "suffix": "b"}}}, "a"),
     "dataset.imageText.prefix": ({"dataset": {"text": None, "imageText": {"image": "a", "suffix": "b"}}}, "a"),
     "dataset.imageText.suffix": ({"dataset": {"text": None, "imageText": {"image": "a", "prefix": "b"}}}, "a"),
     "samples.prompts[].text": (PROMPT, "b"),
     "samples.prompts[].image": (PROMPT, "file:///a.png"),
-    "accelerator.tpu.type": (TPU, "tpu-v6e-slice"),
-    "accelerator.tpu.topology": (TPU, "4x4"),
-    "accelerator.tpu.chipsPerNode": (TPU, 4),
+    "accelerator.tpu.chipsPerNode": (TPU_OF_8, 4),
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""
 

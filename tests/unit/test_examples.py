@@ -17,7 +17,7 @@ from gemmatune_operator.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
-LOCAL_MODELS = {"quotes-cpu": "gemma-3-270m", "quotes-keras-mesh": "gemma-3-270m"}
+LOCAL_MODELS = dict.fromkeys(["quotes-cpu", "quotes-keras-mesh", "quotes-xla-mesh"], "gemma-3-270m")
 """Models of the examples that name a folder of this machine."""
 
 
@@ -34,7 +34,7 @@ def config(name: str) -> RunConfig:
 
 def test_there_are_examples() -> None:
     assert {file.stem for file in EXAMPLES} >= {
-        "minimal", "quotes-qlora-gpu", "quotes-tracked", "persona-instruct-lora", "quotes-cpu",
+        "minimal", "quotes-qlora-gpu", "quotes-tracked", "persona-instruct-lora", "quotes-cpu", "quotes-tpu",
     }  # fmt: skip
 
 
@@ -77,6 +77,17 @@ def test_quotes_qlora_gpu_is_the_recipe() -> None:
 
 def test_quotes_qlora_gpu_trains_as_many_weights_as_it_says() -> None:
     assert example("quotes-qlora-gpu").plan.trainable_parameters == pytest.approx(9.8e6, rel=0.01)
+
+
+def test_quotes_tpu_is_the_recipe() -> None:
+    run, plan = config("quotes-tpu"), example("quotes-tpu").plan
+    assert (run.backend, run.device, run.model.uri) == ("xla", "tpu", "hf://google/gemma-2b")
+    assert run.dataset.text is not None
+    assert run.dataset.text.template == "{quote}"
+    training = run.training
+    assert (training.global_batch_size, training.epochs, training.log_every_steps) == (64, 100, 1)
+    assert (training.optimizer, training.gradient_checkpointing) == ("adafactor", True)
+    assert (plan.hosts, plan.chips, plan.mesh) == (1, 4, {"data": 4, "model": 1})
 
 
 def test_persona_instruct_lora_is_the_recipe() -> None:

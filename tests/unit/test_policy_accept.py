@@ -46,6 +46,11 @@ def test_accepted_with_plan_and_resolved_defaults() -> None:
         ({"dataset": None}, Reason.INVALID_SPEC, "spec.dataset"),
         ({"surprise": 1}, Reason.INVALID_SPEC, "spec.surprise"),
         ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}}, None, "spec.accelerator.tpu"),
+        (
+            {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "4x4"}}},
+            Reason.NOT_SUPPORTED_YET,
+            "spec.accelerator.tpu",
+        ),
         ({"samples": {"prompts": [{"text": "a"}]}}, Reason.NOT_SUPPORTED_YET, "spec.samples.prompts[0]"),
     ],
 )

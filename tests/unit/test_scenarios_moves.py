@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemmatune_api import names
+from gemmatune_api.runconfig import RunConfig
 from gemmatune_operator.ports import Object
 from tests.support.play import NAMESPACE, SPEC, Play
 
@@ -48,6 +49,28 @@ def test_a_model_outside_the_catalog_is_planned_for_another_accelerator() -> Non
     assert play.attempt.job == "quotes-t2"
     pod = play.job("quotes-t2")["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-accelerator"] == "nvidia-h100-80gb"
+    assert play.runs("quotes-t2").phase == "Training"
+
+
+def test_a_run_by_lora_moves_from_a_gpu_to_a_tpu() -> None:
+    """Backend, image, device and mesh of the next attempt follow from the accelerator; a slice is refused first."""
+    play = suspended({**SPEC, "lora": {}}, checkpoint={"step": 43, "uri": "gs://b/checkpoints/step-00000043"})
+
+    def move(spec: Object, topology: str) -> None:
+        spec["suspend"] = False
+        spec["accelerator"] = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": topology}}
+
+    status = play.change(lambda spec: move(spec, "4x4"))
+    assert (status.phase, status.reason) == ("Failed", "NotSupportedYet")
+    assert play.jobs() == [], "no node is paid for"
+    status = play.change(lambda spec: move(spec, "2x2"))
+    assert status.plan is not None
+    assert (status.plan.backend, status.plan.chips, play.attempt.from_step) == ("xla", 4, 43)
+    (container,) = play.job("quotes-t2")["spec"]["template"]["spec"]["containers"]
+    config = RunConfig.from_env(container["env"][0]["value"])
+    assert (config.backend, config.device) == ("xla", "tpu")
+    assert container["image"] == "gemmatune-trainer-xla:latest"
+    assert container["resources"]["limits"]["google.com/tpu"] == "4"
     assert play.runs("quotes-t2").phase == "Training"
 
 

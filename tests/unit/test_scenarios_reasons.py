@@ -192,7 +192,10 @@ def test_a_preparation_is_retried_and_fails() -> None:
 
 REFUSED: dict[Reason, Object] = {
     Reason.INVALID_SPEC: {"training": {"maxSteps": 0}},
-    Reason.NOT_SUPPORTED_YET: {"backend": "xla", "accelerator": {"cpu": {}}, "lora": {}},
+    Reason.NOT_SUPPORTED_YET: {
+        "accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "4x4"}},
+        "lora": {},
+    },
     Reason.DOES_NOT_FIT: {
         "model": {"uri": "hf://google/gemma-2-27b"},
         "accelerator": {"gpu": {"type": "nvidia-tesla-t4"}},

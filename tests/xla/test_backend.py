@@ -93,6 +93,7 @@ def reference(config: RunConfig, rows: ListedRows) -> list[float]:
 CASES: dict[str, dict[str, Any]] = {
     "lora 1": {"generation": "1", "mesh": MESHES[0]},
     "lora 2": {"generation": "2", "mesh": MESHES[1], "gradient_checkpointing": True},
+    "dora 2": {"generation": "2", "mesh": MESHES[1], "dora": True},
     "lora 3": {"generation": "3", "mesh": MESHES[1]},
     "full 3": {"generation": "3", "mesh": MESHES[1], "kind": "full", "learning_rate": 5e-4},
     "full 2 adafactor": {

@@ -13,8 +13,9 @@ def environment(spec: FineTuneSpec, laid: Layout) -> list[Object]:
     """The device that a backend takes, and how many virtual ones it makes of a CPU."""
     backend, tpu = backend_of(spec), spec.accelerator.tpu is not None
     if backend == "xla":
-        devices = [] if tpu else [value("CPU_NUM_DEVICES", str(laid.per_host))]
-        return [value("PJRT_DEVICE", "TPU" if tpu else "CPU"), *devices]
+        # More threads of OpenMP would only take the cores from the virtual devices.
+        cpu = [] if tpu else [value("CPU_NUM_DEVICES", str(laid.per_host)), value("OMP_NUM_THREADS", "1")]
+        return [value("PJRT_DEVICE", "TPU" if tpu else "CPU"), *cpu]
     if backend == "keras":
         flag = f"--xla_force_host_platform_device_count={laid.per_host}"
         cpu = [] if tpu else [value("JAX_PLATFORMS", "cpu"), value("XLA_FLAGS", flag)]
