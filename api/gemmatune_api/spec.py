@@ -207,8 +207,8 @@ class CheckpointSpec(ApiModel):
 class OutputSpec(ApiModel):
     """Where results go."""
 
-    uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)]
-    """Prefix of everything that the run writes: gs://BUCKET/PATH or file:///PATH."""
+    uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)] = ""
+    """Prefix of all that the run writes: gs://BUCKET/PATH or file:///PATH. Default: outputPrefix/NAMESPACE/NAME."""
     merge: bool | None = None
     """Also write merged 16-bit safetensors, by a CPU Job afterwards. Adds nothing to full. Default false."""
     overwrite: bool | None = None
@@ -254,7 +254,7 @@ class FineTuneSpec(ApiModel):
     """The optimisation."""
     checkpoint: CheckpointSpec | None = None
     """Checkpoints."""
-    output: OutputSpec
+    output: OutputSpec = OutputSpec()
     """Where results go."""
     samples: SamplesSpec | None = None
     """Completions generated before and after training."""
