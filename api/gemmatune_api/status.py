@@ -36,6 +36,8 @@ class Summary(StatusModel):
     """Method, such as qlora r8."""
     accelerator: str = ""
     """Accelerator, such as 1x nvidia-l4."""
+    output: str = ""
+    """Where results go."""
     retries: str = ""
     """Counted retries of the budget, such as 1/3."""
 
