@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from gemmatune_api.base import ApiModel, Duration, without_nulls
 from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
@@ -214,6 +214,11 @@ class OutputSpec(ApiModel):
     overwrite: bool | None = None
     """Replace what another run left under the prefix. Default false."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return without_nulls(value)
+
 
 class ImagePrompt(ApiModel):
     """A prompt with an image (imageText only)."""
@@ -276,6 +281,12 @@ class FineTuneSpec(ApiModel):
     """True: save a checkpoint and stop until it is false again. Default false."""
     ttl_after_finished: Duration | None = None
     """Time after which a finished resource is deleted; the bucket stays. Default: never."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        """null is an absent block, as the API server reads it."""
+        return OutputSpec() if value is None else value
 
     @property
     def method(self) -> MethodKind:

@@ -54,7 +54,7 @@ def give(crd: ControlPlane, namespace: str, **data: str) -> None:
 
 def shown(crd: ControlPlane, stage: Stage) -> Object:
     """What `kubectl get -o yaml` shows of the status."""
-    (found,) = yamlio.load_all(crd.kubectl("get", "gft", stage.name, "-n", stage.namespace, "-o", "yaml"))
+    (found,) = yamlio.load_all(crd.kubectl("get", "gft", stage.name, "-n", stage.namespace, "-o", "yaml").stdout)
     assert isinstance(found, dict)
     status: Object = found["status"]
     return status
@@ -87,9 +87,8 @@ def test_values_reach_status_and_jobs(crd: ControlPlane, namespaces: tuple[str, 
     assert pod_spec(job)["serviceAccountName"] == "tuner"
     assert tokens(job) == {"site-token"}
     assert TOLERATION in pod_spec(job)["tolerations"]
-    assert f"gs://site/runs/{stage.namespace}/quotes" in crd.kubectl(
-        "get", "gft", "quotes", "-n", stage.namespace, "-o", "wide"
-    )
+    table = crd.kubectl("get", "gft", "quotes", "-n", stage.namespace, "-o", "wide").stdout
+    assert f"gs://site/runs/{stage.namespace}/quotes" in table
 
 
 def test_a_namespace_overrides_and_a_run_keeps_what_it_began_with(
@@ -117,7 +116,8 @@ def test_a_namespace_overrides_and_a_run_keeps_what_it_began_with(
 
 def test_attempts_keep_the_defaults_of_the_first(crd: ControlPlane, namespaces: tuple[str, str]) -> None:
     here = namespaces[1]
-    give(crd, here, outputPrefix="gs://team/runs", secretRef="name: team-token")
+    own = {"secretRef": "name: team-token", "serviceAccountName": ""}
+    give(crd, here, outputPrefix="gs://team/runs", **own)
     stage = Stage(crd.api, here, "attempts")
     stage.create(output={})
     stage.to_training()

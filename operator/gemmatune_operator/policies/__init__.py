@@ -41,7 +41,7 @@ def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situa
     """What policies see; a spec that cannot be run leaves the last valid one in force for an attempt that runs."""
     problems: tuple[Problem, ...] = ()
     resource: GemmaFineTune | None
-    given = SiteDefaults()
+    given = observed.status.defaults or SiteDefaults()
     try:
         resource = validate.parse(observed.raw, settings.refused)
         given = site_defaults.taken(observed, settings)
