@@ -216,8 +216,11 @@ class OutputSpec(ApiModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return without_nulls(value)
+    def _absent(cls, value: Any) -> Any:
+        """null is an absent URI, as the API server reads it."""
+        if isinstance(value, dict) and value.get("uri", "") is None:
+            return {name: item for name, item in value.items() if name != "uri"}
+        return value
 
 
 class ImagePrompt(ApiModel):
