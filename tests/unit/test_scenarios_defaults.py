@@ -13,7 +13,7 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_operator.ports import Object
 from gemmatune_operator.settings import Settings
-from tests.support.play import NAME, NAMESPACE, SPEC, Play
+from tests.support.play import NAME, NAMESPACE, SPEC, Moody, Play
 
 OPEN = {name: block for name, block in SPEC.items() if name != "output"}
 """The usual spec, without where its results go."""
@@ -85,6 +85,25 @@ def test_later_changes_reach_no_run_that_has_begun(play: Play) -> None:
     assert "priorityClassName" not in pod(play, "quotes-t2")
     assert play.status.defaults is not None
     assert play.status.defaults.output_prefix == "gs://team"
+
+
+@pytest.mark.parametrize("asked", [OPEN, SPEC], ids=["a default output", "its own output"])
+def test_a_crash_before_the_first_job_changes_no_default(play: Play, asked: Object) -> None:
+    """The defaults are recorded before a Job is made by them, and the next process goes by the record."""
+    play.store.write_spec(names.KIND, NAMESPACE, NAME, asked)
+    steady = play.cluster
+    crash = Moody(steady, lambda name: SystemError("the process dies") if name == "create" else None)
+    play.cluster = crash  # type: ignore[assignment]
+    with pytest.raises(SystemError):
+        play.look()
+    assert play.jobs() == []
+    assert play.status.defaults == SITE.defaults
+    play.restart()
+    play.settings = Settings(defaults=SiteDefaults(output_prefix="gs://elsewhere"))
+    play.look()
+    where = f"gs://site/runs/{NAMESPACE}/{NAME}" if asked is OPEN else SPEC["output"]["uri"]
+    assert config(play, "quotes-p1").output.uri == where
+    assert pod(play, "quotes-p1")["serviceAccountName"] == "tuner"
 
 
 def test_a_wrong_config_map_is_waited_for_and_loses_nothing(play: Play) -> None:
