@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gemmatune_api import template
+from gemmatune_api import template, uris
 from gemmatune_api.base import OBJECT_NAME_PATTERN
 from gemmatune_api.claims import SCHEME
 from gemmatune_api.defaults import DATASET, backend_of
@@ -162,11 +162,7 @@ def templates(spec: FineTuneSpec) -> Iterator[Problem]:
 
 def output(spec: FineTuneSpec) -> Iterator[Problem]:
     """A plain prefix, without what a shell or a URL would read into it."""
-    uri = spec.output.uri
-    if any(ord(character) < 33 for character in uri) or any(mark in uri for mark in "*?#"):
-        yield Problem("spec.output.uri", "has a space, line break, *, ? or #", "Remove it.", shown(uri))
-    if ".." in uri.split("/"):
-        yield Problem("spec.output.uri", "has a .. in its path", "Write the path without it.", shown(uri))
+    yield from uris.plain("spec.output.uri", spec.output.uri)
 
 
 def size(spec: FineTuneSpec) -> Iterator[Problem]:

@@ -42,7 +42,7 @@ _COLUMNS = (
 _WIDE_COLUMNS = (
     ("Speed", "number", ".status.progress.tokensPerSecond", "Tokens trained a second"),
     ("Reason", "string", ".status.reason", "Why the run is as it is"),
-    ("Output", "string", ".spec.output.uri", "Where results go"),
+    ("Output", "string", ".status.summary.output", "Where results go"),
 )
 
 

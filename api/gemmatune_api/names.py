@@ -33,6 +33,7 @@ ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 FIELD_MANAGER_OPERATOR = "gemmatune-operator"
 FIELD_MANAGER_TRAINER = "gemmatune-trainer"
 TRAINER_SERVICE_ACCOUNT = "gemmatune-trainer"
+DEFAULTS_CONFIG_MAP = "gemmatune-defaults"
 CONTAINER = "trainer"
 TRAINER_MODULE = "gemmatune_trainer"
 LAUNCHER_MODULE = f"{TRAINER_MODULE}.launcher"
@@ -182,6 +183,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NOT_SUPPORTED_YET = "NotSupportedYet"
     DOES_NOT_FIT = "DoesNotFit"
+    INVALID_DEFAULTS = "InvalidDefaults"
     POLICY_DENIED = "PolicyDenied"
     NAME_CONFLICT = "NameConflict"
     WAITING_FOR_CLEANUP = "WaitingForCleanup"
@@ -303,6 +305,10 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         Reason.INVALID_SPEC: ReasonText("The spec contradicts itself or a bound.", "Correct the field named."),
         Reason.NOT_SUPPORTED_YET: ReasonText("The field's behaviour does not exist yet.", "Remove the field."),
         Reason.DOES_NOT_FIT: ReasonText("The run does not fit the accelerator.", "Take one of the remedies named."),
+        Reason.INVALID_DEFAULTS: ReasonText(
+            "The ConfigMap gemmatune-defaults of the namespace cannot be read.",
+            "Correct the key that the message names: the run then goes on by itself.",
+        ),
         Reason.POLICY_DENIED: ReasonText(
             "The API server refused an object of the run.",
             "Change what the message names: a policy, a quota or the field; it is tried again by itself.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from gemmatune_api.base import ApiModel, Duration, without_nulls
 from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
@@ -207,12 +207,20 @@ class CheckpointSpec(ApiModel):
 class OutputSpec(ApiModel):
     """Where results go."""
 
-    uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)]
-    """Prefix of everything that the run writes: gs://BUCKET/PATH or file:///PATH."""
+    uri: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=1024)] = ""
+    """Prefix of all that the run writes: gs://BUCKET/PATH or file:///PATH. Default: outputPrefix/NAMESPACE/NAME."""
     merge: bool | None = None
     """Also write merged 16-bit safetensors, by a CPU Job afterwards. Adds nothing to full. Default false."""
     overwrite: bool | None = None
     """Replace what another run left under the prefix. Default false."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        """null is an absent URI, as the API server reads it."""
+        if isinstance(value, dict) and value.get("uri", "") is None:
+            return {name: item for name, item in value.items() if name != "uri"}
+        return value
 
 
 class ImagePrompt(ApiModel):
@@ -254,7 +262,7 @@ class FineTuneSpec(ApiModel):
     """The optimisation."""
     checkpoint: CheckpointSpec | None = None
     """Checkpoints."""
-    output: OutputSpec
+    output: OutputSpec = OutputSpec()
     """Where results go."""
     samples: SamplesSpec | None = None
     """Completions generated before and after training."""
@@ -276,6 +284,12 @@ class FineTuneSpec(ApiModel):
     """True: save a checkpoint and stop until it is false again. Default false."""
     ttl_after_finished: Duration | None = None
     """Time after which a finished resource is deleted; the bucket stays. Default: never."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        """null is an absent block, as the API server reads it."""
+        return OutputSpec() if value is None else value
 
     @property
     def method(self) -> MethodKind:

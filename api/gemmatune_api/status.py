@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gemmatune_api.base import StatusModel
+from gemmatune_api.site_defaults import SiteDefaults
 
 
 class Condition(StatusModel):
@@ -35,6 +36,8 @@ class Summary(StatusModel):
     """Method, such as qlora r8."""
     accelerator: str = ""
     """Accelerator, such as 1x nvidia-l4."""
+    output: str = ""
+    """Where results go."""
     retries: str = ""
     """Counted retries of the budget, such as 1/3."""
 
@@ -343,6 +346,8 @@ class FineTuneStatus(StatusModel):
     """Text for the columns."""
     resolved: dict[str, Any] | None = None
     """The spec with every default."""
+    defaults: SiteDefaults | None = None
+    """Those that installation and namespace gave; from the first attempt on they hold, whatever becomes of them."""
     plan: Plan | None = None
     """What the planner chose."""
     data: DataStatus | None = None

@@ -14,7 +14,7 @@ from gemmatune_cli import checkpod, checkup
 from gemmatune_cli.checkup import Finding, Verdict
 from gemmatune_cli.console import FAILED, CommandError, output
 from gemmatune_cli.documents import fine_tunes
-from gemmatune_cli.planning import planned
+from gemmatune_cli.planning import planned, require_output
 from gemmatune_cli.remote import Connection, Context, connect
 from gemmatune_cli.render import objects
 from gemmatune_operator.settings import Settings
@@ -104,6 +104,7 @@ def _findings(
     settings = Settings(image=image or operator.image or Settings().image)
     metadata = resource.metadata.model_copy(update={"namespace": namespace})
     found = planned(resource.model_copy(update={"metadata": metadata}), model=model)
+    require_output(found.resource)
     if found.plan.verdict == "does not fit":
         yield Finding(Verdict.PROBLEM, "plan", "it does not fit the accelerator", "; ".join(found.plan.remedies))
     jobs = {item["metadata"]["name"]: item for item in objects(found, 1, settings) if item["kind"] == "Job"}

@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemmatune_api import catalog, defaults, fit
+from gemmatune_api import catalog, defaults, fit, site_defaults
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.prices import Prices
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.status import Plan
 from gemmatune_cli.console import CommandError
+from gemmatune_operator.observe import status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,23 @@ def planned(
     Raises:
         CommandError: the model cannot be told from its URI, and `model` names none.
     """
+    if recorded := status_of(resource.status).defaults:
+        resource = site_defaults.applied(resource, recorded)
     spec = defaults.resolve(resource.spec)
     found = _model(spec, model)
     plan = fit.plan(spec, found, rows=rows, longest=longest, host_memory=host_memory, prices=prices)
     return Planned(resource.model_copy(update={"spec": spec}), found, plan)
+
+
+def require_output(resource: GemmaFineTune) -> None:
+    """What needs to know where results go cannot go on without.
+
+    Raises:
+        CommandError: the resource does not say it; only in its cluster a default may.
+    """
+    if not resource.spec.output.uri:
+        remedy = "Set output.uri; a default of the cluster is known to its operator only."
+        raise CommandError("spec.output.uri: is not set", remedy)
 
 
 def _model(spec: FineTuneSpec, name: str | None) -> GemmaModel:

@@ -33,9 +33,11 @@ def command(
 
     settings = Settings(image=image) if image else Settings()
     for resource in fine_tunes(files):
-        from gemmatune_cli.planning import planned
+        from gemmatune_cli.planning import planned, require_output
 
-        for rendered in objects(planned(resource, model=model), attempt, settings):
+        found = planned(resource, model=model)
+        require_output(found.resource)
+        for rendered in objects(found, attempt, settings):
             typer.echo("---")
             typer.echo(text(rendered), nl=False)
 

@@ -114,7 +114,7 @@ def find(source: str, namespace: str = "", context: str = "") -> Run:
         if len(resources) > 1:
             named = ", ".join(resource.metadata.name for resource in resources)
             raise CommandError(f"{source} holds several resources: {named}", "Put the one into a file of its own.")
-        return Run(resources[0].metadata.name, resources[0].spec.output.uri.rstrip("/"))
+        return Run(resources[0].metadata.name, _output(resources[0].model_dump(by_alias=True)))
     if path.is_dir():
         raise CommandError(f"{source} is a folder without {MANIFEST}", "Name the output of a finished run.")
     return _of_cluster(source, namespace, context)
@@ -126,8 +126,15 @@ def _of_cluster(name: str, namespace: str, context: str) -> Run:
 
     found = remote(name, namespace, context)
     resource = found.get()
-    output = str(resource.get("spec", {}).get("output", {}).get("uri", "")).rstrip("/")
-    return Run(str(found), output, status_of(resource.get("status")))
+    return Run(str(found), _output(resource), status_of(resource.get("status")))
+
+
+def _output(resource: dict[str, Any]) -> str:
+    from gemmatune_operator.observe import output_of
+
+    if found := output_of(resource):
+        return found
+    raise CommandError("where its results go is not decided yet", "Name the output itself, such as gs://BUCKET/PATH.")
 
 
 def _object(uri: str, content: bytes) -> dict[str, Any]:

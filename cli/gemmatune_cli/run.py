@@ -29,6 +29,7 @@ from gemmatune_cli.local.kubelet import LocalError
 from gemmatune_cli.local.loop import Loop
 from gemmatune_cli.local.oplog import logged_to
 from gemmatune_cli.local.session import Session, open_session
+from gemmatune_cli.planning import require_output
 from gemmatune_cli.view import View, summary, view_for
 from gemmatune_operator import conditions
 from gemmatune_operator.settings import Settings
@@ -68,6 +69,7 @@ def run(resource: GemmaFineTune, again: str, console: Console) -> int:
     Raises:
         CommandError: it cannot run here.
     """
+    require_output(resource)
     check_machine(resource)
     with open_session(resource, console.print) as session, logged_to(session.folder):
         runner = Runner(session, again, console)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from gemmatune_api import names
-from gemmatune_operator.observe import Observed, of_resource, unclaimed
+from gemmatune_operator.observe import Observed, of_resource, output_of, unclaimed
 from gemmatune_operator.views import EventView, JobView, PodView, events_of, job_view, mapping, metadata, pod_view
 from gemmatune_operator.workqueue import Priority
 
@@ -87,7 +87,8 @@ class Cache:
             return []
         if old is None or old.output != run.output:
             self._release(key, old)
-            self._outputs.setdefault(run.output, set()).add(key)
+            if run.output[1]:  # else the defaults decide, and have not yet
+                self._outputs.setdefault(run.output, set()).add(key)
         self._runs[key] = run
         if old is not None and old.mark == run.mark and (type_ == "MODIFIED" or old.version == run.version):
             return []
@@ -265,14 +266,13 @@ def _run(body: Mapping[str, Any]) -> _Run:
         for name, field in mapping(body.get("status")).items()
         if name != "samples"
     }
-    output = str(mapping(mapping(body.get("spec")).get("output")).get("uri") or "").rstrip("/")
     small = {**body, "metadata": meta, "status": status}
     retry = mapping(meta.get("annotations")).get(names.ANNOTATION_RETRY)
     return _Run(
         uid=str(meta.get("uid") or ""),
         version=_version(meta),
         text=json.dumps(small, separators=(",", ":")).encode(),
-        output=(str(meta.get("namespace")), output),
+        output=(str(meta.get("namespace")), output_of(body)),
         mark=(meta.get("uid"), meta.get("generation"), retry, meta.get("deletionTimestamp")),
     )
 

@@ -20,7 +20,7 @@ class Certainty(Enum):
 
     NOTHING = "nothing is to be done"
     FIRST_JOB = "the first Job of a new run is created; that its name is taken shows then"
-    STATUS = "the status is written against its version, then at most the first attempt's Job is created"
+    STATUS = "the status is written against its version, then at most a first Job is created"
     LIVE = "everything is read live first"
 
 
@@ -37,7 +37,10 @@ def certainty(observed: Observed, decision: Decision, *, changed: bool) -> Certa
         return Certainty.LIVE
     jobs = [obj for obj in decision.create if obj["kind"] == "Job"]
     if decision.create and (_new(observed.status) and not observed.jobs):
-        return Certainty.FIRST_JOB if _are(jobs, Role.PREPARE) else Certainty.LIVE
+        if not _are(jobs, Role.PREPARE):
+            return Certainty.LIVE
+        # Defaults are recorded before a Job is made by them: after a crash they may be others.
+        return Certainty.FIRST_JOB if decision.status.defaults is None else Certainty.STATUS
     if not changed or not _jobs_known(observed) or not _harmless(observed.status, decision.status):
         return Certainty.LIVE
     first = not observed.status.attempts and len(decision.status.attempts) == 1 and _are(jobs, Role.TRAIN)

@@ -10,6 +10,7 @@ from typing import Any
 from gemmatune_api.errors import Problem
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.placement import LimitsSpec
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.status import BudgetBase, Counters, FineTuneStatus, Timers
 from gemmatune_operator import conditions
@@ -30,6 +31,8 @@ class Situation:
     """What is wrong with the spec as it stands."""
     now: datetime
     settings: Settings
+    defaults: SiteDefaults = field(default_factory=SiteDefaults)
+    """Those of installation and namespace that the resource was resolved with."""
 
     @property
     def run(self) -> GemmaFineTune:

@@ -57,6 +57,8 @@ class Observed:
     """Pods of this run whose Job is gone."""
     rivals: tuple[Object, ...] = ()
     """Other resources of the namespace, read while this generation of the spec is not accepted."""
+    namespace_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Data of the namespace's ConfigMap, read while the defaults are still to be taken."""
     machines: Mapping[str, Machine] = field(default_factory=dict)
     """Nodes by name, read where memory or disk ran out."""
     refusal: Refusal | None = None
@@ -79,6 +81,7 @@ async def observe(cluster: Cluster, namespace: str, name: str) -> Observed | Non
     if unclaimed(observed):
         others = await cluster.list_objects(names.KIND, namespace, {})
         observed = replace(observed, rivals=tuple(o for o in others if metadata(o).get("uid") != observed.uid))
+    observed = await with_defaults(cluster, observed)
     labels = {names.LABEL_RUN_UID: observed.uid}
     jobs = await cluster.list_objects("Job", namespace, labels)
     jobs += await _missing(cluster, observed, jobs)
@@ -92,6 +95,44 @@ def unclaimed(observed: Observed) -> bool:
     status = observed.status
     accepted = conditions.is_true(status.conditions, names.ConditionType.ACCEPTED)
     return not status.attempts and not (accepted and status.observed_generation == observed.generation)
+
+
+def takes_defaults(observed: Observed) -> bool:
+    """Whether the defaults of installation and namespace are taken now: until this generation of the spec is accepted,
+    and anew by a retry before the first attempt. Later changes of them reach no run that has begun."""
+    status = observed.status
+    failed = conditions.is_true(status.conditions, names.ConditionType.FAILED)
+    again = failed and observed.retry is not None and observed.retry != status.observed_retry
+    return unclaimed(observed) or (again and not status.attempts)
+
+
+async def with_defaults(cluster: Cluster, observed: Observed) -> Observed:
+    """With the namespace's defaults, read live where they are to be taken.
+
+    Raises:
+        RefusedError, UnavailableError.
+    """
+    if not takes_defaults(observed):
+        return observed
+    found = await cluster.get("ConfigMap", observed.namespace, names.DEFAULTS_CONFIG_MAP)
+    return replace(observed, namespace_defaults=mapping(mapping(found).get("data")))
+
+
+def output_of(raw: Mapping[str, Any]) -> str:
+    """Where a resource's results go, as it says or as it was resolved; empty where neither is known.
+
+    Another resource may hold anything where no schema has checked it.
+    """
+    return asked_output(raw) or _uri(mapping(raw.get("status")).get("resolved"))
+
+
+def asked_output(raw: Mapping[str, Any]) -> str:
+    """The same as the resource itself says it; empty where the defaults decide."""
+    return _uri(raw.get("spec"))
+
+
+def _uri(spec: Any) -> str:
+    return str(mapping(mapping(spec).get("output")).get("uri") or "").rstrip("/")
 
 
 async def _missing(cluster: Cluster, observed: Observed, jobs: list[Object]) -> list[Object]:

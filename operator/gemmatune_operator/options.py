@@ -7,12 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gemmatune_api import prices
+from pydantic import TypeAdapter, ValidationError
+
+from gemmatune_api import prices, site_defaults
+from gemmatune_api.placement import Toleration
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_operator.election import Terms, own_namespace
 from gemmatune_operator.manifests import quantities
 from gemmatune_operator.settings import DEFAULT_IMAGE, DEFAULT_TPU_IMAGES, Settings
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,9 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             tpu_images={"xla": found.trainer_image_xla, "keras": found.trainer_image_keras},
             image_pull_policy=found.image_pull_policy,
             trainer_env=_pairs(found.trainer_env),
-            prices=_prices(found.prices),
+            tolerations=_tolerations(found.trainer_tolerations),
+            defaults=_of_file("--defaults", found.defaults, site_defaults.of_file, SiteDefaults()),
+            prices=_of_file("--prices", found.prices, prices.parse, {}),
             host_memory=_bytes(found.host_memory),
             tpu_webhook=found.tpu_webhook,
         )
@@ -90,6 +98,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         add(f"trainer-image-{backend}", image, f"the same for the backend {backend}")
     add("image-pull-policy", "IfNotPresent", "pull policy of the trainer's container")
     add("trainer-env", "", "environment of every trainer: NAME=VALUE, separated by commas")
+    add("trainer-tolerations", "", "tolerations of the pods of every run, as a JSON list")
+    add("defaults", "", "YAML file of what resources that do not say otherwise get")
     add("prices", "", "YAML file of prices per hour by accelerator type")
     add("host-memory", "0", "memory of the CPU nodes, such as 16Gi; 0 where unknown")
     add("tpu-webhook", "true", "whether the cluster tells TPU hosts who they are, as GKE does", _truth)
@@ -164,12 +174,25 @@ def _bytes(text: str) -> int:
         raise ValueError(f"--host-memory: {error}") from error
 
 
-def _prices(file: str) -> prices.Prices:
+def _of_file(option: str, file: str, parse: Callable[[str], Value], absent: Value) -> Value:
     if not file:
-        return {}
+        return absent
     try:
-        return prices.parse(Path(file).read_text(encoding="utf-8"))
+        return parse(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--prices {file}: cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"{option} {file}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ValueError(f"--prices {file}: {error}") from error
+        raise ValueError(f"{option} {file}: {error}") from error
+
+
+def _tolerations(text: str) -> tuple[Toleration, ...]:
+    try:
+        return TypeAdapter(tuple[Toleration, ...]).validate_json(text or "[]", strict=True)
+    except ValidationError as error:
+        raise ValueError(f"--trainer-tolerations: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    item = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{where}: {item['msg']}".removeprefix(": ")

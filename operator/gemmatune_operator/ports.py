@@ -26,7 +26,7 @@ class UnavailableError(Exception):
 
 
 class Cluster(Protocol):
-    """Dicts in, dicts out, by kind: GemmaFineTune, Job, Pod, Node, Service, ServiceAccount, Role, RoleBinding."""
+    """Dicts in, dicts out, by kind: GemmaFineTune, Job, Pod, Node, ConfigMap, Service, and the access objects."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """The object, read live; None where it does not exist."""

@@ -16,7 +16,7 @@ from gemmatune_operator.decision import Decision
 from gemmatune_operator.journal import Journal
 from gemmatune_operator.manifests import access
 from gemmatune_operator.memory import Memory
-from gemmatune_operator.observe import Observed, Refusal, observe
+from gemmatune_operator.observe import Observed, Refusal, asked_output, observe, unclaimed, with_defaults
 from gemmatune_operator.policies import plan
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
 from gemmatune_operator.posting import Emit
@@ -114,7 +114,12 @@ async def _by_cache(
         return None
     await restore_access(tools, observed, now)
     observed = replace(observed, still_since=tools.memory.still_since(observed, now))
-    decision = tools.memory.kept(observed) or plan(observed, now, tools.settings)
+    decision = tools.memory.kept(observed)
+    if decision is None:
+        if unclaimed(observed) and not asked_output(observed.raw):
+            return _Undecided.LIVE  # who else writes there is looked up by a name that is not known yet
+        observed = await with_defaults(tools.cluster, observed)
+        decision = plan(observed, now, tools.settings)
     match certainty(observed, decision, changed=changes(observed, decision)):
         case Certainty.NOTHING:
             tools.journal.seen(observed, decision.status)
@@ -230,7 +235,8 @@ async def restore_access(tools: Tools, observed: Observed, now: datetime) -> Non
     for event in missing:
         tools.memory.forget_access(observed.namespace, event.last or now)
     if missing:
-        account = mapping(mapping(observed.raw.get("spec")).get("pod")).get("serviceAccountName")
+        spec = mapping(observed.status.resolved or observed.raw.get("spec"))
+        account = mapping(spec.get("pod")).get("serviceAccountName")
         for obj in access.objects(observed.namespace, account):
             await create(tools, observed, obj, now)
 

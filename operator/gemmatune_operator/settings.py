@@ -8,7 +8,9 @@ from types import MappingProxyType
 
 from gemmatune_api import supported
 from gemmatune_api.names import ANNOTATION_RETRY
+from gemmatune_api.placement import Toleration
 from gemmatune_api.prices import Prices
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_api.supported import Refusal
 
 TRY_AGAIN = f"set the annotation {ANNOTATION_RETRY} to a new value"
@@ -30,6 +32,10 @@ class Settings:
     """Pull policy of the trainer's container."""
     trainer_env: dict[str, str] = field(default_factory=dict)
     """Environment that every trainer gets, such as the endpoint of a Cloud Storage double in a test."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Added to the pods of every Job; those that open accelerators only to the pods that have one."""
+    defaults: SiteDefaults = field(default_factory=SiteDefaults)
+    """What resources that do not say otherwise get; a namespace's ConfigMap goes before."""
     prices: Prices = field(default_factory=dict)
     """Prices per hour; empty: no costs are shown, and limits.maxCost is refused."""
     try_again: str = TRY_AGAIN

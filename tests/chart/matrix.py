@@ -13,6 +13,8 @@ CASES: dict[str, Object] = {
     "one-team": {
         "namespaces": ["team-a"],
         "trainer.image": "registry.example.com/trainer-torch:0.1.0",
+        "trainer.tolerations": [{"key": "dedicated", "operator": "Equal", "value": "tuning", "effect": "NoSchedule"}],
+        "defaults": {"outputPrefix": "gs://tuning/runs", "secretRef": {"name": "hf-token"}},
         "prices": {"nvidia-l4": {"onDemand": 0.75, "spot": 0.3}},
         "allowed.images": ["registry.example.com/"],
         "allowed.buckets": ["tuning", "models"],
@@ -39,6 +41,7 @@ CASES: dict[str, Object] = {
         "crd.install": False,
         "policy.install": False,
         "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
+        "defaults": {"serviceAccountName": "tuner", "priorityClassName": "low"},
         "hostMemory": "16Gi",
         "tpuWebhook": False,
         "logFormat": "console",

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from gemmatune_api import names, prices, yamlio
+from gemmatune_api.placement import SecretRef, Toleration
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_operator import options
 from gemmatune_operator.manifests import access
 from tests.support import chart
@@ -35,6 +37,11 @@ VALUES: Object = {
     "trainer.kerasImage": "registry.example.com/trainer-keras:1",
     "trainer.imagePullPolicy": "Always",
     "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
+    "trainer.tolerations": [{"key": "dedicated", "operator": "Exists"}],
+    "defaults.outputPrefix": "gs://tuning/runs",
+    "defaults.secretRef": {"name": "hf-token", "key": "token"},
+    "defaults.serviceAccountName": "tuner",
+    "defaults.priorityClassName": "low",
     "prices": {"nvidia-l4": 0.75},
     "hostMemory": "16Gi",
     "tpuWebhook": False,
@@ -121,6 +128,14 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("namespaces", "team-a"),
         ("namespaces", ["Team A"]),
         ("trainer.env", {"A": "1,B=2"}),
+        ("trainer.tolerations", [{"keys": "x"}]),
+        ("defaults.outputPrefx", "gs://tuning"),
+        ("defaults.outputPrefix", "s3://tuning"),
+        ("defaults.outputPrefix", "gs://tuning/a b"),
+        ("defaults.secretRef", "hf-token"),
+        ("defaults.secretRef", {"key": "token"}),
+        ("defaults.secretRef", {"nam": "hf-token"}),
+        ("defaults.serviceAccountName", "Tuner"),
         ("prices", {"nvidia-l4": "cheap"}),
         ("prices", {"nvidia-l4": {"onDemand": 1, "spott": 1}}),
         ("resources.request", {"cpu": "1"}),
@@ -160,8 +175,12 @@ def test_no_wildcard_anywhere() -> None:
 
 
 def test_secrets_are_never_read() -> None:
-    granted = rights(one(chart.render(), "ClusterRole"))
-    assert not [right for right in granted if right[1] in ("secrets", "configmaps", "pods/exec", "pods/log")]
+    """And of ConfigMaps only the one with a namespace's defaults."""
+    role = one(chart.render(), "ClusterRole")
+    assert not [right for right in rights(role) if right[1] in ("secrets", "pods/exec", "pods/log")]
+    (rule,) = [rule for rule in role["rules"] if "configmaps" in rule["resources"]]
+    assert rule["resourceNames"] == [names.DEFAULTS_CONFIG_MAP]
+    assert rule["verbs"] == ["get"]
 
 
 def test_the_operator_holds_what_it_grants() -> None:
@@ -237,6 +256,7 @@ def test_the_operator_understands_its_arguments() -> None:
     assert found.settings.image == "registry.example.com/trainer:1"
     assert found.settings.image_pull_policy == "Always"
     assert found.settings.trainer_env == {"HF_ENDPOINT": "https://hub.example.com"}
+    assert found.settings.tolerations == (Toleration(key="dedicated", operator="Exists"),)
     assert found.settings.host_memory == 16 * 2**30
     assert found.settings.tpu_webhook is False
     assert found.election is not None
@@ -254,6 +274,27 @@ def test_prices_reach_the_operator(tmp_path: Path) -> None:
     assert "--prices=/etc/gemmatune/prices.yaml" in pod["containers"][0]["args"]
     assert pod["volumes"][1]["configMap"]["name"] == one(documents, "ConfigMap")["metadata"]["name"]
     assert options.read([f"--prices={file}"], {}).settings.prices == table
+
+
+def test_defaults_reach_the_operator(tmp_path: Path) -> None:
+    given = {path: value for path, value in VALUES.items() if path.startswith("defaults.")}
+    documents = chart.render(given)
+    config_map = one(documents, "ConfigMap")
+    file = tmp_path / "defaults.yaml"
+    file.write_text(config_map["data"]["defaults.yaml"])
+    pod = one(documents, "Deployment")["spec"]["template"]["spec"]
+    assert "--defaults=/etc/gemmatune-defaults/defaults.yaml" in pod["containers"][0]["args"]
+    assert pod["containers"][0]["volumeMounts"][1]["mountPath"] == "/etc/gemmatune-defaults"
+    assert pod["volumes"][1]["configMap"]["name"] == config_map["metadata"]["name"]
+    read = options.read([f"--defaults={file}"], {}).settings.defaults
+    assert read == SiteDefaults(
+        output_prefix="gs://tuning/runs",
+        secret_ref=SecretRef(name="hf-token", key="token"),
+        service_account_name="tuner",
+        priority_class_name="low",
+    )
+    offered = {field.alias for field in SiteDefaults.model_fields.values()}
+    assert offered == yaml.safe_load((chart.CHART / "values.yaml").read_text())["defaults"].keys()
 
 
 def test_the_definition_is_the_trees() -> None:

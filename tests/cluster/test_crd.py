@@ -73,7 +73,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     # required
     "no model": ({"spec.model": MISSING}, "spec.model: Required value"),
     "no dataset": ({"spec.dataset": MISSING}, "spec.dataset: Required value"),
-    "no output": ({"spec.output": MISSING}, "spec.output: Required value"),
     "no accelerator": ({"spec.accelerator": MISSING}, "spec.accelerator: Required value"),
     "no spec": ({"spec": MISSING}, "spec: Required value"),
     "no template": ({"spec.dataset.text": {}}, "spec.dataset.text.template: Required value"),

@@ -26,7 +26,13 @@ STATUS: dict[str, Any] = {
     "phase": "Training",
     "reason": "Running",
     "message": "Step 40 of 100.",
-    "summary": {"model": "gemma-2-2b", "method": "qlora r8", "accelerator": "1x nvidia-l4", "retries": "1/3"},
+    "summary": {
+        "model": "gemma-2-2b",
+        "method": "qlora r8",
+        "accelerator": "1x nvidia-l4",
+        "output": "gs://my-bucket/quotes",
+        "retries": "1/3",
+    },
     "conditions": [
         {"type": "Accepted", "status": "True", "reason": "Valid", "lastTransitionTime": "2026-01-02T03:04:05Z"}
     ],

@@ -50,6 +50,7 @@ def situation(
     refusal: Refusal | None = None,
     still_since: datetime | None = None,
     settings: Settings | None = None,
+    namespace_defaults: Mapping[str, Any] | None = None,
 ) -> Situation:
     """What policies see."""
     observed: Observed = replace(
@@ -58,6 +59,7 @@ def situation(
         lost_pods=lost_pods,
         rivals=rivals,
         machines=machines or {},
+        namespace_defaults=namespace_defaults or {},
         refusal=refusal,
         still_since=still_since,
     )

@@ -134,7 +134,7 @@ def test_bounds_and_choices_of_the_models_are_in_the_schema() -> None:
         "exclusiveMaximum": True,
     }
     assert by_path["spec.dataset"]["required"] == ["uri"]
-    assert SPEC["required"] == ["model", "dataset", "output", "accelerator"]
+    assert SPEC["required"] == ["model", "dataset", "accelerator"]
     for path, field in model_paths(FineTuneSpec, "spec"):
         if path not in by_path or "x-kubernetes-preserve-unknown-fields" in by_path[path]:
             continue

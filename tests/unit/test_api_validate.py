@@ -80,9 +80,11 @@ def test_null_is_an_absent_field() -> None:
     assert parsed.spec.training is None
     assert parsed.spec.pod is not None
     assert parsed.spec.pod.labels == {"b": "c"}
+    for absent in ({"spec.output": None}, {"spec.output.uri": None}):
+        assert validate.parse(resource(changes=absent)).spec.output.uri == ""
 
 
-@pytest.mark.parametrize("path", ["spec.model", "spec.dataset.uri", "spec.accelerator", "spec.output", "metadata.name"])
+@pytest.mark.parametrize("path", ["spec.model", "spec.dataset.uri", "spec.accelerator", "metadata.name"])
 def test_null_is_no_value_of_a_required_field(path: str) -> None:
     assert path in [item.path for item in problems(resource(changes={path: None}))]
 

@@ -108,6 +108,26 @@ def test_rivals() -> None:
     assert observed.rivals == ()
 
 
+def test_an_output_that_the_defaults_decide_is_known_once_it_is_resolved() -> None:
+    cache = Cache()
+    for number, name in enumerate(("first", "second"), start=1):
+        open_ = version(number, name=name, uid=name, status={})
+        del open_["spec"]["output"]
+        cache.resource("ADDED", open_)
+    observed = cache.observe(RUN[0], "second")
+    assert observed is not None
+    assert observed.rivals == (), "nobody's, as long as nothing is known"
+    where = version(3, name="first", uid="first", status={"resolved": {"output": {"uri": "gs://bucket/run/"}}})
+    del where["spec"]["output"]
+    cache.resource("MODIFIED", where)
+    asks = version(4, name="third", uid="third", status={})
+    asks["spec"]["output"] = {"uri": "gs://bucket/run"}
+    cache.resource("ADDED", asks)
+    observed = cache.observe(RUN[0], "third")
+    assert observed is not None
+    assert [rival["metadata"]["name"] for rival in observed.rivals] == ["first"]
+
+
 def test_jobs_and_pods() -> None:
     cache = Cache()
     cache.resource("ADDED", version(1))

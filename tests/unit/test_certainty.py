@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gemmatune_api.names import LABEL_ROLE, ConditionType, Reason
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_api.status import FineTuneStatus, JobRecord
 from gemmatune_operator import conditions
 from gemmatune_operator.certainty import Certainty, certainty
@@ -50,6 +51,14 @@ def test_the_first_job_comes_before_the_status() -> None:
     first = Decision(PREPARING, create=(ACCOUNT, made("prepare")))
     assert certainty(run(EMPTY), first, changed=True) is Certainty.FIRST_JOB
     assert certainty(run(EMPTY, "quotes-p1"), replace(first, create=()), changed=True) is Certainty.STATUS
+
+
+def test_defaults_are_recorded_before_the_first_job() -> None:
+    given = PREPARING.model_copy(update={"defaults": SiteDefaults(output_prefix="gs://a")})
+    first = Decision(given, create=(ACCOUNT, made("prepare")))
+    assert certainty(run(EMPTY), first, changed=True) is Certainty.STATUS
+    other = replace(first, create=(made("train"),))
+    assert certainty(run(EMPTY), other, changed=True) is Certainty.LIVE
 
 
 def test_a_status_alone() -> None:

@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gemmatune_api import catalog, defaults, fit, names, runconfig
+from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_api.status import Attempt
 from gemmatune_api.validate import parse
 from gemmatune_cli.main import app
@@ -82,6 +83,21 @@ def test_a_resource_of_a_cluster_gives_the_objects_of_that_run(tmp_path: Path) -
     assert first[-1]["spec"]["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     config = runconfig.RunConfig.from_env(pod["containers"][0]["env"][0]["value"])
     assert config.training.micro_batch_size == 1
+
+
+def test_defaults_of_the_cluster(tmp_path: Path) -> None:
+    """They are known of a run that the operator has resolved; of a file alone they are not."""
+    play = Play({name: block for name, block in SPEC.items() if name != "output"})
+    play.settings = Settings(defaults=SiteDefaults(output_prefix="gs://site", priority_class_name="low"))
+    file = tmp_path / "new.yaml"
+    file.write_text(yaml.safe_dump({name: play.resource[name] for name in ("apiVersion", "kind", "metadata", "spec")}))
+    result = CliRunner().invoke(app, ["render", str(file)])
+    assert result.exit_code == 1
+    assert "spec.output.uri: is not set" in result.stderr
+    play.look()
+    assert created(play, "quotes-p1") == render(tmp_path, play.resource)[-2]
+    play.prepared()
+    assert created(play, "quotes-t1") == render(tmp_path, play.resource)[-1]
 
 
 def test_an_invalid_resource_is_not_rendered(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_a_run_by_its_file(write: Write, tmp_path: Path) -> None:
     assert gft("report", str(file)).output.strip() == str(tmp_path / "out/report/report.html")
 
 
+def test_a_run_whose_output_is_the_clusters_default(write: Write, tmp_path: Path) -> None:
+    file = tmp_path / "quotes.yaml"
+    document = resource(changes={"spec.output": None})
+    file.write_text(json.dumps(document))
+    assert "where its results go is not decided yet" in error("samples", str(file))
+    file.write_text(json.dumps({**document, "status": {"resolved": {"output": {"uri": write().as_uri()}}}}))
+    assert "A poet." in gft("samples", str(file)).output
+
+
 def test_report(write: Write, tmp_path: Path) -> None:
     folder = write()
     copy = tmp_path / "copy.html"

@@ -322,6 +322,15 @@ def test_what_this_machine_cannot_do_is_refused(gft: Gft) -> None:
     assert not gft.state.exists()
 
 
+def test_without_an_output_nothing_starts(gft: Gft) -> None:
+    """No installation gives a default here."""
+    gft.write(output={})
+    code, output = gft.run()
+    assert code == 1
+    assert "spec.output.uri: is not set" in output
+    assert not gft.state.exists()
+
+
 def test_a_volume_of_a_cluster_is_refused_before_anything_starts(gft: Gft) -> None:
     gft.write(dataset={"uri": "pvc://team-data/x.jsonl", "text": {"template": "{text}"}})
     code, output = gft.run()

@@ -225,6 +225,9 @@ def test_arguments_win_over_the_environment(tmp_path: Path) -> None:
     [
         ["--trainer-env=A"],
         ["--prices=/nowhere"],
+        ["--defaults=/nowhere"],
+        ['--trainer-tolerations=[{"keys": "a"}]'],
+        ["--trainer-tolerations=dedicated"],
         ["--host-memory=much"],
         ["--workers=many"],
         ["--workers=0"],
@@ -246,6 +249,19 @@ def test_a_wrong_variable_of_the_environment_ends_with_a_message(capsys: pytest.
     with pytest.raises(SystemExit):
         options.read([], {"GEMMATUNE_OPERATOR_PORT": "http"})
     assert "--port: must be a whole number from 0 to 65535 (found 'http')" in capsys.readouterr().err
+
+
+def test_defaults_and_tolerations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "defaults.yaml"
+    file.write_text("outputPrefix: gs://runs\n")
+    tolerations = '--trainer-tolerations=[{"key": "dedicated", "operator": "Exists"}]'
+    settings = options.read([f"--defaults={file}", tolerations], {}).settings
+    assert settings.defaults.output_prefix == "gs://runs"
+    assert [item.key for item in settings.tolerations] == ["dedicated"]
+    file.write_text("outputPrefix: s3://runs\n")
+    with pytest.raises(SystemExit):
+        options.read([f"--defaults={file}"], {})
+    assert "outputPrefix: must be a gs:// or file:/// URI" in capsys.readouterr().err
 
 
 def test_prices_must_be_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

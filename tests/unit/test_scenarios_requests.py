@@ -14,12 +14,12 @@ DONE = {"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest
 
 
 def test_a_successful_run_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two Jobs and four or five statuses, after the three access objects; nothing is read or listed."""
+    """Two Jobs and four or five statuses, after the three access objects; only the namespace's defaults are read."""
     monkeypatch.setattr(Play, "watching", True)
     play = Play()
     moody = play.cluster = Moody(play.cluster, lambda name: None)  # type: ignore[assignment]
     play.look()
-    assert moody.calls[:4] == ["create"] * 4, "the Job comes before the status"
+    assert moody.calls[:5] == ["get", *["create"] * 4], "the Job comes before the status"
     play.ends("quotes-p1", 0, PREPARED)
     play.runs("quotes-t1")
     before = list(moody.calls)
@@ -30,7 +30,8 @@ def test_a_successful_run_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert status.phase == "Succeeded"
     calls = Counter(moody.calls)
     del calls["emit"]
-    assert calls.keys() == {"create", "apply_status"}
+    assert calls.keys() == {"get", "create", "apply_status"}
+    assert calls["get"] == 1, "ConfigMap gemmatune-defaults"
     assert calls["create"] == 3 + 2
     assert calls["apply_status"] <= 5
 

@@ -23,6 +23,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.serviceAccount.name | default (include "gemmatune.name" .) }}
 {{- end -}}
 
+{{/* The defaults that are given, as YAML; nothing where there are none. */}}
+{{- define "gemmatune.defaults" -}}
+{{- $given := dict -}}
+{{- range $name, $value := .Values.defaults }}{{ if $value }}{{ $_ := set $given $name $value }}{{ end }}{{ end -}}
+{{- with $given }}{{ toYaml . }}{{ end }}
+{{- end -}}
+
 {{/* The operator's image. */}}
 {{- define "gemmatune.image" -}}
 {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}

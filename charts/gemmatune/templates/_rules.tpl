@@ -32,6 +32,11 @@ a run of every kind made: each verb here was used, and none was used that is not
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [list, watch]
+# get: observe.py, the namespace's defaults, when a spec is resolved; no other ConfigMap.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [gemmatune-defaults]
+  verbs: [get]
 # create: manifests/service.py, attempts with several pods. get: reconcile.py, whose a taken name is.
 - apiGroups: [""]
   resources: [services]

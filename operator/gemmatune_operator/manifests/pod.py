@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemmatune_api import names
+from gemmatune_api import gke, names
 from gemmatune_api.claims import claims
 from gemmatune_api.defaults import backend_of
 from gemmatune_api.names import Role
-from gemmatune_api.placement import EnvVar, PodSpec
+from gemmatune_api.placement import EnvVar, PodSpec, Toleration
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.scratch import TMP_BYTES, cache_bytes
 from gemmatune_api.spec import FineTuneSpec
@@ -24,6 +24,7 @@ USER = 1000
 """User and group of the trainer's process and of its volumes."""
 NOT_READY_SECONDS = 30
 """How long a pod stays on a node that is away (Kubernetes: 300): the next attempt is worth more than the wait."""
+ACCELERATOR_TAINTS = (gke.GPU, gke.TPU)
 OWN_PREFIX = "GEMMATUNE_"
 ENVIRONMENT = {
     "HOME": names.DEFAULT_CACHE,
@@ -88,7 +89,7 @@ def template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": [*_away(), *needs.tolerations],
+        "tolerations": [*_away(), *needs.tolerations, *_installed(role, needs, settings)],
         "containers": [_container(spec, role, config, needs, settings)],
         "volumes": [*_volumes(needs), *_claim_volumes(claims(spec, role))],
     }
@@ -178,6 +179,18 @@ def _away() -> list[Object]:
         }
         for condition in ("not-ready", "unreachable")
     ]
+
+
+def opens_accelerators(toleration: Toleration) -> bool:
+    """Whether it would let a pod onto a node with accelerators, where preparation and merge have no business."""
+    return not toleration.key or toleration.key in ACCELERATOR_TAINTS
+
+
+def _installed(role: Role, needs: Needs, settings: Settings) -> list[Object]:
+    """The installation's tolerations, but for those that are there already."""
+    wanted = [item for item in settings.tolerations if role is Role.TRAIN or not opens_accelerators(item)]
+    found = [item.model_dump(by_alias=True, exclude_none=True) for item in wanted]
+    return [toleration for toleration in found if toleration not in needs.tolerations]
 
 
 def _user_variable(variable: EnvVar) -> Object:

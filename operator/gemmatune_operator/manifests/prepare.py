@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gemmatune_api import gke, names
+from gemmatune_api import names
 from gemmatune_api.names import Role
-from gemmatune_api.placement import PodSpec, Toleration
+from gemmatune_api.placement import PodSpec
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_operator.manifests import credentials, pod
@@ -30,7 +30,6 @@ READINESS = {
     "failureThreshold": 1,
 }
 """Not ready means that access is refused and asked for again: a preparation writes no status, but its kubelet does."""
-ACCELERATOR_TAINTS = (gke.GPU, gke.TPU)
 
 
 def job(resource: GemmaFineTune, config: RunConfig, number: int, settings: Settings) -> Object:
@@ -60,9 +59,5 @@ def tolerations(spec: FineTuneSpec) -> list[Object]:
     return [
         toleration.model_dump(by_alias=True, exclude_none=True)
         for toleration in (spec.pod or PodSpec()).tolerations or []
-        if not _opens_accelerators(toleration)
+        if not pod.opens_accelerators(toleration)
     ]
-
-
-def _opens_accelerators(toleration: Toleration) -> bool:
-    return not toleration.key or toleration.key in ACCELERATOR_TAINTS

@@ -6,10 +6,11 @@ from datetime import datetime
 
 from gemmatune_api import defaults, validate
 from gemmatune_api.errors import InvalidResourceError, Problem
+from gemmatune_api.site_defaults import SiteDefaults, applied, without_output
 from gemmatune_api.spec import GemmaFineTune
 from gemmatune_operator.decision import Decision, Policy, Situation
 from gemmatune_operator.observe import Observed
-from gemmatune_operator.policies import cost
+from gemmatune_operator.policies import cost, site_defaults
 from gemmatune_operator.policies.accept import accept
 from gemmatune_operator.policies.attempt import attempt
 from gemmatune_operator.policies.cleanup import cleanup
@@ -40,16 +41,21 @@ def situation_of(observed: Observed, now: datetime, settings: Settings) -> Situa
     """What policies see; a spec that cannot be run leaves the last valid one in force for an attempt that runs."""
     problems: tuple[Problem, ...] = ()
     resource: GemmaFineTune | None
+    given = observed.status.defaults or SiteDefaults()
     try:
         resource = validate.parse(observed.raw, settings.refused)
-        problems = cost.problems(resource.spec, settings)
+        given = site_defaults.taken(observed, settings)
+        resource = applied(resource, given)
+        problems = (*without_output(resource), *cost.problems(resource.spec, settings))
     except InvalidResourceError as error:
         resource, problems = None, error.problems
     if problems:
         resource = _last_valid(observed, settings)
     if resource is not None:
         resource = resource.model_copy(update={"spec": defaults.resolve(resource.spec)})
-    return Situation(observed=observed, resource=resource, problems=problems, now=now, settings=settings)
+    return Situation(
+        observed=observed, resource=resource, problems=problems, now=now, settings=settings, defaults=given
+    )
 
 
 def _last_valid(observed: Observed, settings: Settings) -> GemmaFineTune | None:

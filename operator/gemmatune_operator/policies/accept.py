@@ -11,17 +11,21 @@ from gemmatune_api.runconfig import RunConfig, RunIdentity, build
 from gemmatune_api.status import DataStatus, Overrides, Plan
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
-from gemmatune_operator.observe import open_attempt, open_merge, status_of, trained
+from gemmatune_operator.observe import open_attempt, open_merge, output_of, status_of, trained
 from gemmatune_operator.policies import describe, results
 from gemmatune_operator.ports import Object
 from gemmatune_operator.views import mapping
 
 RIVAL_SECONDS = 10.0
 """Between two looks at another resource that holds the output."""
+DEFAULTS_SECONDS = 10.0
+"""Between two looks at defaults of the namespace that cannot be read."""
 
 
 def accept(situation: Situation, decision: Decision) -> Decision:
     """Sets Accepted, and with it status.resolved and status.plan, once per generation."""
+    if any(problem.reason is Reason.INVALID_DEFAULTS for problem in situation.problems):
+        return _without_defaults(situation, decision)
     if situation.problems:
         return _invalid(situation, decision)
     observed = situation.observed
@@ -30,7 +34,8 @@ def accept(situation: Situation, decision: Decision) -> Decision:
         return decision
     if not decision.status.attempts and (rival := rival_of(situation)) is not None:
         return _second(situation, decision, rival)
-    return planned(situation, decision.update(resolved=describe.resolved(situation.spec)))
+    taken = situation.defaults if situation.defaults.given else None
+    return planned(situation, decision.update(resolved=describe.resolved(situation.spec), defaults=taken))
 
 
 def planned(situation: Situation, decision: Decision) -> Decision:
@@ -75,7 +80,7 @@ def rival_of(situation: Situation) -> str | None:
     """Name of another resource of the namespace that holds output.uri; of two new ones, the older one."""
     uri, mine = situation.spec.output.uri, _rank(situation.observed.raw)
     for raw in situation.observed.rivals:
-        if _output(raw) != uri or raw["metadata"].get("deletionTimestamp") or _rank(raw) > mine:
+        if output_of(raw) != uri or raw["metadata"].get("deletionTimestamp") or _rank(raw) > mine:
             continue
         finished = conditions.is_true(status_of(raw.get("status")).conditions, ConditionType.FINISHED)
         if finished and situation.spec.output.overwrite:
@@ -92,6 +97,13 @@ def _invalid(situation: Situation, decision: Decision) -> Decision:
     if situation.resource is not None and running is not None:
         return decision
     return fail(situation, decision, reason, message, remedy)
+
+
+def _without_defaults(situation: Situation, decision: Decision) -> Decision:
+    """It is no fault of the resource that the namespace's defaults cannot be read: it waits until they can."""
+    reason, message, remedy = describe.problems(situation.problems)
+    decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
+    return decision.waking(DEFAULTS_SECONDS).settle()
 
 
 def _refused(situation: Situation, decision: Decision, reason: Reason, message: str, remedy: str) -> Decision:
@@ -135,11 +147,6 @@ def _placement(plan: Plan) -> tuple[object, ...]:
 def _one_of(remedies: Iterable[str]) -> str:
     choices = list(remedies)
     return f"One of: {'; '.join(choices)}." if choices else ""
-
-
-def _output(raw: Object) -> str:
-    """Its output.uri; another resource may hold anything where no schema has checked it."""
-    return str(mapping(mapping(raw.get("spec")).get("output")).get("uri") or "").rstrip("/")
 
 
 def _rank(raw: Object) -> tuple[bool, bool, str, str]:

@@ -47,7 +47,12 @@ def what(spec: FineTuneSpec, model: GemmaModel | None) -> str:
 
 def summary(spec: FineTuneSpec, model: GemmaModel | None) -> Summary:
     """The columns of kubectl that the spec decides."""
-    return Summary(model=model_name(spec, model), method=method(spec), accelerator=accelerator(spec.accelerator))
+    return Summary(
+        model=model_name(spec, model),
+        method=method(spec),
+        accelerator=accelerator(spec.accelerator),
+        output=spec.output.uri,
+    )
 
 
 def memory(plan: Plan) -> str:
