@@ -33,7 +33,7 @@ LOADING_SHARE = 0.5
 """Segments that the CUDA allocator keeps from loading, as a share of the 16-bit embedding, its largest block.
 
 Read off twelve measured loads of seven generations (tests/unit/test_fit_measurements.py); all lie within 10%."""
-RUNTIME = 1_640 * MIB
+RUNTIME = 1_340 * MIB
 """Resident size of Python with torch, transformers, PEFT, TRL and Gemma's tokenizer before the weights (measured)."""
 HEAP_HOLES = 0.4
 """On a CPU: freed memory that the C library cannot give back, as a share of what all layers keep without checkpointing
