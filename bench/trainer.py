@@ -228,6 +228,8 @@ def whole_run(plan: Plan, model: Path, work: Path) -> dict[str, Any]:
         ENV_TERMINATION_LOG: str(folder / "message.json"),
         ENV_STATUS_FILE: str(folder / "status.json"),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    _run([sys.executable, "-c", "import gemmatune_trainer.backends.torch"], environment)  # images bring it compiled
     _run([sys.executable, "-m", "gemmatune_trainer", "prepare"], environment)
     settings = replace(settings, started=time.time())
     command = [sys.executable, "-m", "bench.trainer_whole", "run", settings.argument()]

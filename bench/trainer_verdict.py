@@ -87,8 +87,8 @@ def targets(lines: list[Found], quality: list[Found], whole: Found | None) -> li
         found.append(
             row("Step time lost to checkpoints and progress", "<= 3%", [100 * whole["lost"]], lambda v: v <= 3, "%", 1)
         )
-        seconds = [whole["first_step"]]
-        found.append(row("Process start to first step", "<= 25 s", seconds, lambda v: v <= FIRST_STEP, "s", 1))
+        what = "Process start to first step, with Python's bytecode compiled as in the images"
+        found.append(row(what, "<= 25 s", [whole["first_step"]], lambda v: v <= FIRST_STEP, "s", 1))
     if quality:
         shares = [one["recovered"] for one in quality]
         found.append(row("NF4's share of LoRA's gain in NLL", ">= 0.85", shares, lambda v: v >= RECOVERED))
