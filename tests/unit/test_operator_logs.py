@@ -30,7 +30,7 @@ async def leave_a_stream_open() -> None:
 async def fail_in_the_background() -> None:
     asyncio.get_running_loop().set_exception_handler(logs.of_loop)
     asyncio.get_running_loop().call_soon(lambda: 1 // 0)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
 
 
 def test_a_stream_that_does_not_close_with_the_loop_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

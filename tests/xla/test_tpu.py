@@ -1,6 +1,6 @@
 """A TPU resource on the real control plane: accepted, scheduled onto a TPU node, trained, and its adapter used.
 
-No TPU is to be had here: the node has the labels, the taint and the chips of a v5e host, and its trainer's four devices
+It needs no TPU: the node has the labels, the taint and the chips of a v5e host, and its trainer's four devices
 are virtual ones.
 """
 
