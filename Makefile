@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+# Each start of a trainer would else compile all that it imports: 22 s instead of 9 to its first step.
+unexport PYTHONDONTWRITEBYTECODE
 
 UV = $$(tools/uv.sh)
 RUN = $(UV) run --frozen --no-sync

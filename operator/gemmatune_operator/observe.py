@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -27,6 +27,9 @@ from gemmatune_operator.views import (
     pod_view,
     whole,
 )
+
+Read = Callable[[str, str, str], Awaitable[Object | None]]
+"""`Cluster.get`, or the same for several looks at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ async def observe(cluster: Cluster, namespace: str, name: str) -> Observed | Non
     if unclaimed(observed):
         others = await cluster.list_objects(names.KIND, namespace, {})
         observed = replace(observed, rivals=tuple(o for o in others if metadata(o).get("uid") != observed.uid))
-    observed = await with_defaults(cluster, observed)
+    observed = await with_defaults(cluster.get, observed)
     labels = {names.LABEL_RUN_UID: observed.uid}
     jobs = await cluster.list_objects("Job", namespace, labels)
     jobs += await _missing(cluster, observed, jobs)
@@ -106,7 +109,7 @@ def takes_defaults(observed: Observed) -> bool:
     return unclaimed(observed) or (again and not status.attempts)
 
 
-async def with_defaults(cluster: Cluster, observed: Observed) -> Observed:
+async def with_defaults(read: Read, observed: Observed) -> Observed:
     """With the namespace's defaults, read live where they are to be taken.
 
     Raises:
@@ -114,7 +117,7 @@ async def with_defaults(cluster: Cluster, observed: Observed) -> Observed:
     """
     if not takes_defaults(observed):
         return observed
-    found = await cluster.get("ConfigMap", observed.namespace, names.DEFAULTS_CONFIG_MAP)
+    found = await read("ConfigMap", observed.namespace, names.DEFAULTS_CONFIG_MAP)
     return replace(observed, namespace_defaults=mapping(mapping(found).get("data")))
 
 

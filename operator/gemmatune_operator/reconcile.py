@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
+from functools import partial
 
 from gemmatune_api import names
 from gemmatune_api.names import TRAINER_STATUS_FIELDS, Reason
@@ -21,6 +22,7 @@ from gemmatune_operator.policies import plan
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
 from gemmatune_operator.posting import Emit
 from gemmatune_operator.settings import Settings
+from gemmatune_operator.sharing import SharedReads
 from gemmatune_operator.views import job_view, mapping, owner_uid
 from gemmatune_operator.workqueue import Priority
 
@@ -44,6 +46,8 @@ class Tools:
     settings: Settings
     memory: Memory = field(default_factory=Memory)
     """What a process knows and the API server does not; kept from look to look."""
+    reads: SharedReads = field(default_factory=SharedReads)
+    """What several looks ask at once."""
     journal: Journal = field(default_factory=Journal)
     """Told of every change that the API server has taken."""
     cache: Cache | None = None
@@ -118,7 +122,7 @@ async def _by_cache(
     if decision is None:
         if unclaimed(observed) and not asked_output(observed.raw):
             return _Undecided.LIVE  # who else writes there is looked up by a name that is not known yet
-        observed = await with_defaults(tools.cluster, observed)
+        observed = await with_defaults(partial(tools.reads.get, tools.cluster), observed)
         decision = plan(observed, now, tools.settings)
     match certainty(observed, decision, changed=changes(observed, decision)):
         case Certainty.NOTHING:
