@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
+
+from pydantic_core import from_json, to_json
 
 from gemmatune_api import names
 from gemmatune_operator.observe import Observed, of_resource, output_of, unclaimed
@@ -174,12 +175,12 @@ class Cache:
         run = self._runs.get((namespace, name))
         if run is None:
             return None
-        observed = of_resource(json.loads(run.text))
+        observed = of_resource(from_json(run.text))
         if observed.deleting:
             return observed
         if unclaimed(observed):
             others = self._outputs.get(run.output, set()) - {(namespace, name)}
-            observed = replace(observed, rivals=tuple(json.loads(self._runs[key].text) for key in sorted(others)))
+            observed = replace(observed, rivals=tuple(from_json(self._runs[key].text) for key in sorted(others)))
         pods: dict[str, list[PodView]] = {}
         for _, pod in self._pods.of(run.uid):
             if pod.phase == "Pending":
@@ -271,7 +272,7 @@ def _run(body: Mapping[str, Any]) -> _Run:
     return _Run(
         uid=str(meta.get("uid") or ""),
         version=_version(meta),
-        text=json.dumps(small, separators=(",", ":")).encode(),
+        text=to_json(small),
         output=(str(meta.get("namespace")), output_of(body)),
         mark=(meta.get("uid"), meta.get("generation"), retry, meta.get("deletionTimestamp")),
     )

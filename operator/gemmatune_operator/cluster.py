@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import secrets
@@ -18,12 +17,13 @@ import aiohttp
 import structlog
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
+from pydantic_core import from_json
 
 from gemmatune_api import names
+from gemmatune_api.apply import CONTENT_TYPE, apply_text
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.ports import AlreadyExistsError, ConflictError, Object, RefusedError, UnavailableError
 
-APPLY = "application/apply-patch+yaml"
 JSON = "application/json"
 TIMEOUT_SECONDS = 30.0
 _TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -184,7 +184,7 @@ class KubernetesCluster:
         query = {"fieldManager": names.FIELD_MANAGER_OPERATOR, "force": "true"}
         point = f"apply status {obj['status'].get('phase', '')}"
         try:
-            return await self._write(point, _Request("apply", kind, "PATCH", path, obj, query, APPLY))
+            return await self._write(point, _Request("apply", kind, "PATCH", path, obj, query, CONTENT_TYPE))
         except _ApiError as error:
             if error.code in (404, 409):
                 raise ConflictError(str(error)) from error
@@ -279,7 +279,7 @@ class KubernetesCluster:
                 configuration.host + request.path,
                 params=request.query,
                 headers=headers,
-                data=None if request.body is None else json.dumps(request.body).encode(),
+                data=None if request.body is None else apply_text(request.body),
                 timeout=_TIMEOUT,
                 proxy=rest.proxy,
                 proxy_headers=rest.proxy_headers,
@@ -326,7 +326,7 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
 
 def _document(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text or b"{}")
+        document = from_json(text or b"{}")
     except ValueError:
         return {"message": text.decode(errors="replace")[:500]}
     return document if isinstance(document, dict) else {}

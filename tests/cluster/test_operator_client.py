@@ -90,6 +90,9 @@ async def test_status(port: KubernetesCluster, crd: ControlPlane, namespace: str
     assert stage.status == {"phase": "Training", "progress": {"step": 3}}
     managers = {item["manager"] for item in stage.resource["metadata"]["managedFields"]}
     assert names.FIELD_MANAGER_OPERATOR in managers
+    odd = "".join(map(chr, [0, 9, 10, 13, 27, 34, 92, 127, 0x85, 0xE9, 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0x1F600]))
+    await port.apply_status(document({"phase": "Training", "message": f"found {odd} here"}))
+    assert stage.status["message"] == f"found {odd} here", "an apply is read as YAML, which knows fewer characters"
     with pytest.raises(ConflictError):
         await port.apply_status(document({"phase": "Failed"}, stale))
     with pytest.raises(RefusedError):

@@ -186,7 +186,7 @@ def test_the_status_on_the_api_server(crd: ControlPlane, pod: Callable[[bool], R
     first.start()
     first.progress(3, 40, 20, history(3), urgent=True)
     first.checkpoint(3, "gs://b/out/checkpoints/step-00000003")
-    first.samples(["prompt"], ["before"], None)
+    first.samples(["prompt"], ["before \N{ROCKET}\u2028"], None)
     first.close()
     assert status_of(crd, identity)["checkpoint"]["step"] == 3
     second = Reporter(open_sink(identity))
@@ -197,7 +197,7 @@ def test_the_status_on_the_api_server(crd: ControlPlane, pod: Callable[[bool], R
     status = status_of(crd, identity)
     assert status.keys() == {"job", "progress", "checkpoint", "artifacts", "samples"}
     assert status["progress"]["stepText"] == "40/40"
-    assert status["samples"] == [{"prompt": "prompt", "before": "before"}]
+    assert status["samples"] == [{"prompt": "prompt", "before": "before \N{ROCKET}\u2028"}]
     stranger = Reporter(ApiSink(ApiServer.of_pod(), identity.model_copy(update={"uid": "another"})))  # type: ignore[arg-type]
     stranger.start()
     stranger.progress(1, 2, 1, history(1), urgent=True)

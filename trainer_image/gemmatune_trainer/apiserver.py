@@ -8,6 +8,7 @@ from typing import Any
 
 import requests
 
+from gemmatune_api.apply import CONTENT_TYPE, apply_text
 from gemmatune_api.names import (
     API_VERSION,
     DEFAULT_SERVICE_ACCOUNT_DIR,
@@ -64,11 +65,13 @@ class ApiServer:
         if found is None or found.get("metadata", {}).get("uid") != uid:
             return
         identity = self._identity()
-        identity["headers"]["Content-Type"] = "application/apply-patch+yaml"
+        identity["headers"]["Content-Type"] = CONTENT_TYPE
+        meta = {"name": name, "uid": uid}
+        resource = {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "status": status}
         answer = self._session.patch(
             f"{self._path(namespace, name)}/status",
             params={"fieldManager": FIELD_MANAGER_TRAINER, "force": "true"},
-            json={"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name, "uid": uid}, "status": status},
+            data=apply_text(resource),
             timeout=_TIMEOUT,
             **identity,
         )
