@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import requests
+from structlog.testing import capture_logs
 
 from gemmatune_api.names import API_VERSION, ENV_SERVICE_ACCOUNT_DIR, ENV_STATUS_FILE, KIND, PLURAL
 from gemmatune_api.runconfig import RunIdentity
@@ -203,6 +204,20 @@ def test_the_status_on_the_api_server(crd: ControlPlane, pod: Callable[[bool], R
     stranger.progress(1, 2, 1, history(1), urgent=True)
     stranger.close()
     assert status_of(crd, identity)["progress"]["step"] == 40, "a resource of the same name is not ours"
+
+
+@pytest.mark.cluster
+def test_samples_that_are_refused_cost_no_heartbeat(crd: ControlPlane, pod: Callable[[bool], RunIdentity]) -> None:
+    """The status is written without them, and the log says what the API server said."""
+    identity = pod(True)
+    sink = open_sink(identity)
+    assert sink is not None
+    with capture_logs() as logs:
+        for step in (1, 2):
+            sink.write({"progress": {"step": step}, "samples": [{"prompt": "p"}] * 9})
+    assert status_of(crd, identity) == {"job": JOB, "progress": {"step": 2}}
+    (told,) = [entry for entry in logs if entry["event"] == "samples left out of the status"]
+    assert "status.samples: Too many: 9: must have at most 8 items" in told["error"]
 
 
 @pytest.mark.cluster

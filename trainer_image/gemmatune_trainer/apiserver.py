@@ -51,7 +51,7 @@ class ApiServer:
         answer = self._session.get(self._path(namespace, name), timeout=_TIMEOUT, **self._identity())
         if answer.status_code == requests.codes.not_found:
             return None
-        answer.raise_for_status()
+        _check(answer)
         found: dict[str, Any] = answer.json()
         return found
 
@@ -75,7 +75,7 @@ class ApiServer:
             timeout=_TIMEOUT,
             **identity,
         )
-        answer.raise_for_status()
+        _check(answer)
 
     def _path(self, namespace: str, name: str) -> str:
         return f"{self._address}/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
@@ -87,3 +87,14 @@ class ApiServer:
             "headers": {"Authorization": f"Bearer {token}"},
             "verify": str(authority) if authority.is_file() else True,
         }
+
+
+def _check(answer: requests.Response) -> None:
+    """Raises HTTPError with what the API server says, where it refuses."""
+    if answer.ok:
+        return
+    try:
+        said = answer.json()["message"]
+    except (ValueError, KeyError, TypeError):
+        said = answer.text[:500] or answer.reason
+    raise requests.HTTPError(f"{answer.status_code}: {said}", response=answer)

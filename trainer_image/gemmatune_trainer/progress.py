@@ -30,6 +30,7 @@ FILE_INTERVAL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 """Shortest time between two looks at the fence."""
 FORBIDDEN_SECONDS = 30.0
+_INVALID = (requests.codes.bad_request, requests.codes.request_entity_too_large, requests.codes.unprocessable_entity)
 _CLOSE_SECONDS = 15.0
 """Longest time that the end of a process waits for its last write: a pod that stops has little left."""
 _SAMPLE_CHARACTERS = 2000
@@ -77,6 +78,8 @@ class ApiSink:
     """The resource's status at the API server.
 
     A refusal (403) is retried in the first 30 s: the pod may start before the operator has written `status.job`.
+    Samples are the one field that holds texts of others: where the API server takes the status with them for invalid,
+    it is written without them, since a run without heartbeats counts as stalled.
     """
 
     interval = INTERVAL_SECONDS
@@ -85,6 +88,7 @@ class ApiSink:
         self._server = server
         self._identity = identity
         self._patient_until = time.monotonic() + FORBIDDEN_SECONDS
+        self._told = ""
 
     def read(self) -> dict[str, Any]:
         """The fields as they were left."""
@@ -100,10 +104,16 @@ class ApiSink:
                 self._server.apply_status(self._identity.namespace, self._identity.name, self._identity.uid, status)
                 return
             except requests.HTTPError as error:
-                refused = error.response is not None and error.response.status_code == requests.codes.forbidden
-                if not refused or time.monotonic() > self._patient_until:
+                code = error.response.status_code if error.response is not None else 0
+                if code in _INVALID and "samples" in status:
+                    if str(error) != self._told:
+                        log.warning("samples left out of the status", error=str(error))
+                    self._told = str(error)
+                    status = {name: value for name, value in status.items() if name != "samples"}
+                elif code == requests.codes.forbidden and time.monotonic() <= self._patient_until:
+                    time.sleep(1.0)
+                else:
                     raise
-                time.sleep(1.0)
 
 
 def open_sink(identity: RunIdentity) -> Sink | None:
