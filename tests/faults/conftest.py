@@ -24,6 +24,8 @@ from tests.support.wait import wait_for
 NAMESPACES = (SHARED, waits.QUOTA, waits.NO_PODS, waits.LIMITED)
 SPOT_LABEL = {"cloud.google.com/gke-spot": "true"}
 SPOT_TAINT: Object = {"key": "cloud.google.com/gke-spot", "value": "true", "effect": "NoSchedule"}
+HEALTHY = 12
+"""Nodes that do nothing: where more than 55% of a zone's nodes are dead, the node controller evicts no pod of any."""
 TRAINER = Path(__file__).parent / "trainer"
 PLENTY = {"cpu": "10000", "memory": "100Ti", "ephemeral-storage": "1000Ti", "pods": "10000", "nvidia.com/gpu": "10000"}
 
@@ -48,6 +50,8 @@ def plant(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         kwok.node("kwok-gpu", labels={GPU_LABEL: KWOK_GPU}, taints=[GPU_TAINT], resources=PLENTY)
         spot = {GPU_LABEL: KWOK_GPU, **SPOT_LABEL}
         kwok.node("kwok-spot", labels=spot, taints=[GPU_TAINT, SPOT_TAINT], resources=PLENTY)
+        for number in range(HEALTHY):
+            kwok.node(f"kwok-healthy-{number}", taints=[GPU_TAINT])
         yield Plant(crd, history, node, folder, environment)
 
 

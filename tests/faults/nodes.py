@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemmatune_api.names import Reason
 from tests.faults.ends import pod_ends
-from tests.faults.scene import KWOK_GPU, REAL_GPU, Fault, Next, Scene
+from tests.faults.scene import KWOK_GPU, OWN_GPU, REAL_GPU, Fault, Next, Scene
 from tests.support.api import Object
 from tests.support.history import Change
 from tests.support.kwok import End
@@ -51,8 +51,8 @@ NODES = [
           end=End("exit", code=143, disruption="TerminationByKubelet", index="3"), says="TerminationByKubelet"),
     Fault("drained", Reason.PREEMPTED, Next.FREE, drain, says="EvictionByEvictionAPI"),
     Fault("drained-process", Reason.PREEMPTED, Next.FREE, drain, REAL_GPU, says="EvictionByEvictionAPI"),
-    Fault("dead-node", Reason.NODE_LOST, Next.FREE, kill_node, REAL_GPU, says="node node-dead-node",
+    Fault("dead-node", Reason.NODE_LOST, Next.FREE, kill_node, OWN_GPU, says="node node-dead-node",
           own_node=True, slow=True),
-    Fault("node-deleted", Reason.NODE_LOST, Next.FREE, delete_node, REAL_GPU, says="DeletionByPodGC",
+    Fault("node-deleted", Reason.NODE_LOST, Next.FREE, delete_node, OWN_GPU, says="DeletionByPodGC",
           own_node=True, slow=True),
 ]  # fmt: skip

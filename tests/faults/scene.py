@@ -24,6 +24,8 @@ KWOK_GPU = "nvidia-l4"
 """KWOK's nodes have this one."""
 REAL_GPU = "nvidia-a100-80gb"
 """Pods on nodes with this one are processes."""
+OWN_GPU = "nvidia-h100-80gb"
+"""Of nodes that end with their run: no other run's pod is scheduled to one of them."""
 NO_GPU = "nvidia-tesla-t4"
 """No node has this one."""
 GPU_TAINT: Object = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -123,7 +125,7 @@ class Scene(Stage):
             self.plant.control_plane,
             self.plant.folder / self.name,
             f"node-{self.name}",
-            labels={GPU_LABEL: REAL_GPU, NODE_LABEL: self.name},
+            labels={GPU_LABEL: OWN_GPU, NODE_LABEL: self.name},
             taints=[GPU_TAINT],
             resources={"cpu": "64", "memory": "1Ti", "nvidia.com/gpu": "2"},
             environment=self.plant.environment,
