@@ -1,0 +1,196 @@
+"""A tiny PaliGemma by the real trainer: it learns colours, equals transformers and PEFT, and keeps its tower."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gemmatune_api.names import ENV_CACHE, ExitCode
+from gemmatune_api.runconfig import RunConfig, RunMesh
+from gemmatune_api.spec import ImageTextFormat
+from gemmatune_trainer.models import ModelFiles, fetch
+from tests.keras.conftest import torch_python
+from tests.support.pictures import PREFIX, write_shapes
+from tests.support.tinymodels import IMAGE, write_paligemma
+from tests.support.trainerhost import TrainerHost, TrainerProcess
+from tests.trainer.conftest import run_config
+
+ROOT = Path(__file__).resolve().parents[2]
+FORMAT = ImageTextFormat(image="file", prefix=PREFIX, suffix="{colour}")
+STEPS = 60
+HELD_OUT = 40
+
+
+def about_images(config: RunConfig, **changes: Any) -> RunConfig:
+    """The run on rows with images, on backend keras and 2 x 4 devices."""
+    changes = {"text": None, "image_text": FORMAT, "packing": False, **changes}
+    dataset = config.dataset.model_copy(update=changes)
+    return config.model_copy(update={"backend": "keras", "mesh": RunMesh(data=2, model=4), "dataset": dataset})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    config: RunConfig
+    files: ModelFiles
+    train: TrainerProcess
+    output: Path
+    checkpoint: Path
+    unseen: Path
+
+
+@pytest.fixture(scope="module")
+def trained(trainer_host: TrainerHost, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """A LoRA run on pictures of coloured shapes, from prepare to the manifest."""
+    folder = tmp_path_factory.mktemp("colours")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENV_CACHE, str(cache))
+        config = about_images(
+            run_config(
+                write_paligemma(folder / "model"),
+                write_shapes(folder / "data", 160, seed=1),
+                folder / "out",
+                rank=8,
+                alpha=16,
+                max_steps=STEPS,
+                every_steps=STEPS,
+                global_batch_size=16,
+                micro_batch_size=8,
+                learning_rate=1e-2,
+                eval_fraction=0.05,
+                prompts=[],
+                from_eval=2,
+                max_new_tokens=8,
+            )
+        )
+        for role in ("prepare", "train"):
+            done = trainer_host.run(role, config, folder / role)
+            assert done.poll() == ExitCode.DONE, done.log()[-4000:]
+        unseen = write_shapes(folder / "unseen", HELD_OUT, seed=2)
+        checkpoint = folder / "out" / "checkpoints" / f"step-{STEPS:08d}"
+        yield Trained(config, fetch(config.model, weights=True), done, folder / "out", checkpoint, unseen)
+
+
+@pytest.fixture(scope="module")
+def backend(trained: Trained) -> Any:
+    """The backend in this process, with a fresh adapter."""
+    from gemmatune_trainer.backends.keras_backend import KerasBackend
+    from gemmatune_trainer.ranks import Ranks
+    from gemmatune_trainer.stop import StopFlag
+
+    made = KerasBackend(trained.config, trained.files, StopFlag(), Ranks())
+    made.load()
+    return made
+
+
+def unseen(trained: Trained) -> list[tuple[Any, str]]:
+    """Pictures that were not trained on, with their colours."""
+    from gemmatune_trainer.data.images import decode
+
+    rows = [json.loads(line) for line in trained.unseen.read_text().splitlines()]
+    return [(decode((trained.unseen.parent / row["file"]).read_bytes(), IMAGE), row["colour"]) for row in rows]
+
+
+def ids_of(trained: Trained, suffix: str = "") -> tuple[list[int], int]:
+    """A row of the format as tokens, and how many of them are the prefix's."""
+    from gemmatune_trainer.data.formats import ImageText
+    from gemmatune_trainer.data.pack import IGNORED
+    from gemmatune_trainer.data.templates import render
+
+    tokenizer = trained.files.tokenizer
+    found = tokenizer.encode(render(ImageText("", PREFIX, suffix or "x"), tokenizer.rules))
+    prefix = found.labels.count(IGNORED)
+    return (found.input_ids if suffix else found.input_ids[:prefix]), prefix
+
+
+def logits(backend: Any, ids: list[int], prefix: int, image: Any) -> Any:
+    """The backend's logits at the text's tokens of one row."""
+    from gemmatune_trainer.backends import keras_mesh
+    from gemmatune_trainer.backends.keras_batches import Batch, padded_length
+
+    shape = (2, padded_length(len(ids), 1 << 30))
+    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    tokens[:, : len(ids)], segments[:, : len(ids)] = ids, 1
+    labels, prefixes = np.full(shape, -100, np.int32), np.full(2, prefix, np.int32)
+    batch = backend.steps.device(Batch(tokens, labels, segments, prefixes, np.stack([image, image])))
+    return keras_mesh.host_array(backend.steps.logits(*backend.steps.values(), batch))[0, : len(ids)]
+
+
+def test_it_names_the_colour_of_shapes_that_it_has_not_seen(trained: Trained, backend: Any) -> None:
+    backend.restore_weights(trained.checkpoint)
+    (prompt, _), tokenizer = ids_of(trained), trained.files.tokenizer
+    answers = [
+        (tokenizer.decode(backend.generate(prompt, 8, [tokenizer.eos_id], image)), colour)
+        for image, colour in unseen(trained)
+    ]
+    right = sum(answer == colour for answer, colour in answers)
+    assert right >= 0.9 * HELD_OUT, answers
+
+
+def test_the_report_shows_what_it_said_before_and_says_after(trained: Trained) -> None:
+    samples = trained.train.status["samples"]
+    assert [sample["prompt"] for sample in samples] == [PREFIX, PREFIX]
+    assert all(sample["after"] in ("red", "green", "blue", "yellow") for sample in samples)
+    assert all(sample["before"] != sample["after"] for sample in samples)
+    assert PREFIX in (trained.output / "report/report.html").read_text()
+    assert "PaliGemmaForConditionalGeneration" in (trained.output / "adapter/README.md").read_text()
+
+
+def test_the_adapter_is_of_the_text_decoder_alone(trained: Trained) -> None:
+    names = load_file(trained.output / "adapter/adapter_model.safetensors").keys()
+    assert len(names) == 2 * 7 * 2
+    assert all(name.startswith("base_model.model.model.language_model.layers.") for name in names)
+    placed = {event["variable"]: event["placed"] for event in trained.train.events("sharding")}
+    divided = {name for name, text in placed.items() if "over (" in text}
+    assert any("attention/query/kernel" in name for name in divided)
+    assert not any("image_encoder" in name for name in divided), "the tower lies on every device"
+
+
+def test_logits_are_those_of_transformers_and_of_peft(trained: Trained, backend: Any, tmp_path: Path) -> None:
+    ids, prefix = ids_of(trained, "yellow")
+    image, _ = unseen(trained)[0]
+    np.savez(tmp_path / "inputs.npz", ids=ids, prefix=prefix, image=image)
+    folders = (trained.files.folder, trained.output / "adapter", tmp_path / "inputs.npz", tmp_path / "outputs.npz")
+    command = [torch_python(), "-m", "tests.support.palireference", *folders, tmp_path / "resaved"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = np.load(tmp_path / "outputs.npz")
+    assert all("language_model" in name for name in reference["names"])
+
+    backend.restore_weights(trained.checkpoint)
+    assert np.abs(logits(backend, ids, prefix, image) - reference["adapted"]).max() <= 1e-4
+    fresh = {name: np.zeros_like(value) for name, value in backend._trained().items()}
+    _restored(backend, fresh)
+    assert np.abs(logits(backend, ids, prefix, image) - reference["base"]).max() <= 1e-4
+    assert np.abs(reference["adapted"] - reference["base"]).max() > 0.1
+    _resaved_is_the_same(backend, trained.files.folder, tmp_path / "resaved")
+
+
+def _restored(backend: Any, arrays: dict[str, Any]) -> None:
+    from gemmatune_trainer.backends import keras_lora
+
+    keras_lora.restore(backend._adapted, arrays)
+
+
+def _resaved_is_the_same(backend: Any, first: Path, second: Path) -> None:
+    """The keys that transformers 5 writes are found, whatever it calls the tower."""
+    from gemmatune_trainer.backends.keras_weights import Checkpoint, table
+
+    found = [table(backend._backbone, Checkpoint(folder)) for folder in (first, second)]
+    written = [
+        dict(Checkpoint(folder).arrays({item.key: None for item in items}))
+        for folder, items in zip((first, second), found, strict=True)
+    ]
+    assert len(found[0]) == len(found[1]) == 59
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(written[0][one.key], written[1][other.key]), (one.key, other.key)
