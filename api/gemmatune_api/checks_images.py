@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gemmatune_api import catalog
 from gemmatune_api.errors import Problem, shown
-from gemmatune_api.spec import FineTuneSpec, ImagePrompt
+from gemmatune_api.spec import FineTuneSpec
 
 _SCHEMES = ("gs://", "file:///")
 
@@ -38,17 +38,15 @@ def images(spec: FineTuneSpec) -> Iterator[Problem]:
 
 def prompts(spec: FineTuneSpec) -> Iterator[Problem]:
     """A prompt has an image exactly where the data has them, and one that a pod can read."""
-    for index, prompt in enumerate((spec.samples.prompts if spec.samples else None) or []):
-        path = f"spec.samples.prompts[{index}]"
-        image = prompt.image if isinstance(prompt, ImagePrompt) else None
+    for index, prompt in enumerate(spec.samples.blocks if spec.samples else []):
+        path, image = f"spec.samples.prompts[{index}]", prompt.image
         if image is not None and spec.dataset.image_text is None:
             yield Problem(f"{path}.image", "has no meaning without dataset.imageText", "Remove it.", shown(image))
         elif spec.dataset.image_text is None:
             continue
         elif image is None:
-            text = prompt.text if isinstance(prompt, ImagePrompt) else prompt
             remedy = "Write {text: ..., image: gs://BUCKET/PATH}, or use samples.fromEval."
-            yield Problem(path, "needs an image: the data is dataset.imageText", remedy, shown(text))
+            yield Problem(path, "needs an image: the data is dataset.imageText", remedy, shown(prompt.text))
         elif not image.startswith(_SCHEMES):
             remedy = "Write gs://BUCKET/PATH or file:///PATH."
             yield Problem(f"{path}.image", "is no URI that images are read from", remedy, shown(image))

@@ -15,7 +15,6 @@ from gemmatune_api.runtracking import RunTracking, run_tracking
 from gemmatune_api.spec import (
     ChatFormat,
     FineTuneSpec,
-    ImagePrompt,
     ImageTextFormat,
     InstructFormat,
     TargetModules,
@@ -375,11 +374,9 @@ def _mesh(spec: FineTuneSpec) -> RunMesh | None:
 
 def _samples(spec: FineTuneSpec) -> RunSamples:
     samples = _require(spec.samples)
-    given = [item if isinstance(item, ImagePrompt) else ImagePrompt(text=item) for item in samples.prompts or []]
-    images = [item.image for item in given if item.image is not None]
     return RunSamples(
-        prompts=[item.text for item in given],
-        images=images or None,
+        prompts=[item.text for item in samples.blocks],
+        images=[item.image for item in samples.blocks if item.image is not None] or None,
         from_eval=samples.from_eval or 0,
         max_new_tokens=_require(samples.max_new_tokens),
     )

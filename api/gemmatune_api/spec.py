@@ -242,6 +242,11 @@ class SamplesSpec(ApiModel):
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
     """Tokens to generate for each. Default 64."""
 
+    @property
+    def blocks(self) -> list[ImagePrompt]:
+        """The prompts, those that are plain texts as blocks too."""
+        return [item if isinstance(item, ImagePrompt) else ImagePrompt(text=item) for item in self.prompts or []]
+
 
 class FineTuneSpec(ApiModel):
     """A fine-tuning run of a Gemma model."""

@@ -146,6 +146,10 @@ def test_images_of_a_bucket(configure: Configure, tmp_path: Path, monkeypatch: p
         client.bucket(bucket).blob("set/rows.jsonl").upload_from_string(missing)
         with pytest.raises(DataInvalid, match=rf"no object gs://{bucket}/set/pictures/none.png"):
             prepare(configure(rows, uri=uri), StopFlag())
+        client.bucket(bucket).blob("set/rows.jsonl").upload_from_string(json.dumps(row("empty.png")))
+        client.bucket(bucket).blob("set/empty.png").upload_from_string(b"")
+        with pytest.raises(DataInvalid, match="found no JPEG, PNG or WebP file: an empty file"):
+            prepare(configure(rows, uri=uri), StopFlag())
         elsewhere = json.dumps(row("gs://another/b.png"))
         client.bucket(bucket).blob("set/rows.jsonl").upload_from_string(elsewhere)
         with pytest.raises(DataInvalid, match="expected an image in the bucket of the row's file"):

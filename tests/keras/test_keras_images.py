@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gemmatune_api.names import ENV_CACHE, ExitCode
-from gemmatune_api.runconfig import RunConfig, RunMesh
+from gemmatune_api.runconfig import RunConfig, RunMesh, RunModel
 from gemmatune_api.spec import ImageTextFormat
 from gemmatune_trainer.models import ModelFiles, fetch
 from tests.keras.conftest import torch_python
@@ -84,13 +84,17 @@ def trained(trainer_host: TrainerHost, cache: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def backend(trained: Trained) -> Any:
     """The backend in this process, with a fresh adapter."""
+    return made(trained.config, trained.files)
+
+
+def made(config: RunConfig, files: ModelFiles) -> Any:
     from gemmatune_trainer.backends.keras_backend import KerasBackend
     from gemmatune_trainer.ranks import Ranks
     from gemmatune_trainer.stop import StopFlag
 
-    made = KerasBackend(trained.config, trained.files, StopFlag(), Ranks())
-    made.load()
-    return made
+    found = KerasBackend(config, files, StopFlag(), Ranks())
+    found.load()
+    return found
 
 
 def unseen(trained: Trained) -> list[tuple[Any, str]]:
@@ -157,29 +161,27 @@ def test_the_adapter_is_of_the_text_decoder_alone(trained: Trained) -> None:
 
 
 def test_logits_are_those_of_transformers_and_of_peft(trained: Trained, backend: Any, tmp_path: Path) -> None:
+    """Of a PaliGemma 1 with and without its adapter, and of a PaliGemma 2."""
     ids, prefix = ids_of(trained, "yellow")
     image, _ = unseen(trained)[0]
+    other = write_paligemma(tmp_path / "other", "2")
     np.savez(tmp_path / "inputs.npz", ids=ids, prefix=prefix, image=image)
-    folders = (trained.files.folder, trained.output / "adapter", tmp_path / "inputs.npz", tmp_path / "outputs.npz")
-    command = [torch_python(), "-m", "tests.support.palireference", *folders, tmp_path / "resaved"]
+    folders = [trained.files.folder, trained.output / "adapter", other]
+    files = [tmp_path / "inputs.npz", tmp_path / "outputs.npz", tmp_path / "resaved"]
+    command = [torch_python(), "-m", "tests.support.palireference", *folders, *files]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     reference = np.load(tmp_path / "outputs.npz")
     assert all("language_model" in name for name in reference["names"])
+    assert np.abs(reference["adapted"] - reference["base"]).max() > 0.1
 
+    _resaved_is_the_same(backend, trained.files.folder, tmp_path / "resaved")
     backend.restore_weights(trained.checkpoint)
     assert np.abs(logits(backend, ids, prefix, image) - reference["adapted"]).max() <= 1e-4
-    fresh = {name: np.zeros_like(value) for name, value in backend._trained().items()}
-    _restored(backend, fresh)
-    assert np.abs(logits(backend, ids, prefix, image) - reference["base"]).max() <= 1e-4
-    assert np.abs(reference["adapted"] - reference["base"]).max() > 0.1
-    _resaved_is_the_same(backend, trained.files.folder, tmp_path / "resaved")
-
-
-def _restored(backend: Any, arrays: dict[str, Any]) -> None:
-    from gemmatune_trainer.backends import keras_lora
-
-    keras_lora.restore(backend._adapted, arrays)
+    for key, folder in (("base", trained.files.folder), ("other", other)):
+        config = trained.config.model_copy(update={"model": RunModel(uri=folder.as_uri())})
+        fresh = made(config, fetch(config.model, weights=True))
+        assert np.abs(logits(fresh, ids, prefix, image) - reference[key]).max() <= 1e-4, key
 
 
 def _resaved_is_the_same(backend: Any, first: Path, second: Path) -> None:
@@ -194,3 +196,21 @@ def _resaved_is_the_same(backend: Any, first: Path, second: Path) -> None:
     assert len(found[0]) == len(found[1]) == 59
     for one, other in zip(*found, strict=True):
         assert np.array_equal(written[0][one.key], written[1][other.key]), (one.key, other.key)
+
+
+def test_full_tuning_leaves_the_tower_as_it_is(
+    trainer_host: TrainerHost, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV_CACHE, str(cache))
+    model, data = write_paligemma(tmp_path / "model"), write_shapes(tmp_path / "data", 8, seed=4)
+    changes: dict[str, Any] = {"kind": "full", "learning_rate": 1e-3, "max_steps": 2, "prompts": []}
+    config = about_images(run_config(model, data, tmp_path / "out", **changes))
+    for role in ("prepare", "train"):
+        done = trainer_host.run(role, config, tmp_path / role)
+        assert done.poll() == ExitCode.DONE, done.log()[-4000:]
+    before: dict[str, Any] = load_file(model / "model.safetensors")
+    after: dict[str, Any] = load_file(tmp_path / "out/model/model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" in changed
+    assert not any("language_model" not in name for name in changed), "vision tower and projection"

@@ -179,8 +179,8 @@ def _none_left(counts: _Counts, dataset: RunDataset, what: str) -> DataInvalid:
 
 def fitted_rows(
     documents: Iterable[tuple[str, Document]], dataset: RunDataset, tokenizer: RowTokenizer, counts: _Counts
-) -> Iterator[Tokens]:
-    """The tokens of the documents that are trained, and the counts of all of them.
+) -> Iterator[tuple[Tokens, Document]]:
+    """The tokens of the documents that are trained, each with its document, and the counts of all of them.
 
     Raises:
         DataInvalid: a row is too long and tooLong is fail.
@@ -204,7 +204,7 @@ def fitted_rows(
             counts.labelled_tokens += fitted.tokens.labelled
             counts.truncated_rows += fitted.cut > 0
             counts.cut_tokens += fitted.cut
-            yield fitted.tokens._replace(image=document.image) if isinstance(document, ImageText) else fitted.tokens
+            yield fitted.tokens, document
 
 
 _Group = list[tuple[str, Document]]
@@ -242,8 +242,11 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
         yield group
 
 
-def _batches(rows: Iterator[Tokens], schema: pa.Schema, images: ImageStore | None) -> Iterator[pa.RecordBatch]:
-    for group in _groups(rows, lambda row: len(row.input_ids)):
+def _batches(
+    rows: Iterator[tuple[Tokens, Document]], schema: pa.Schema, images: ImageStore | None
+) -> Iterator[pa.RecordBatch]:
+    for pairs in _groups(rows, lambda row: len(row[0].input_ids)):
+        group = [tokens for tokens, _ in pairs]
         offsets = np.cumsum([0, *(len(row.input_ids) for row in group)], dtype=np.int32)
         ids = np.fromiter(chain.from_iterable(row.input_ids for row in group), np.int32, offsets[-1])
         labels = np.fromiter(chain.from_iterable(row.labels for row in group), np.int32, offsets[-1])
@@ -255,7 +258,8 @@ def _batches(rows: Iterator[Tokens], schema: pa.Schema, images: ImageStore | Non
         begins = pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
         columns = [pa.ListArray.from_arrays(begins, column) for column in values]
         if images is not None:
-            columns.append(pa.array([images.places[row.image] for row in group], pa.int32()))
+            digests = [document.image for _, document in pairs if isinstance(document, ImageText)]
+            columns.append(pa.array([images.places[digest] for digest in digests], pa.int32()))
         yield pa.record_batch(columns, schema=schema)
 
 

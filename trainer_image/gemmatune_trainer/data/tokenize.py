@@ -24,8 +24,6 @@ class Tokens(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
-    image: str = ""
-    """Digest of the image that they are about."""
 
     @property
     def labelled(self) -> int:
@@ -35,7 +33,7 @@ class Tokens(NamedTuple):
 
     def cut(self, length: int) -> Tokens:
         """The first `length` tokens."""
-        return self._replace(input_ids=self.input_ids[:length], labels=self.labels[:length])
+        return Tokens(self.input_ids[:length], self.labels[:length])
 
 
 @dataclass(frozen=True)
