@@ -3,8 +3,8 @@
     python -m tests.support.palireference MODEL ADAPTER OTHER INPUTS.npz OUTPUTS.npz RESAVED
 
 INPUTS: ids [tokens], image [size, size, 3] in bytes, prefix (tokens of the text before the suffix).
-OUTPUTS: logits at the text's tokens of MODEL, of it with ADAPTER, and of the model OTHER, which reads images of the same
-size. RESAVED gets MODEL as transformers saves it.
+OUTPUTS: logits at the text's tokens of MODEL, of it with ADAPTER, and of the model OTHER, whose images have the same size.
+RESAVED gets MODEL as transformers saves it.
 """
 
 from __future__ import annotations
