@@ -3,7 +3,7 @@
     python -m tests.support.palireference MODEL ADAPTER OTHER INPUTS.npz OUTPUTS.npz RESAVED
 
 INPUTS: ids [tokens], image [size, size, 3] in bytes, prefix (tokens of the text before the suffix).
-OUTPUTS: logits at the text's tokens of MODEL, of it with ADAPTER, and of the model OTHER, whose images have the same size.
+OUTPUTS: logits at the tokens of the text: of MODEL, of it with ADAPTER, and of OTHER, whose images have the same size.
 RESAVED gets MODEL as transformers saves it.
 """
 

@@ -92,10 +92,12 @@ def _mend(block: Any, index: int, family: str, text: Mapping[str, Any]) -> None:
     attention = block.attention
     attention.query_head_dim_normalize = block.query_head_dim_normalize
     kinds = text.get("layer_types")
-    if kinds is None or not hasattr(attention, "use_sliding_window_attention"):
-        return
-    attention.use_sliding_window_attention = kinds[index] == _SLIDING
-    if family not in ("gemma3", "gemma3_text"):
+    if kinds is not None and hasattr(attention, "use_sliding_window_attention"):
+        attention.use_sliding_window_attention = kinds[index] == _SLIDING
+    if family == "paligemma" and attention.use_sliding_window_attention:
+        # Image and prefix see each other whole, which the attention's own window would not let them.
+        block.window, attention.use_sliding_window_attention = attention.sliding_window_size, False
+    if kinds is None or family not in ("gemma3", "gemma3_text"):
         return
     found = (text.get("rope_parameters") or {}).get(kinds[index]) or {}
     name, default = _BASES[kinds[index]]
