@@ -53,7 +53,8 @@ def vision_of(config: Mapping[str, Any]) -> VisionShape | None:
     found = config.get("vision_config")
     if not isinstance(found, Mapping):
         return None
-    numbers = {"image": DEFAULT_IMAGE, **{name: found.get(key) for name, key in KEYS.items() if key in found}}
-    if numbers.keys() != KEYS.keys() or not all(isinstance(value, int) and value > 0 for value in numbers.values()):
-        return None
-    return VisionShape(**numbers)
+    numbers = {name: found.get(key) for name, key in KEYS.items()}
+    if numbers["image"] is None:
+        numbers["image"] = DEFAULT_IMAGE
+    whole = {name: value for name, value in numbers.items() if isinstance(value, int) and value > 0}
+    return VisionShape(**whole) if whole.keys() == KEYS.keys() else None
