@@ -88,11 +88,11 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 def _about_image(served: Served) -> str:
     """A program that answers one prompt about an image; the base's own processor puts the image before the text."""
     base, revision = served.base.removeprefix("file://"), f", revision={served.revision!r}" if served.revision else ""
-    load = "Model.from_pretrained(folder)"
+    load, further = "Model.from_pretrained(folder)", ""
     if served.kind == "adapter":
         load = f"PeftModel.from_pretrained(Model.from_pretrained({base!r}{revision}), folder)"
-    return f"""import sys
-from peft import PeftModel
+        further = "\nfrom peft import PeftModel"
+    return f"""import sys{further}
 from PIL import Image
 from transformers import AutoProcessor, GenerationConfig, PaliGemmaForConditionalGeneration as Model
 folder, image, prompt = sys.argv[1:]
