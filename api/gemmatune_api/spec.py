@@ -109,7 +109,7 @@ class DatasetSpec(ApiModel):
     too_long: Literal["truncate", "drop", "fail"] | None = None
     """What happens to longer rows. Default truncate; what is cut is reported."""
     packing: bool | None = None
-    """Rows of one step share sequences without seeing each other. Default true; rows with images never do."""
+    """Rows of one step share sequences without seeing each other; those with images never do. Default true."""
     eval_fraction: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     """Share of the rows kept for evaluation, by their content: equal rows stay together. Default: none."""
     eval_uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)] | None = None

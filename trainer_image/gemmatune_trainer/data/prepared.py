@@ -179,8 +179,8 @@ def _none_left(counts: _Counts, dataset: RunDataset, what: str) -> DataInvalid:
 
 def fitted_rows(
     documents: Iterable[tuple[str, Document]], dataset: RunDataset, tokenizer: RowTokenizer, counts: _Counts
-) -> Iterator[tuple[Tokens, Document]]:
-    """The tokens of the documents that are trained, each with its document, and the counts of all of them.
+) -> Iterator[tuple[Tokens, str]]:
+    """The tokens of the documents that are trained, each with its image's digest, and the counts of all of them.
 
     Raises:
         DataInvalid: a row is too long and tooLong is fail.
@@ -204,7 +204,7 @@ def fitted_rows(
             counts.labelled_tokens += fitted.tokens.labelled
             counts.truncated_rows += fitted.cut > 0
             counts.cut_tokens += fitted.cut
-            yield fitted.tokens, document
+            yield fitted.tokens, document.image if isinstance(document, ImageText) else ""
 
 
 _Group = list[tuple[str, Document]]
@@ -243,7 +243,7 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
 
 
 def _batches(
-    rows: Iterator[tuple[Tokens, Document]], schema: pa.Schema, images: ImageStore | None
+    rows: Iterator[tuple[Tokens, str]], schema: pa.Schema, images: ImageStore | None
 ) -> Iterator[pa.RecordBatch]:
     for pairs in _groups(rows, lambda row: len(row[0].input_ids)):
         group = [tokens for tokens, _ in pairs]
@@ -258,8 +258,7 @@ def _batches(
         begins = pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
         columns = [pa.ListArray.from_arrays(begins, column) for column in values]
         if images is not None:
-            digests = [document.image for _, document in pairs if isinstance(document, ImageText)]
-            columns.append(pa.array([images.places[digest] for digest in digests], pa.int32()))
+            columns.append(pa.array([images.places[digest] for _, digest in pairs], pa.int32()))
         yield pa.record_batch(columns, schema=schema)
 
 
