@@ -55,6 +55,7 @@ def trained(trainer_host: TrainerHost, cache: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("colours")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV_CACHE, str(cache))
+        unseen = write_shapes(folder / "unseen", HELD_OUT, seed=2)
         config = about_images(
             run_config(
                 write_paligemma(folder / "model"),
@@ -68,15 +69,15 @@ def trained(trainer_host: TrainerHost, cache: Path, tmp_path_factory: pytest.Tem
                 micro_batch_size=8,
                 learning_rate=1e-2,
                 eval_fraction=0.05,
-                prompts=[],
-                from_eval=2,
+                prompts=[PREFIX],
+                images=[(folder / "unseen/pictures/000.jpg").as_uri()],
+                from_eval=1,
                 max_new_tokens=8,
             )
         )
         for role in ("prepare", "train"):
             done = trainer_host.run(role, config, folder / role)
             assert done.poll() == ExitCode.DONE, done.log()[-4000:]
-        unseen = write_shapes(folder / "unseen", HELD_OUT, seed=2)
         checkpoint = folder / "out" / "checkpoints" / f"step-{STEPS:08d}"
         yield Trained(config, fetch(config.model, weights=True), done, folder / "out", checkpoint, unseen)
 
