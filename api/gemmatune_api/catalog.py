@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from gemmatune_api.shapes import ATTENTION_TARGETS, LINEAR_TARGETS, DecoderShape, siglip_parameters
+from gemmatune_api.vision import KEYS, VisionShape, vision_of
 
 Preset = Literal["all-linear", "attention"]
 _TARGET_PRESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -35,7 +36,9 @@ class GenerationRules:
     eos: str = "<eos>"
     pad: str = "<pad>"
     chat: bool = True
-    """Whether the generation has turns; False: only text is trained."""
+    """Whether the generation has turns."""
+    images: bool = False
+    """Whether it is trained on an image with each text, a prefix and a suffix (PaliGemma)."""
     turn_start: str
     turn_end: str
     user_role: str = "user"
@@ -101,7 +104,8 @@ class GemmaModel(DecoderShape):
     context_length: int = 8192
     towers: int = 0
     """Weights outside the text decoder (vision, audio, projections); they are neither quantised nor trained."""
-    image_tokens: int = 0
+    vision: VisionShape | None = None
+    """The vision tower of a PaliGemma."""
     stored_bytes: int = 2
     """Bytes of a weight in the published files; where base and instruct checkpoints differ, the larger."""
     notes: tuple[str, ...] = ()
@@ -218,9 +222,10 @@ def by_config(config: Mapping[str, Any]) -> GemmaModel | None:
     generation = known.generation
     if generation == "paligemma" and text.get("model_type") == "gemma2":
         generation = "paligemma2"
+    tower = vision_of(config) if known.generation == "paligemma" else None
     named = _named(shape, family, generation)
     if named is not None:
-        return named
+        return replace(named, towers=_towers(config, shape) or named.towers, vision=tower) if tower else named
     return GemmaModel(
         name="",
         family=family,
@@ -229,6 +234,7 @@ def by_config(config: Mapping[str, Any]) -> GemmaModel | None:
         multimodal=known.multimodal,
         context_length=int(text.get("max_position_embeddings") or 8192),
         towers=_towers(config, shape) if known.multimodal else 0,
+        vision=tower,
         **{item.name: getattr(shape, item.name) for item in fields(DecoderShape)},
     )
 
@@ -277,7 +283,8 @@ def planner_shape(config: Mapping[str, Any]) -> dict[str, Any]:
         result = {"model_type": config.get("model_type"), "text_config": kept}
     vision = config.get("vision_config")
     if isinstance(vision, Mapping):
-        result["vision_config"] = {key: vision[key] for key in _VISION_KEYS if vision.get(key) is not None}
+        keys = sorted({*_VISION_KEYS, *KEYS.values()})
+        result["vision_config"] = {key: vision[key] for key in keys if vision.get(key) is not None}
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from gemmatune_api import checks_accelerator, checks_data, checks_pod
+from gemmatune_api import checks_accelerator, checks_data, checks_images, checks_pod
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import TRAINING, backend_of, optimizer_of
 from gemmatune_api.errors import Problem, either, shown
@@ -271,12 +271,13 @@ RULES: tuple[Rule, ...] = (
     keras,
     checks_data.dataset,
     checks_data.templates,
+    checks_images.images,
     evaluation,
     method,
     training,
     checkpoint,
     checks_data.output,
-    checks_data.samples,
+    checks_images.prompts,
     checks_data.size,
     accelerator,
     checks_accelerator.gpu,

@@ -1,4 +1,4 @@
-"""The rules between the fields of model, dataset, output and samples."""
+"""The rules between the fields of model, dataset and output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemmatune_api.defaults import DATASET, backend_of
 from gemmatune_api.errors import Problem, shown
 from gemmatune_api.placement import SecretRef
 from gemmatune_api.runconfig import RUN_CONFIG_BYTES
-from gemmatune_api.spec import FineTuneSpec, ImagePrompt
+from gemmatune_api.spec import FineTuneSpec
 
 _HUBS = ("hf", "ms", "kaggle")
 """Schemes of hubs: they have revisions and tokens; the others use the pod's ServiceAccount or nothing."""
@@ -177,15 +177,3 @@ def size(spec: FineTuneSpec) -> Iterator[Problem]:
             "Shorten templates, prompts or system text.",
             f"{length} bytes",
         )
-
-
-def samples(spec: FineTuneSpec) -> Iterator[Problem]:
-    """Prompts with images only where the data has images."""
-    for index, prompt in enumerate((spec.samples.prompts if spec.samples else None) or []):
-        if isinstance(prompt, ImagePrompt) and prompt.image is not None and spec.dataset.image_text is None:
-            yield Problem(
-                f"spec.samples.prompts[{index}].image",
-                "has no meaning without dataset.imageText",
-                "Remove it.",
-                shown(prompt.image),
-            )

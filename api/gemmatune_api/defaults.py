@@ -106,7 +106,7 @@ def resolve(spec: FineTuneSpec) -> FineTuneSpec:
 
 
 def _dataset(dataset: DatasetSpec) -> DatasetSpec:
-    dataset = _filled(dataset, DATASET)
+    dataset = _filled(dataset, {**DATASET, "packing": dataset.image_text is None})
     updates: dict[str, Any] = {}
     if dataset.instruct is not None:
         instruct: InstructFormat = _filled(dataset.instruct, {"instruction": "instruction", "output": "output"})

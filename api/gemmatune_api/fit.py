@@ -130,6 +130,11 @@ def row_length(spec: FineTuneSpec, model: GemmaModel, longest: int | None) -> in
     return max(1, min(_set(spec.dataset.max_length), longest or model.context_length))
 
 
+def image_tokens(spec: FineTuneSpec, model: GemmaModel) -> int:
+    """Tokens that the image of every row adds to those of its text, which dataset.maxLength counts alone."""
+    return model.vision.tokens if model.vision is not None and spec.dataset.image_text is not None else 0
+
+
 def _set(value: Value | None) -> Value:
     if value is None:
         raise ValueError("the spec is not resolved: call defaults.resolve first")
@@ -179,7 +184,7 @@ def _cut(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | No
 
 def _settings(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> Iterator[Setting]:
     """Every micro-batch that divides a device's rows of a step, with and without checkpointing, or what is written."""
-    training, length = _set(spec.training), row_length(spec, model, longest)
+    training, length = _set(spec.training), row_length(spec, model, longest) + image_tokens(spec, model)
     share = max(1, _set(training.global_batch_size) // place.laid.replicas)
     fixed_rows, fixed_checkpointing = training.micro_batch_size, training.gradient_checkpointing
     common = _setting(spec, place, length)
@@ -204,6 +209,7 @@ def _setting(spec: FineTuneSpec, place: _Place, length: int) -> Setting:
         device=place.device,
         bf16=place.bf16,
         shards=place.laid.chips if place.sharded else 1,
+        images=spec.dataset.image_text is not None,
     )
     if spec.method == "full":
         return common
@@ -263,11 +269,12 @@ def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | N
 
 
 def _inputs(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
-    """Bytes of what a pod downloads: the weights unless they are mounted, and the tokenised rows."""
+    """Bytes of what a pod downloads: the weights unless they are mounted, and the tokenised rows with their images."""
     weights = (
         0 if spec.model.uri.startswith(("file://", "pvc://")) else model.stored_bytes * model.checkpoint_parameters
     )
-    return weights + (UNKNOWN_DATA if rows is None else rows * setting.length * 8)
+    pixels = model.vision.pixel_bytes if model.vision is not None and setting.images else 0
+    return weights + (UNKNOWN_DATA if rows is None else rows * (setting.length * 8 + pixels))
 
 
 def merges(spec: FineTuneSpec) -> bool:
@@ -392,6 +399,7 @@ def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | 
         notes.append("On a CPU qlora saves little: the 16-bit checkpoint stays mapped beside the quantised weights.")
     if spec.output.merge and not merges(spec):
         notes.append("output.merge adds nothing: full tuning leaves whole weights by itself.")
-    if not model.rules.chat and spec.dataset.text is None:
-        notes.append(f"{model.label} has no chat turns: use dataset.text.")
+    if (tokens := image_tokens(spec, model)) and model.vision is not None:
+        side = model.vision.image
+        notes.append(f"Every row has {tokens} tokens of its image ({side} x {side} pixels) before those of its text.")
     return [*notes, *model.all_notes][:MAX_NOTES]

@@ -74,6 +74,8 @@ class Setting:
     shards: int = 1
     """Devices among which weights and optimizer state are divided."""
     all_logits: bool = False
+    images: bool = False
+    """Whether each row has an image, whose tokens are part of `length`."""
 
     @property
     def tokens(self) -> int:
@@ -311,6 +313,13 @@ def logits(model: GemmaModel, setting: Setting) -> int:
     return chunk * width + min(WIDE_LOGITS, chunk) * (8 + (12 if model.final_softcapping else 0)) + hidden
 
 
+def towers(model: GemmaModel, setting: Setting) -> int:
+    """Bytes that the vision tower takes for a moment before the decoder has kept anything."""
+    if model.vision is None or not setting.images:
+        return 0
+    return model.vision.moment(setting.rows, setting.activation_bytes)
+
+
 def mapped_files(model: GemmaModel, setting: Setting) -> int:
     """Bytes of the checkpoint's pages that stay mapped on a CPU beside the weights made from them.
 
@@ -339,7 +348,7 @@ def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     held = gradients(model, setting)
     optimizer = optimizer_state(model, setting) // setting.shards
     kept, head, rest = activations(model, setting), logits(model, setting), overhead(model, setting)
-    kept = max(kept, step_workspace(model, setting) // setting.shards - head)
+    kept = max(kept, towers(model, setting) - head, step_workspace(model, setting) // setting.shards - head)
     return PlanMemory(
         weights=weights,
         gradients=held,

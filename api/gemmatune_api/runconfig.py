@@ -12,7 +12,15 @@ from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import total_steps, warmup_steps
 from gemmatune_api.layout import layout
 from gemmatune_api.runtracking import RunTracking, run_tracking
-from gemmatune_api.spec import ChatFormat, FineTuneSpec, InstructFormat, TargetModules, TextFormat, TrainingSpec
+from gemmatune_api.spec import (
+    ChatFormat,
+    FineTuneSpec,
+    ImageTextFormat,
+    InstructFormat,
+    TargetModules,
+    TextFormat,
+    TrainingSpec,
+)
 from gemmatune_api.status import Overrides, Plan
 
 Value = TypeVar("Value")
@@ -48,7 +56,7 @@ class RunModel(ApiModel):
 
 
 class RunDataset(ApiModel):
-    """The data to read, in exactly one of three formats."""
+    """The data to read, in exactly one of four formats."""
 
     uri: str
     """Where the rows are."""
@@ -66,6 +74,8 @@ class RunDataset(ApiModel):
     """Instruction and answer."""
     chat: ChatFormat | None = None
     """Conversations."""
+    image_text: ImageTextFormat | None = None
+    """Image, prefix and suffix."""
     max_length: int
     """Longest row in tokens."""
     eval_fraction: float | None = None
@@ -174,6 +184,8 @@ class RunSamples(ApiModel):
 
     prompts: list[str] = Field(default_factory=list)
     """Prompts."""
+    images: list[str] | None = None
+    """URI of each prompt's image; None where prompts have none."""
     from_eval: int = 0
     """Prompts taken from the evaluation rows."""
     max_new_tokens: int
@@ -328,6 +340,7 @@ def _dataset(spec: FineTuneSpec) -> RunDataset:
         text=dataset.text,
         instruct=dataset.instruct,
         chat=dataset.chat,
+        image_text=dataset.image_text,
         eval_fraction=dataset.eval_fraction,
         eval_uri=dataset.eval_uri,
         max_length=_require(dataset.max_length),
@@ -361,9 +374,12 @@ def _mesh(spec: FineTuneSpec) -> RunMesh | None:
 
 def _samples(spec: FineTuneSpec) -> RunSamples:
     samples = _require(spec.samples)
-    prompts = [prompt for prompt in samples.prompts or [] if isinstance(prompt, str)]
-    from_eval = samples.from_eval or 0
-    return RunSamples(prompts=prompts, from_eval=from_eval, max_new_tokens=_require(samples.max_new_tokens))
+    return RunSamples(
+        prompts=[item.text for item in samples.blocks],
+        images=[item.image for item in samples.blocks if item.image is not None] or None,
+        from_eval=samples.from_eval or 0,
+        max_new_tokens=_require(samples.max_new_tokens),
+    )
 
 
 def resume_hash(config: RunConfig, model_revision: str, data_hash: str) -> str:

@@ -19,7 +19,8 @@ class Served:
     """What a run left, as far as a server must know it.
 
     `base` is the published name of the base or a file:// URI, `where` the prefix of the adapter or of the whole model,
-    `chat` whether turns were trained, `merged` the prefix of the merged weights, where there are any.
+    `chat` whether turns were trained, `images` whether a prompt is about an image, `merged` the prefix of the merged
+    weights, where there are any.
     """
 
     name: str
@@ -29,11 +30,17 @@ class Served:
     revision: str | None = None
     rank: int = 8
     chat: bool = False
+    images: bool = False
     merged: str | None = None
 
 
 def vllm(served: Served) -> str:
-    """vLLM: the base with the adapter under the run's name, or the whole model."""
+    """vLLM: the base with the adapter under the run's name, or the whole model.
+
+    A PaliGemma was tried with no server: what it left is answered by the program of `transformers`.
+    """
+    if served.images:
+        return transformers(served)
     fetch, path = _local(served.where, served.name)
     name = shlex.quote(served.name)
     if served.kind == "model":
@@ -60,6 +67,8 @@ def merged(served: Served) -> str | None:
 def transformers(served: Served) -> str:
     """A Python program that answers one prompt, by transformers and PEFT."""
     fetch, path = _local(served.where, served.name)
+    if served.images:
+        return f"{fetch}python -c {shlex.quote(_about_image(served))} {shlex.quote(path)} IMAGE 'YOUR PROMPT'"
     package, kind = ("peft", "AutoPeftModelForCausalLM")
     if served.kind == "model":
         package, kind = ("transformers", "AutoModelForCausalLM")
@@ -74,6 +83,24 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 output = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(folder), max_new_tokens=128)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
     return f"{fetch}python -c {shlex.quote(program)} {shlex.quote(path)} 'YOUR PROMPT'"
+
+
+def _about_image(served: Served) -> str:
+    """A program that answers one prompt about an image; the base's own processor puts the image before the text."""
+    base, revision = served.base.removeprefix("file://"), f", revision={served.revision!r}" if served.revision else ""
+    load, further = "Model.from_pretrained(folder)", ""
+    if served.kind == "adapter":
+        load = f"PeftModel.from_pretrained(Model.from_pretrained({base!r}{revision}), folder)"
+        further = "\nfrom peft import PeftModel"
+    return f"""import sys{further}
+from PIL import Image
+from transformers import AutoProcessor, GenerationConfig, PaliGemmaForConditionalGeneration as Model
+folder, image, prompt = sys.argv[1:]
+model = {load}
+processor = AutoProcessor.from_pretrained({base!r}{revision})
+inputs = processor(images=Image.open(image).convert("RGB"), text="<image>" + prompt, return_tensors="pt")
+output = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(folder), max_new_tokens=128)
+print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
 def _local(uri: str, name: str) -> tuple[str, str]:

@@ -74,7 +74,7 @@ class ImageTextFormat(ApiModel):
     """Every row is an image with a prefix and a suffix; the suffix is trained (keras backend only)."""
 
     image: ColumnName
-    """Column of the image: a path relative to the file, or bytes."""
+    """Column of the image: a path relative to the file, a gs:// URI in its bucket, or bytes. JPEG, PNG or WebP."""
     prefix: Template
     """Template of the text before."""
     suffix: Template
@@ -105,11 +105,11 @@ class DatasetSpec(ApiModel):
     image_text: ImageTextFormat | None = None
     """Image, prefix and suffix."""
     max_length: Annotated[int, Field(ge=16, le=131072)] | None = None
-    """Longest row in tokens. Default 1024."""
+    """Longest row in tokens, without those of its image. Default 1024."""
     too_long: Literal["truncate", "drop", "fail"] | None = None
     """What happens to longer rows. Default truncate; what is cut is reported."""
     packing: bool | None = None
-    """Rows of one step share sequences without seeing each other. Default true."""
+    """Rows of one step share sequences without seeing each other; those with images never do. Default true."""
     eval_fraction: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     """Share of the rows kept for evaluation, by their content: equal rows stay together. Default: none."""
     eval_uri: Annotated[str, Field(pattern=DATASET_URI_PATTERN, max_length=1024)] | None = None
@@ -224,12 +224,12 @@ class OutputSpec(ApiModel):
 
 
 class ImagePrompt(ApiModel):
-    """A prompt with an image (imageText only)."""
+    """A prompt, with imageText about an image."""
 
     text: Annotated[str, Field(min_length=1, max_length=4096)]
     """The prompt."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """URI of the image."""
+    """gs:// or file:// URI of the image; required with imageText."""
 
 
 class SamplesSpec(ApiModel):
@@ -241,6 +241,11 @@ class SamplesSpec(ApiModel):
     """Prompts taken from the evaluation rows. Default 0."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
     """Tokens to generate for each. Default 64."""
+
+    @property
+    def blocks(self) -> list[ImagePrompt]:
+        """The prompts, those that are plain texts as blocks too."""
+        return [item if isinstance(item, ImagePrompt) else ImagePrompt(text=item) for item in self.prompts or []]
 
 
 class FineTuneSpec(ApiModel):

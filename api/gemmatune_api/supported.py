@@ -12,7 +12,7 @@ from gemmatune_api.base import ApiModel
 from gemmatune_api.defaults import backend_of
 from gemmatune_api.errors import Problem, either, shown
 from gemmatune_api.names import Reason
-from gemmatune_api.spec import FineTuneSpec, ImagePrompt
+from gemmatune_api.spec import FineTuneSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,10 @@ def _xla(spec: FineTuneSpec) -> bool:
     return backend_of(spec) == "xla"
 
 
+def _images(spec: FineTuneSpec) -> bool:
+    return spec.dataset.image_text is not None
+
+
 def _several_hosts(spec: FineTuneSpec) -> bool:
     wanted = spec.accelerator.tpu
     found = accelerators.tpu(wanted.type) if wanted else None
@@ -87,7 +91,14 @@ _USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
-    Refusal("dataset.image_text", "training on images is not built yet", "Use text, instruct or chat."),
+    Refusal(
+        "output.merge",
+        "merging the adapter of a PaliGemma is not built yet",
+        "Remove it: PEFT's merge_and_unload merges what the run leaves.",
+        values=(True,),
+        where="with dataset.imageText",
+        when=_images,
+    ),
     Refusal(
         "accelerator.tpu",
         "backend keras does not train on TPUs yet",
@@ -134,15 +145,4 @@ def unsupported(spec: FineTuneSpec, refused: Iterable[Refusal] = REFUSED) -> lis
             found = value.model_dump(by_alias=True, exclude_none=True) if isinstance(value, ApiModel) else value
             remedy = refusal.choices(spec) if refusal.choices else refusal.remedy
             problems.append(Problem(f"spec.{path}", refusal.why, remedy, shown(found), Reason.NOT_SUPPORTED_YET))
-    for index, prompt in enumerate((spec.samples.prompts if spec.samples else None) or []):
-        if isinstance(prompt, ImagePrompt):
-            problems.append(
-                Problem(
-                    f"spec.samples.prompts[{index}]",
-                    "prompts with images are not built yet",
-                    "Write the prompt as a text.",
-                    shown(prompt.model_dump(exclude_none=True)),
-                    Reason.NOT_SUPPORTED_YET,
-                )
-            )
     return problems

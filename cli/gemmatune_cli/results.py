@@ -93,6 +93,7 @@ class Run:
             revision=base.get("revision"),
             rank=int(method.get("servedRank") or method.get("rank") or 0),
             chat=bool(found.get("chat")),
+            images=bool(found.get("images")),
             merged=self.at("merged") if merged else None,
         )
 

@@ -101,7 +101,7 @@ def test_the_names(crd: ControlPlane, kubectl: Kubectl) -> None:
     ("field", "words"),
     [
         ("spec.dataset", "exactly one of the formats text, instruct, chat and imageText"),
-        ("spec.dataset.maxLength", "Longest row in tokens. Default 1024."),
+        ("spec.dataset.maxLength", "Longest row in tokens, without those of its image. Default 1024."),
         ("spec.lora.targetModules", "all-linear, attention, or module names"),
         ("spec.limits.stallTimeout", "Longest time without a step or heartbeat. Default 15m."),
         ("status.progress", "How far training is; the trainer's field."),

@@ -1,19 +1,13 @@
-"""The rules for model, dataset, output and samples: specs that keep and break each."""
+"""The rules for model, dataset and output: specs that keep and break each."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tests.support.resources import MISSING
+from tests.support.rules_images import IMAGES
 
 Changes = dict[str, Any]
-
-IMAGES: Changes = {
-    "spec.backend": "keras",
-    "spec.accelerator": {"cpu": {}},
-    "spec.dataset.text": MISSING,
-    "spec.dataset.imageText": {"image": "file", "prefix": "caption", "suffix": "{text}"},
-}
 
 
 GOOD: dict[str, Changes] = {
@@ -24,12 +18,9 @@ GOOD: dict[str, Changes] = {
     "a dataset repository of one name": {"spec.dataset.uri": "hf://imdb"},
     "split and configuration of a repository": {"spec.dataset.split": "test", "spec.dataset.config": "en"},
     "split train of a file": {"spec.dataset.uri": "gs://b/rows.jsonl", "spec.dataset.split": "train"},
-    "images on keras": IMAGES,
     "braces in a template": {"spec.dataset.text.template": '{{"a": "{quote}"}}'},
     "output with dots in a name": {"spec.output.uri": "gs://b/v1..2"},
     "long prompts": {"spec.samples": {"prompts": ["x" * 4096] * 8}},
-    "prompt as a block": {"spec.samples": {"prompts": ["a", {"text": "b"}]}},
-    "prompt with an image": {**IMAGES, "spec.samples": {"prompts": [{"text": "b", "image": "gs://b/i.png"}]}},
 }
 
 BAD: dict[str, tuple[Changes, str, str, str]] = {
@@ -181,12 +172,6 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "spec.output.uri",
         "has a .. in its path",
         "Write the path",
-    ),
-    "samples: an image without images": (
-        {"spec.samples": {"prompts": ["a", {"text": "b", "image": "i"}]}},
-        "spec.samples.prompts[1].image",
-        "has no meaning without dataset.imageText",
-        "Remove it",
     ),
     "size: long prompts": (
         {"spec.samples": {"prompts": ["😀" * 4000] * 4}},

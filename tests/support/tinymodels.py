@@ -76,3 +76,72 @@ def text_weights(shape: dict[str, Any], prefix: str, random: np.random.Generator
         if shape["model_type"].startswith("gemma3"):
             sizes |= {f"{at}self_attn.q_norm": (size,), f"{at}self_attn.k_norm": (size,)}
     return {f"{prefix}{name}.weight": random.normal(0, 0.15, dims).astype(np.float32) for name, dims in sizes.items()}
+
+
+IMAGE, PATCH = 32, 8
+"""Height and width of the images that a tiny PaliGemma reads, and of their patches."""
+
+
+def write_paligemma(folder: Path, generation: str = "1", **changes: Any) -> Path:
+    """A random PaliGemma on Gemma 1 or 2, with the keys of transformers 5; `changes` are entries of its text_config.
+
+    The token that stands for an image is the last one, which no text has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = text_shape(write_tokenizer(folder, generation) + 1, generation) | changes
+    text["vocab_size"] = -(-text["vocab_size"] // 8) * 8
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": IMAGE,
+        "patch_size": PATCH,
+        "projection_dim": text["hidden_size"],
+        "vision_use_head": False,
+    }
+    config = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "dtype": "float32",
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": text["vocab_size"] - 1,
+        "projection_dim": text["hidden_size"],
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    random = np.random.default_rng(0)
+    weights = text_weights(text, "model.language_model.", random) | _vision_weights(vision, random)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _vision_weights(vision: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+    hidden, ffn, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    tower = "model.vision_tower."
+    dense: dict[str, tuple[int, ...]] = {
+        "model.multi_modal_projector.linear": (vision["projection_dim"], hidden),
+        f"{tower}embeddings.patch_embedding": (hidden, 3, patch, patch),
+    }
+    norms = [f"{tower}post_layernorm"]
+    for layer in range(vision["num_hidden_layers"]):
+        at = f"{tower}encoder.layers.{layer}."
+        norms += [f"{at}layer_norm1", f"{at}layer_norm2"]
+        dense |= {f"{at}self_attn.{name}": (hidden, hidden) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        dense |= {f"{at}mlp.fc1": (ffn, hidden), f"{at}mlp.fc2": (hidden, ffn)}
+
+    def drawn(dims: tuple[int, ...], mean: float = 0.0) -> Any:
+        return random.normal(mean, 0.15, dims).astype(np.float32)
+
+    patches = (vision["image_size"] // patch) ** 2
+    found = {f"{tower}embeddings.position_embedding.weight": drawn((patches, hidden))}
+    for name, dims in dense.items():
+        found |= {f"{name}.weight": drawn(dims), f"{name}.bias": drawn(dims[:1])}
+    for name in norms:
+        found |= {f"{name}.weight": drawn((hidden,), 1.0), f"{name}.bias": drawn((hidden,))}
+    return found

@@ -247,12 +247,15 @@ def test_a_prompt_is_how_its_training_row_begins(gemma3):
         assert row[: len(asked)] == asked
 
 
-def test_generations_without_turns_take_text_only():
-    rules = catalog.rules("paligemma")
-    for block in ({"instruct": InstructFormat()}, {"chat": ChatFormat()}):
-        with pytest.raises(InvalidConfig, match="no chat turns"):
-            check(RunDataset.model_validate({**DATASET, **block}), rules)
-    check(RunDataset.model_validate({**DATASET, "text": TextFormat(template="{a}")}), rules)
+def test_paligemma_takes_images_only_and_images_take_paligemma_only():
+    images = {"imageText": {"image": "i", "prefix": "a", "suffix": "{b}"}}
+    for block in ({"instruct": InstructFormat()}, {"chat": ChatFormat()}, {"text": TextFormat(template="{a}")}):
+        with pytest.raises(InvalidConfig, match="the model is a PaliGemma"):
+            check(RunDataset.model_validate({**DATASET, **block}), catalog.rules("paligemma"))
+        check(RunDataset.model_validate({**DATASET, **block}), RULES)
+    check(RunDataset.model_validate({**DATASET, **images}), catalog.rules("paligemma2"))
+    with pytest.raises(InvalidConfig, match="needs a PaliGemma"):
+        check(RunDataset.model_validate({**DATASET, **images}), RULES)
 
 
 def test_tokenizers_without_the_generations_tokens_are_refused(tmp_path):

@@ -262,7 +262,10 @@ def test_every_reason_has_words() -> None:
 def test_units_and_defaults_in_the_reference() -> None:
     text = docgen.document()
 
-    assert "| `maxLength` | whole number; ≥ 16, ≤ 131,072 | 1024 | Longest row in tokens. |" in text
+    assert (
+        "| `maxLength` | whole number; ≥ 16, ≤ 131,072 | 1024 | Longest row in tokens, without those of its image. |"
+        in text
+    )
     assert "| `stallTimeout` | duration | 15m | Longest time without a step or heartbeat. |" in text
     assert "| `maxGradNorm` | number; > 0, ≤ 1,000,000 | 1.0 |" in text
     assert "| `dropout` | number; ≥ 0, < 1 | 0 | Dropout before the adapter. |" in text

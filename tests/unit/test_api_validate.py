@@ -192,7 +192,7 @@ def test_every_problem_comes_at_once() -> None:
             "spec.dataset.maxLen": 5,
             "spec.training": {"maxSteps": 1, "epochs": 1, "seed": "x"},
             "spec.accelerator": {"gpu": {"type": "l4", "count": "8"}},
-            "spec.samples": {"prompts": [{"text": "a"}]},
+            "spec.samples": {"prompts": [{"text": "a", "image": "b"}]},
         },
     )
 
@@ -203,7 +203,7 @@ def test_every_problem_comes_at_once() -> None:
         "spec.training.seed": Reason.INVALID_SPEC,
         "spec.accelerator.gpu.count": Reason.INVALID_SPEC,
         "spec.accelerator.gpu.type": Reason.INVALID_SPEC,
-        "spec.samples.prompts[0]": Reason.NOT_SUPPORTED_YET,
+        "spec.samples.prompts[0].image": Reason.INVALID_SPEC,
     }
 
 

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import requests
@@ -223,3 +223,15 @@ def test_without_a_login_it_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv(ENV_GCS_ENDPOINT, raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     assert "gcloud auth application-default login" in error("report", "gs://results/a")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_what_a_paligemma_left_is_asked_about_an_image(kind: Literal["adapter", "model"]) -> None:
+    served = Served(name="q", base="google/it's", where="gs://b/q", kind=kind, revision="abc", images=True)
+    for command in (serving.vllm(served), serving.transformers(served)):
+        words = shlex.split(command)
+        assert words[-3:] == ["./q", "IMAGE", "YOUR PROMPT"]
+        program = words[words.index("-c") + 1]
+        compile(program, "program", "exec")
+        assert """AutoProcessor.from_pretrained("google/it's", revision='abc')""" in program
+        assert ("peft" in program) == (kind == "adapter")

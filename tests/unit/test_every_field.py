@@ -51,6 +51,12 @@ TPU_OF_8 = {"accelerator": {"gpu": None, "tpu": {"type": "tpu-v5-lite-podslice",
 WANDB, MLFLOW = {"tracking": {"wandb": {"project": "a"}}}, {"tracking": {"mlflow": {"uri": "http://a"}}}
 EVALUATED = {"dataset": {"evalFraction": 0.1}, "checkpoint": {"everySteps": 10}}
 KERAS: Object = {"accelerator": {"gpu": None, "cpu": {"devices": 4}}, "backend": "keras"}
+IMAGES: Object = {
+    **KERAS,
+    "model": {"uri": "hf://google/paligemma-3b-pt-224"},
+    "dataset": {"text": None, "imageText": {"image": "file", "prefix": "caption en", "suffix": "{text}"}},
+}
+IMAGE_PROMPT = {**IMAGES, "samples": {"prompts": [{"text": "a", "image": "gs://bucket/a.png"}]}}
 DEADLINE = {"limits": {"deadline": "1h"}}
 
 MANIFESTS: dict[str, tuple[Object, Any]] = {
@@ -73,6 +79,9 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "dataset.chat.messages": (CHAT, "turns"),
     "dataset.chat.systemText": (CHAT, "Be brief."),
     "dataset.chat.train": (CHAT, "last"),
+    "dataset.imageText.image": (IMAGES, "photo"),
+    "dataset.imageText.prefix": (IMAGES, "answer en {question}"),
+    "dataset.imageText.suffix": (IMAGES, "{label}"),
     "dataset.maxLength": ({}, 512),
     "dataset.tooLong": ({}, "drop"),
     "dataset.packing": ({}, False),
@@ -115,6 +124,8 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
     "output.merge": ({}, True),
     "output.overwrite": ({}, True),
     "samples.prompts": ({}, ["Who are you?"]),
+    "samples.prompts[].text": (PROMPT, "b"),
+    "samples.prompts[].image": (IMAGE_PROMPT, "gs://bucket/b.png"),
     "samples.maxNewTokens": ({}, 5),
     "samples.fromEval": (EVALUATED, 2),
     "accelerator.gpu.type": ({}, "nvidia-l4"),
@@ -169,11 +180,6 @@ MANIFESTS: dict[str, tuple[Object, Any]] = {
 """Leaves that change what the operator creates: the spec around them, and another value."""
 
 REFUSED: dict[str, tuple[Object, Any]] = {
-    "dataset.imageText.image": ({"dataset": {"text": None, "imageText": {"prefix": "a", "suffix": "b"}}}, "a"),
-    "dataset.imageText.prefix": ({"dataset": {"text": None, "imageText": {"image": "a", "suffix": "b"}}}, "a"),
-    "dataset.imageText.suffix": ({"dataset": {"text": None, "imageText": {"image": "a", "prefix": "b"}}}, "a"),
-    "samples.prompts[].text": (PROMPT, "b"),
-    "samples.prompts[].image": (PROMPT, "file:///a.png"),
     "accelerator.tpu.chipsPerNode": (TPU_OF_8, 4),
 }
 """Leaves whose behaviour does not exist yet: the spec around them, and a value that is refused."""

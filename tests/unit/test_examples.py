@@ -104,6 +104,15 @@ def test_persona_instruct_lora_is_the_recipe() -> None:
     assert run.samples.max_new_tokens == 512
 
 
+def test_paligemma_keras_is_the_recipe() -> None:
+    run, plan = config("paligemma-keras"), example("paligemma-keras").plan
+    assert (run.backend, run.method.kind, run.model.uri) == ("keras", "lora", "hf://google/paligemma-3b-pt-224")
+    assert run.dataset.image_text is not None
+    assert (run.dataset.image_text.image, run.dataset.image_text.prefix) == ("file", "answer en {question}")
+    assert not run.dataset.packing
+    assert (plan.chips, plan.mesh) == (8, {"data": 2, "model": 4})
+
+
 def test_the_sample_data_has_what_the_template_names() -> None:
     run = config("quotes-cpu")
     lines = (FOLDER / "data" / Path(run.dataset.uri).name).read_text(encoding="utf-8").splitlines()

@@ -27,6 +27,7 @@ def render(result: Result) -> str:
             else None,
             losses=(number(points[0].loss), number(points[-1].loss)) if points else None,
             chat=result.files.model.rules.chat and result.config.dataset.text is None,
+            images=result.files.model.rules.images,
             samples=list(zip(result.prompts, result.before, result.after, strict=False)),
         )
     )

@@ -122,6 +122,7 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
             "text": report.method_text(result),
         },
         "chat": _chat(result),
+        "images": result.files.model.rules.images,
         "settings": dict(report.settings(result.config)),
         "data": result.data.model_dump(by_alias=True, exclude_none=True),
         "samples": [
@@ -174,6 +175,7 @@ def serve_command(result: Result, where: str) -> str:
         revision=revision,
         rank=served_rank(result),
         chat=_chat(result),
+        images=result.files.model.rules.images,
     )
     return serving.vllm(served)
 

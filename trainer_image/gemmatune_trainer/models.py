@@ -69,6 +69,15 @@ class ModelFiles:
             )
         return found
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the model reads. Raises InvalidConfig for one that reads none."""
+        if self.model.vision is None:
+            raise InvalidConfig(
+                f"model.uri: config.json of {self.uri} describes no vision tower", "Name a PaliGemma model."
+            )
+        return self.model.vision.image
+
     @cached_property
     def tokenizer(self) -> RowTokenizer:
         """The tokenizer, which is loaded once. Raises InvalidConfig where there is none, or it is no Gemma's."""

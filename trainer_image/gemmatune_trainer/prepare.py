@@ -15,8 +15,9 @@ from gemmatune_api.runconfig import RunConfig, RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer import ownership
 from gemmatune_trainer.access import PATIENCE_SECONDS, granted, in_pod, probe
-from gemmatune_trainer.data import prepared, spool
+from gemmatune_trainer.data import images, prepared, spool
 from gemmatune_trainer.data.formats import documents, formatter
+from gemmatune_trainer.data.imagestore import ImageStore
 from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.data.spool import Spool
@@ -24,7 +25,7 @@ from gemmatune_trainer.data.templates import check
 from gemmatune_trainer.data.tokenize import RowTokenizer
 from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.logs import log
-from gemmatune_trainer.models import cache_folder, fetch
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 
@@ -47,12 +48,13 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
     log.info("access works", model=files.model.label, revision=files.revision, output=storage.uri)
     scratch = Path(tempfile.mkdtemp(prefix="prepare-", dir=cache_folder("data")))
     try:
-        read = granted(config.dataset.uri, lambda: _read(config.dataset, scratch, stop), seconds, namespace)
-        evaluation = _evaluation(config, scratch, stop, seconds)
-        name = prepared.data_hash(read, config.dataset, tokenizer, evaluation)
-        log.info("data read", rows=read.rows, hash=name)
+        store = image_store(config, files, scratch)
+        read = granted(config.dataset.uri, lambda: _read(config.dataset, scratch, stop, store), seconds, namespace)
+        evaluation = _evaluation(config, scratch, stop, seconds, store)
+        name = prepared.data_hash(read, config.dataset, tokenizer, evaluation, store)
+        log.info("data read", rows=read.rows, hash=name, **({"images": len(store.places)} if store else {}))
         ownership.claim(storage, config, files.revision, name)
-        data = _prepared(storage, name, (read, evaluation), config, tokenizer, scratch, stop)
+        data = _prepared(storage, name, (read, evaluation, store), config, tokenizer, scratch, stop)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return PrepareResult(
@@ -88,20 +90,41 @@ def _reach(uri: str) -> Storage:
     return storage
 
 
+def image_store(config: RunConfig, files: ModelFiles, scratch: Path) -> ImageStore | None:
+    """Where the rows' images go, at the size of the model; None where they have none. Checks those of the prompts.
+
+    Raises:
+        InvalidConfig: the image of a prompt cannot be read.
+    """
+    if config.dataset.image_text is None:
+        return None
+    size = files.image_size
+    for index, uri in enumerate(config.samples.images or []):
+        images.picture(uri, size, f"samples.prompts[{index}].image")
+    return ImageStore(scratch / prepared.IMAGES, size)
+
+
 def _read(
-    dataset: RunDataset, scratch: Path, stop: StopFlag, name: str = "documents", secret_of: str | None = None
+    dataset: RunDataset,
+    scratch: Path,
+    stop: StopFlag,
+    store: ImageStore | None,
+    name: str = "documents",
+    secret_of: str | None = None,
 ) -> Spool:
     """The documents of the data, kept below `scratch`; `secret_of` as open_rows has it."""
     rows = _watched(open_rows(dataset, cache_folder(""), secret_of), stop)
-    return spool.write(documents(rows, dataset), scratch / f"{name}.jsonl")
+    return spool.write(documents(rows, dataset, store), scratch / f"{name}.jsonl")
 
 
-def _evaluation(config: RunConfig, scratch: Path, stop: StopFlag, seconds: float) -> Spool | None:
+def _evaluation(
+    config: RunConfig, scratch: Path, stop: StopFlag, seconds: float, store: ImageStore | None
+) -> Spool | None:
     """The documents of dataset.evalUri; None where there is none."""
 
     def read() -> Spool | None:
         source = evaluation_source(config.dataset, cache_folder(""))
-        return _read(source, scratch, stop, "evaluation", config.dataset.uri) if source is not None else None
+        return _read(source, scratch, stop, store, "evaluation", config.dataset.uri) if source is not None else None
 
     return granted(config.dataset.eval_uri or "", read, seconds, config.run.namespace)
 
@@ -116,7 +139,7 @@ def _watched(rows: Iterable[Row], stop: StopFlag) -> Iterator[Row]:
 def _prepared(
     storage: Storage,
     name: str,
-    read: tuple[Spool, Spool | None],
+    read: tuple[Spool, Spool | None, ImageStore | None],
     config: RunConfig,
     tokenizer: RowTokenizer,
     scratch: Path,
@@ -128,9 +151,9 @@ def _prepared(
         log.info("prepared rows found", hash=name, rows=data.rows)
     else:
         folder = scratch / "rows"
-        trained, evaluation = read
+        trained, evaluation, store = read
         before_batch = partial(stop.check, "the data was tokenised")
-        data = prepared.write(trained, config.dataset, tokenizer, folder, before_batch, evaluation)
+        data = prepared.write(trained, config.dataset, tokenizer, folder, before_batch, evaluation, store)
     size = config.training.global_batch_size
     if data.rows < size:
         raise DataInvalid(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
+from gemmatune_trainer.data import images
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.prepared import PreparedData
+from gemmatune_trainer.data.prepared import PreparedData, PreparedImages
 from gemmatune_trainer.data.templates import prompt as render_prompt
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
@@ -34,18 +36,25 @@ class Samples:
         self._inputs = [
             self._tokenizer.encode_prompt(render_prompt(text, config.dataset, rules)) for text in self.prompts
         ]
-        for ids in _beginnings(config, evaluation):
+        self._images: list[Any] = [
+            images.picture(uri, files.image_size, f"samples.prompts[{index}].image")
+            for index, uri in enumerate(config.samples.images or [])
+        ]
+        for ids, image in _beginnings(config, evaluation):
             self._inputs.append(ids)
-            self.prompts.append(self._tokenizer.decode(ids))
+            text = self._tokenizer.decode(ids)
+            self.prompts.append(text if image is None else text.removesuffix("\n"))
+            self._images += [] if image is None else [image]
         found = (self._tokenizer.find_id(text) for text in rules.terminators)
         self.terminators = [token for token in found if token is not None]
 
     def answers(self, backend: Backend, when: str) -> list[str]:
         """The model's answer to each prompt."""
         answers = []
-        for text, ids in zip(self.prompts, self._inputs, strict=True):
+        pictures = [[image] for image in self._images] or [[] for _ in self.prompts]
+        for text, ids, picture in zip(self.prompts, self._inputs, pictures, strict=True):
             self._stop.check(f"the samples {when} training")
-            tokens = backend.generate(ids, self._config.samples.max_new_tokens, self.terminators)
+            tokens = backend.generate(ids, self._config.samples.max_new_tokens, self.terminators, *picture)
             self._stop.check(f"the samples {when} training")
             answers.append(self._tokenizer.decode(tokens))
             log.info("sample", when=when, prompt=text, answer=answers[-1])
@@ -66,13 +75,15 @@ class Samples:
         return answers
 
 
-def _beginnings(config: RunConfig, evaluation: PreparedData | None) -> Iterator[list[int]]:
-    """Input ids of the prompts from the first evaluation rows: up to the last answer, or a third of a text."""
+def _beginnings(config: RunConfig, evaluation: PreparedData | None) -> Iterator[tuple[list[int], Any]]:
+    """Input ids of the prompts from the first evaluation rows: up to the last answer, or a third of a text; and the
+    rows' images (None where they have none)."""
     for index in range(min(config.samples.from_eval, evaluation.rows) if evaluation is not None else 0):
         assert evaluation is not None
         ids, labels = evaluation.row(index)
         if config.dataset.text is not None:
-            yield ids[: max(2, len(ids) // _TEXT_SHARE)]
+            yield ids[: max(2, len(ids) // _TEXT_SHARE)], None
             continue
         trained = [label != IGNORED for label in labels]
-        yield ids[: max(place for place in range(1, len(ids)) if trained[place] and not trained[place - 1])]
+        image = evaluation.image(index) if isinstance(evaluation, PreparedImages) else None
+        yield ids[: max(place for place in range(1, len(ids)) if trained[place] and not trained[place - 1])], image

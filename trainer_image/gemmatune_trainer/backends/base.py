@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gemmatune_trainer.models import ModelFiles
@@ -79,8 +79,11 @@ class Backend(Protocol):
     def load(self) -> None:
         """Loads the base, quantises it where asked, and attaches a fresh adapter (by the run's seed)."""
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
-        """Greedy continuation of a prompt without its terminator; ends early where the process shall stop."""
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int], *image: Any) -> list[int]:
+        """Greedy continuation of a prompt without its terminator; ends early where the process shall stop.
+
+        `image`: the picture that the prompt is about, [height, width, 3] in bytes, of a model that reads images.
+        """
 
     def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
         """Trains up to `total_steps`, from the state in folder `start` where one is given."""

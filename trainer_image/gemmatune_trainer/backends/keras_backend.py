@@ -13,7 +13,7 @@ import numpy as np
 
 from gemmatune_api.catalog import target_names
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends import keras_lora, keras_mesh, keras_state, keras_weights, keras_whole
+from gemmatune_trainer.backends import keras_images, keras_lora, keras_mesh, keras_state, keras_weights, keras_whole
 from gemmatune_trainer.backends.base import Rows, Snapshot, Step, Training, Verification
 from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of, padded_length
 from gemmatune_trainer.backends.keras_steps import Steps, optimizer
@@ -106,21 +106,19 @@ class KerasBackend:
             raise RuntimeError("the model is not loaded")
         return self._steps
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int], image: Any = None) -> list[int]:
         """Greedy continuation of a prompt without its terminator; ends early where the process shall stop."""
         steps = self.steps
         values = steps.values()
-        length = padded_length(len(prompt) + new_tokens, 1 << 30)
-        tokens = np.full((1, padded_length(len(prompt), length)), self._pad_id, np.int32)
-        tokens[0, : len(prompt)] = prompt
-        batch = {"tokens": steps.copied(tokens), "prefix": steps.copied(np.int32(0))}
-        token, cache = steps.prefill(*values, steps.cache(length), batch, np.int32(len(prompt)))
+        batch, filled, length = keras_images.prompt(self._backbone, prompt, new_tokens, self._pad_id, image)
+        placed = {name: steps.copied(array) for name, array in batch.items()}
+        token, cache = steps.prefill(*values, steps.cache(length), placed, np.int32(filled))
         found: list[int] = []
         while int(token) not in stop_at and len(found) < new_tokens:
             found.append(int(token))
             if self._stop.requested:
                 break
-            place = np.int32(len(prompt) + len(found) - 1)
+            place = np.int32(filled + len(found) - 1)
             token, cache = steps.decode(*values, cache, steps.copied(np.int32(found[-1])), place)
         return found
 
@@ -300,11 +298,7 @@ class KerasBackend:
         tokens, segments = np.full(shape, self._pad_id, np.int32), np.zeros(shape, np.int32)
         tokens[:, : len(row)], segments[:, : len(row)] = row, 1
         labels, prefix = np.full(shape, IGNORED, np.int32), np.zeros(shape[:1], np.int32)
-        images = None
-        if keras_weights.has_images(self._backbone):
-            size = self._backbone.image_size
-            ramp = np.linspace(0, 255, size, dtype=np.uint8)
-            images = np.broadcast_to(ramp[None, :, None, None], (self._data, size, size, 3))
+        images = keras_images.ramps(self._backbone, self._data)
         steps = self.steps
         batch = steps.device(Batch(tokens, labels, segments, prefix, images))
         return keras_mesh.host_array(steps.logits(*steps.values(), batch))[0, : len(row)]

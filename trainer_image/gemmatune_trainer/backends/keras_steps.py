@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,12 +107,16 @@ class Steps:
         """The decoder's last hidden states at the text's positions."""
         length = batch["tokens"].shape[1]
         x = self._embedded(batch["tokens"], batch.get("images"))
-        mask = attention_mask(batch["segments"], batch["prefix"], x.shape[1] - length)
+        images = x.shape[1] - length
+        masks = {size: attention_mask(batch["segments"], batch["prefix"], images, size) for size in self._windows()}
         x = jax.lax.with_sharding_constraint(x, self._rows)
         for block in self.backbone.transformer_layers:
-            through = partial(block, padding_mask=mask)
+            through = partial(block, padding_mask=masks[_window(block)])
             x = jax.checkpoint(through)(x) if self._checkpointing else through(x)
         return self.backbone.layer_norm(x)[:, -length:]
+
+    def _windows(self) -> set[int | None]:
+        return {_window(block) for block in self.backbone.transformer_layers}
 
     def _head(self, hidden: Any) -> Any:
         """Logits in fp32."""
@@ -168,10 +172,8 @@ class Steps:
             x = self._embedded(batch["tokens"], batch.get("images"))
             query = jnp.arange(x.shape[1])
             keys = jnp.arange(_length(cache))
-            mask = (keys[None] <= query[:, None]) | (
-                (keys[None] < batch["prefix"]) & (query[:, None] < batch["prefix"])
-            )
-            x, cache = self._cached(x, mask[None], cache, 0)
+            both = (keys[None] < batch["prefix"]) & (query[:, None] < batch["prefix"])
+            x, cache = self._cached(x, lambda size: (_before(query[:, None], keys[None], size) | both)[None], cache, 0)
             last = jax.lax.dynamic_slice_in_dim(x, size - 1, 1, axis=1)
             return jnp.argmax(self._head(self.backbone.layer_norm(last))[0, 0]), cache
 
@@ -179,29 +181,43 @@ class Steps:
         """The token after `token`, which stands at position `place`."""
         with self._scope(trained, frozen):
             x = self._embedded(token.reshape(1, 1), None)
-            mask = (jnp.arange(_length(cache)) <= place)[None, None]
-            x, cache = self._cached(x, mask, cache, place)
+            keys = jnp.arange(_length(cache))
+            x, cache = self._cached(x, lambda size: _before(place, keys, size)[None, None], cache, place)
             return jnp.argmax(self._head(self.backbone.layer_norm(x))[0, 0]), cache
 
-    def _cached(self, x: Any, mask: Any, cache: Any, place: Any) -> Any:
-        grown = []
+    def _cached(self, x: Any, mask: Callable[[int | None], Any], cache: Any, place: Any) -> Any:
+        """`mask` gives what is seen through a window of this many positions, or of all."""
+        grown, masks = [], {size: mask(size) for size in self._windows()}
         for block, old in zip(self.backbone.transformer_layers, cache, strict=True):
-            x, new = block(x, padding_mask=mask, cache=old, cache_update_index=place)
+            x, new = block(x, padding_mask=masks[_window(block)], cache=old, cache_update_index=place)
             grown.append(new)
         return x, grown
 
 
-def attention_mask(segments: Any, prefix: Any, images: int) -> Any:
+def _window(block: Any) -> int | None:
+    """Positions that a block of a PaliGemma looks back, None for all; other models' attention knows it itself."""
+    size: int | None = getattr(block, "window", None)
+    return size
+
+
+def _before(query: Any, keys: Any, window: int | None) -> Any:
+    """Whether a key is not behind its query, nor further ahead of it than the window reaches."""
+    seen = keys <= query
+    return seen if window is None else seen & (query - keys < window)
+
+
+def attention_mask(segments: Any, prefix: Any, images: int, window: int | None = None) -> Any:
     """Which position attends to which, [sequences, positions, positions]: to earlier ones of its own document, and
     within image and prefix to all.
 
-    `images`: positions of the image before the text; they belong to the first document.
+    `images`: positions of the image before the text; they belong to the first document. `window`: how many positions
+    are looked back, where that is not all.
     """
     segments = jnp.pad(segments, ((0, 0), (images, 0)), constant_values=1)
     place = jnp.arange(segments.shape[1])
     both = jnp.where(prefix > 0, prefix + images, 0)[:, None, None]
     within = (place[None, :, None] < both) & (place[None, None, :] < both)
-    causal = place[None, :, None] >= place[None, None, :]
+    causal = _before(place[None, :, None], place[None, None, :], window)
     return (segments[:, :, None] == segments[:, None, :]) & (causal | within)
 
 

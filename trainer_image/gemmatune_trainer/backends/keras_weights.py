@@ -92,10 +92,12 @@ def _mend(block: Any, index: int, family: str, text: Mapping[str, Any]) -> None:
     attention = block.attention
     attention.query_head_dim_normalize = block.query_head_dim_normalize
     kinds = text.get("layer_types")
-    if kinds is None or not hasattr(attention, "use_sliding_window_attention"):
-        return
-    attention.use_sliding_window_attention = kinds[index] == _SLIDING
-    if family not in ("gemma3", "gemma3_text"):
+    if kinds is not None and hasattr(attention, "use_sliding_window_attention"):
+        attention.use_sliding_window_attention = kinds[index] == _SLIDING
+    if family == "paligemma" and attention.use_sliding_window_attention:
+        # Image and prefix see each other whole, which the attention's own window would not let them.
+        block.window, attention.use_sliding_window_attention = attention.sliding_window_size, False
+    if kinds is None or family not in ("gemma3", "gemma3_text"):
         return
     found = (text.get("rope_parameters") or {}).get(kinds[index]) or {}
     name, default = _BASES[kinds[index]]
@@ -147,10 +149,27 @@ def _check(family: str, text: Mapping[str, Any], config: Mapping[str, Any]) -> N
             "config.json says tie_word_embeddings false, and KerasHub's Gemma has one matrix for both",
             "Use backend torch.",
         )
+    if family == "paligemma":
+        _check_paligemma(text, config["vision_config"])
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
     scalar = text.get("query_pre_attn_scalar")
     if scalar is not None and float(scalar) not in (float(text.get("head_dim", 256)), float(hidden // heads)):
         raise _otherwise("query_pre_attn_scalar", scalar, "head_dim or hidden_size / num_attention_heads")
+
+
+def _check_paligemma(text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    """PaliGemma's blocks and tower have their numbers built in, as all published models have them."""
+    built_in = (
+        ("text_config.rms_norm_eps", _epsilon(text), 1e-6),
+        ("vision_config.layer_norm_eps", vision.get("layer_norm_eps", 1e-6), 1e-6),
+        ("vision_config.hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        ("vision_config.image_size % patch_size", vision.get("image_size", 224) % vision["patch_size"], 0),
+    )
+    for name, found, wanted in built_in:
+        if found != wanted:
+            raise InvalidConfig(
+                f"config.json says {name} {found}, KerasHub's PaliGemma has {wanted}", "Use a published PaliGemma."
+            )
 
 
 def _otherwise(name: str, found: object, built_in: str) -> InvalidConfig:

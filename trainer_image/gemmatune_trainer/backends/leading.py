@@ -44,11 +44,11 @@ class LeadingBackend:
         self._ranks.barrier()
         self._backend.load()
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int]) -> list[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop_at: Sequence[int], *image: Any) -> list[int]:
         """Generates: alone where each process has a copy, together where the model is divided."""
         if self._divided:
-            self._tell("generate", list(prompt), new_tokens, list(stop_at))
-        return self._backend.generate(prompt, new_tokens, stop_at)
+            self._tell("generate", list(prompt), new_tokens, list(stop_at), *image)
+        return self._backend.generate(prompt, new_tokens, stop_at, *image)
 
     def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
         """Trains on every process."""

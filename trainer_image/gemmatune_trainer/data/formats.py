@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from gemmatune_api import template
 from gemmatune_api.runconfig import RunDataset
-from gemmatune_api.spec import ChatFormat, InstructFormat, TextFormat
+from gemmatune_api.spec import ChatFormat, ImageTextFormat, InstructFormat, TextFormat
+from gemmatune_trainer.data.imagestore import ImageStore
 from gemmatune_trainer.data.rows import Row
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig
 
@@ -53,23 +54,35 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-Document = Text | Conversation
+@dataclass(frozen=True, slots=True)
+class ImageText:
+    """A prefix and the suffix that is trained, about the image of this digest."""
+
+    image: str
+    prefix: str
+    suffix: str
+
+
+Document = Text | Conversation | ImageText
 
 
 def characters(document: Document) -> int:
     """How long a document is, without what the template adds."""
     if isinstance(document, Text):
         return len(document.text)
+    if isinstance(document, ImageText):
+        return len(document.prefix) + len(document.suffix)
     return len(document.system) + sum(len(turn.text) for turn in document.turns)
 
 
 Format = Callable[[Row], Document]
 
 
-def formatter(dataset: RunDataset) -> Format:
+def formatter(dataset: RunDataset, images: ImageStore | None = None) -> Format:
     """The function that turns a row into a document, by the format that is set.
 
-    It raises DataInvalid, which names row, column and what was found.
+    It raises DataInvalid, which names row, column and what was found. `images` takes in those of the rows; without it
+    they are not looked at.
 
     Raises:
         InvalidConfig: no format is set, or the template cannot be read.
@@ -80,12 +93,16 @@ def formatter(dataset: RunDataset) -> Format:
         return _instruct(dataset.instruct)
     if dataset.chat is not None:
         return _chat(dataset.chat)
-    raise InvalidConfig("dataset has none of text, instruct and chat", "Set exactly one of them.")
+    if dataset.image_text is not None:
+        return _image_text(dataset.image_text, images)
+    raise InvalidConfig("dataset has none of text, instruct, chat and imageText", "Set exactly one of them.")
 
 
-def documents(rows: Iterable[Row], dataset: RunDataset) -> Iterator[tuple[str, Document]]:
-    """The places and documents of rows, up to `limit` of them."""
-    make = formatter(dataset)
+def documents(
+    rows: Iterable[Row], dataset: RunDataset, images: ImageStore | None = None
+) -> Iterator[tuple[str, Document]]:
+    """The places and documents of rows, up to `limit` of them; `images` as `formatter` has it."""
+    make = formatter(dataset, images)
     for row in islice(rows, dataset.limit):
         yield row.where, make(row)
 
@@ -100,20 +117,26 @@ def system_text(dataset: RunDataset) -> str:
 
 
 def _text(block: TextFormat) -> Format:
-    try:
-        parts = template.parse(block.template)
-    except template.TemplateError as error:
-        raise InvalidConfig(
-            f"dataset.text.template: {error}", "Write {column} for a value, {{ and }} for braces."
-        ) from error
+    fill = _filler("dataset.text.template", block.template)
 
     def make(row: Row) -> Text:
-        text = "".join(literal + ("" if column is None else _shown_value(row, column)) for literal, column in parts)
+        text = fill(row)
         if not text.strip():
             raise DataInvalid(f"{row.where}: the template gives an empty text", "Remove the row or correct it.")
         return Text(text)
 
     return make
+
+
+def _filler(path: str, text: str) -> Callable[[Row], str]:
+    """The function that fills a template from a row. Raises InvalidConfig where it cannot be read."""
+    try:
+        parts = template.parse(text)
+    except template.TemplateError as error:
+        raise InvalidConfig(f"{path}: {error}", "Write {column} for a value, {{ and }} for braces.") from error
+    return lambda row: "".join(
+        literal + ("" if column is None else _shown_value(row, column)) for literal, column in parts
+    )
 
 
 def _shown_value(row: Row, column: str) -> str:
@@ -123,6 +146,24 @@ def _shown_value(row: Row, column: str) -> str:
     if isinstance(value, int | float):
         return str(value)
     raise row.wrong(column, "a text or a number", value)
+
+
+# imageText
+
+
+def _image_text(block: ImageTextFormat, images: ImageStore | None) -> Format:
+    prefix = _filler("dataset.imageText.prefix", block.prefix)
+    suffix = _filler("dataset.imageText.suffix", block.suffix)
+
+    def make(row: Row) -> ImageText:
+        asked, answer = prefix(row), suffix(row)
+        if not answer.strip():
+            raise DataInvalid(
+                f"{row.where}: the suffix's template gives an empty text", "Remove the row or correct it."
+            )
+        return ImageText(images.add(row, block.image) if images is not None else "", asked, answer)
+
+    return make
 
 
 # instruct

@@ -1,8 +1,9 @@
 """Tokenised rows under the output prefix, by the hash of what they were made from: written once, loaded memory-mapped.
 
-`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>), evaluation.arrow
-where rows are kept for evaluation, statistics.json and, written last, manifest.json with the sizes and CRC32C of all.
-Without it nothing there exists.
+`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>, of rows with images
+also the image's place as int32), evaluation.arrow where rows are kept for evaluation, images.bin (imagestore.py) where
+they have images, statistics.json and, written last, manifest.json with the sizes and CRC32C of all. Without it nothing
+there exists.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer.data.digests import held_out
-from gemmatune_trainer.data.formats import Document, characters
+from gemmatune_trainer.data.formats import Document, ImageText, characters
+from gemmatune_trainer.data.imagestore import ImageStore, pixels
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import render
@@ -36,6 +38,7 @@ from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage
 
 ROWS = "rows.arrow"
 EVALUATION = "evaluation.arrow"
+IMAGES = "images.bin"
 STATISTICS = "statistics.json"
 MANIFEST = "manifest.json"
 BATCH_ROWS = 1000
@@ -45,6 +48,7 @@ Item = TypeVar("Item")
 _VERSION = 1
 """To be raised when the same documents would become other tokens or labels."""
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
+_IMAGE, _IMAGE_SIZE = "image", b"imageSize"
 
 
 def prefix_of(data_hash: str) -> str:
@@ -52,10 +56,16 @@ def prefix_of(data_hash: str) -> str:
     return f"prepared/{data_hash}"
 
 
-def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, evaluation: Spool | None = None) -> str:
+def data_hash(
+    spool: Spool,
+    dataset: RunDataset,
+    tokenizer: RowTokenizer,
+    evaluation: Spool | None = None,
+    images: ImageStore | None = None,
+) -> str:
     """Hash of what decides the tokenised rows: documents, templates, tokenizer and lengths (hex, 16 characters).
 
-    `evaluation`: the documents of dataset.evalUri.
+    `evaluation`: the documents of dataset.evalUri. Documents name their images by content.
     """
     decides = {
         "version": _VERSION,
@@ -66,6 +76,8 @@ def data_hash(spool: Spool, dataset: RunDataset, tokenizer: RowTokenizer, evalua
         "tooLong": dataset.too_long,
         "evaluation": evaluation.digest if evaluation is not None else dataset.eval_fraction,
     }
+    if images is not None:
+        decides["imageSize"] = images.size
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,22 +111,25 @@ def write(
     folder: Path,
     before_batch: Callable[[], None] = lambda: None,
     evaluation: Spool | None = None,
+    images: ImageStore | None = None,
 ) -> DataStatus:
     """Tokenises the documents into `folder` (the files of the module's text), in batches; what was counted.
 
     `before_batch` is called before each batch and may raise to end the work. `evaluation` holds the documents of
-    dataset.evalUri; with dataset.evalFraction they are taken out of `spool`.
+    dataset.evalUri; with dataset.evalFraction they are taken out of `spool`. `images`: those of all documents, which
+    are finished with this.
 
     Raises:
         DataInvalid: a row is too long and tooLong is fail (names the row), or no row is left to train or evaluate on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained, held = _split(spool, dataset, evaluation)
+    schema = _schema(images)
 
     def tokenised(documents: Iterable[tuple[str, Document]], name: str) -> _Counts:
         counts = _Counts()
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for batch in _batches(fitted_rows(documents, dataset, tokenizer, counts)):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in _batches(fitted_rows(documents, dataset, tokenizer, counts), schema, images):
                 before_batch()
                 writer.write_batch(batch)
         if not counts.rows:
@@ -123,14 +138,22 @@ def write(
 
     counts = tokenised(trained, ROWS)
     status = DataStatus(
-        hash=data_hash(spool, dataset, tokenizer, evaluation),
+        hash=data_hash(spool, dataset, tokenizer, evaluation, images),
         duplicates=spool.duplicates,
         eval_rows=tokenised(held, EVALUATION).rows if held is not None else None,
         **asdict(counts),
     )
     text = status.model_dump_json(by_alias=True, exclude_none=True, indent=2)
     (folder / STATISTICS).write_text(text, encoding="utf-8")
+    if images is not None:
+        images.finish(folder / IMAGES)
     return status
+
+
+def _schema(images: ImageStore | None) -> pa.Schema:
+    if images is None:
+        return _SCHEMA
+    return _SCHEMA.append(pa.field(_IMAGE, pa.int32())).with_metadata({_IMAGE_SIZE: str(images.size)})
 
 
 _Documents = Iterable[tuple[str, Document]]
@@ -156,14 +179,14 @@ def _none_left(counts: _Counts, dataset: RunDataset, what: str) -> DataInvalid:
 
 def fitted_rows(
     documents: Iterable[tuple[str, Document]], dataset: RunDataset, tokenizer: RowTokenizer, counts: _Counts
-) -> Iterator[Tokens]:
-    """The tokens of the documents that are trained, and the counts of all of them.
+) -> Iterator[tuple[Tokens, str]]:
+    """The tokens of the documents that are trained, each with its image's digest, and the counts of all of them.
 
     Raises:
         DataInvalid: a row is too long and tooLong is fail.
     """
     for group, encoded in _encoded_ahead(documents, tokenizer):
-        for (where, _), tokens in zip(group, encoded, strict=True):
+        for (where, document), tokens in zip(group, encoded, strict=True):
             length = len(tokens.input_ids)
             counts.longest = max(counts.longest, length)
             fitted = fit(tokens, dataset.max_length, dataset.too_long)
@@ -181,7 +204,7 @@ def fitted_rows(
             counts.labelled_tokens += fitted.tokens.labelled
             counts.truncated_rows += fitted.cut > 0
             counts.cut_tokens += fitted.cut
-            yield fitted.tokens
+            yield fitted.tokens, document.image if isinstance(document, ImageText) else ""
 
 
 _Group = list[tuple[str, Document]]
@@ -219,8 +242,11 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
         yield group
 
 
-def _batches(rows: Iterator[Tokens]) -> Iterator[pa.RecordBatch]:
-    for group in _groups(rows, lambda row: len(row.input_ids)):
+def _batches(
+    rows: Iterator[tuple[Tokens, str]], schema: pa.Schema, images: ImageStore | None
+) -> Iterator[pa.RecordBatch]:
+    for pairs in _groups(rows, lambda row: len(row[0].input_ids)):
+        group = [tokens for tokens, _ in pairs]
         offsets = np.cumsum([0, *(len(row.input_ids) for row in group)], dtype=np.int32)
         ids = np.fromiter(chain.from_iterable(row.input_ids for row in group), np.int32, offsets[-1])
         labels = np.fromiter(chain.from_iterable(row.labels for row in group), np.int32, offsets[-1])
@@ -230,7 +256,10 @@ def _batches(rows: Iterator[Tokens]) -> Iterator[pa.RecordBatch]:
             pa.Array.from_buffers(pa.bool_(), len(ids), [None, pa.py_buffer(bits)]),
         )
         begins = pa.Array.from_buffers(pa.int32(), len(offsets), [None, pa.py_buffer(offsets)])
-        yield pa.record_batch([pa.ListArray.from_arrays(begins, column) for column in values], schema=_SCHEMA)
+        columns = [pa.ListArray.from_arrays(begins, column) for column in values]
+        if images is not None:
+            columns.append(pa.array([images.places[digest] for _, digest in pairs], pa.int32()))
+        yield pa.record_batch(columns, schema=schema)
 
 
 def find(storage: Storage, name: str) -> DataStatus | None:
@@ -249,7 +278,7 @@ def find(storage: Storage, name: str) -> DataStatus | None:
 def publish(storage: Storage, name: str, folder: Path) -> None:
     """Uploads what `write` left in `folder`, the manifest last."""
     prefix = prefix_of(name)
-    files = {file: folder / file for file in (ROWS, EVALUATION, STATISTICS) if (folder / file).exists()}
+    files = {file: folder / file for file in (ROWS, EVALUATION, IMAGES, STATISTICS) if (folder / file).exists()}
     manifest = {
         "version": _VERSION,
         "dataHash": name,
@@ -269,7 +298,7 @@ def _manifest_files(storage: Storage, name: str) -> list[dict[str, Any]]:
     if not isinstance(manifest, dict) or manifest.get("dataHash") != name:
         raise ValueError("a manifest of something else")
     files = manifest["files"]
-    if {file["name"] for file in files} - {EVALUATION} != {ROWS, STATISTICS}:
+    if {file["name"] for file in files} - {EVALUATION, IMAGES} != {ROWS, STATISTICS}:
         raise ValueError("a manifest of other files")
     return list(files)
 
@@ -283,6 +312,7 @@ class PreparedData:
         self.evaluation = evaluation
         """The rows kept for evaluation."""
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._metadata = reader.schema.metadata or {}
         self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self._begins = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
@@ -302,15 +332,34 @@ class PreparedData:
         Raises:
             IndexError: no such row.
         """
-        if not 0 <= index < self.rows:
-            raise IndexError(f"row {index} of {self.rows}")
-        batch_index = int(np.searchsorted(self._begins, index, side="right")) - 1
-        batch, place = self._batches[batch_index], index - int(self._begins[batch_index])
+        batch, place = self._place(index)
         column, labels = batch.column(0), batch.column(1)
         begin, end = column.offsets.to_numpy()[place : place + 2].tolist()
         ids = column.values.to_numpy()[begin:end]
         trained = labels.values[begin:end].to_numpy(zero_copy_only=False)
         return ids.tolist(), np.where(trained, ids, IGNORED).tolist()
+
+    def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """A row's batch and place in it."""
+        if not 0 <= index < self.rows:
+            raise IndexError(f"row {index} of {self.rows}")
+        found = int(np.searchsorted(self._begins, index, side="right")) - 1
+        return self._batches[found], index - int(self._begins[found])
+
+
+class PreparedImages(PreparedData):
+    """Tokenised rows with an image each, memory-mapped too."""
+
+    def __init__(
+        self, path: Path, statistics: DataStatus, images: Path, evaluation: PreparedImages | None = None
+    ) -> None:
+        super().__init__(path, statistics, evaluation)
+        self._pixels = pixels(images, int(self._metadata[_IMAGE_SIZE]))
+
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """The picture of a row, [height, width, 3] in bytes. Raises IndexError: no such row."""
+        batch, place = self._place(index)
+        return self._pixels[batch.column(2)[place].as_py()]
 
 
 def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedData:
@@ -334,8 +383,14 @@ def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedD
     if damaged is not None:
         raise DataInvalid(f"{where}/{damaged} does not fit its manifest", remedy)
     statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
-    evaluation = PreparedData(folder / EVALUATION, statistics) if EVALUATION in wanted else None
-    return PreparedData(folder / ROWS, statistics, evaluation)
+
+    def rows(name: str, evaluation: Any = None) -> Any:
+        if IMAGES in wanted:
+            return PreparedImages(folder / name, statistics, folder / IMAGES, evaluation)
+        return PreparedData(folder / name, statistics, evaluation)
+
+    found: PreparedData = rows(ROWS, rows(EVALUATION) if EVALUATION in wanted else None)
+    return found
 
 
 def _fits(path: Path, entry: dict[str, Any]) -> bool:

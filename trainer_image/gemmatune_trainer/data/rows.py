@@ -19,6 +19,8 @@ class Row:
 
     values: Mapping[str, Any]
     where: str
+    folder: str = ""
+    """Path or gs:// URI of the folder of its file, which images are named relative to; "" of rows of a hub."""
 
     def value(self, column: str) -> Any:
         """The value of a column.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -123,7 +124,7 @@ def _check_found(names: list[str], uri: str) -> list[str]:
 def _local_rows(uri: str) -> Iterator[Row]:
     path = _local_path(uri)
     if Path(path).is_file():
-        yield from read(Path(path), PurePosixPath(path).name)
+        yield from _beside(str(Path(path).parent), read(Path(path), PurePosixPath(path).name))
         return
     if not Path(path).is_dir() and not WILDCARDS.search(path):
         raise InvalidConfig(f"dataset.uri: {uri} does not exist", _CORRECT_URI)
@@ -131,7 +132,12 @@ def _local_rows(uri: str) -> Iterator[Row]:
     base = Path(pattern.base or "/")
     found = [name for name in _files_below(base, pattern) if pattern.matches(name)]
     for name in _check_found(found, uri):
-        yield from read(base / name, name)
+        yield from _beside(str((base / name).parent), read(base / name, name))
+
+
+def _beside(folder: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of a file, with its folder."""
+    return (replace(row, folder=folder) for row in rows)
 
 
 def _local_path(uri: str) -> str:
@@ -170,7 +176,8 @@ def _bucket_rows(uri: str, cache: Path, in_blocks: bool) -> Iterator[Row]:
         storage = open_storage(f"gs://{bucket}/{path}")
         items = {item.name: item for item in storage.list()}
     for name in _check_found([name for name in items if pattern.matches(name)], uri):
-        yield from _bucket_file(storage, items[name], cache, in_blocks)
+        folder = storage.locate(name).rpartition("/")[0]
+        yield from _beside(folder, _bucket_file(storage, items[name], cache, in_blocks))
 
 
 def _bucket_file(storage: Storage, item: StoredObject, cache: Path, in_blocks: bool) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemmatune_trainer.data import digests
-from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn
+from gemmatune_trainer.data.formats import Conversation, Document, ImageText, Text, Turn
 from gemmatune_trainer.errors import DataInvalid
 
 _BUFFER_BYTES = 1 << 20
@@ -71,12 +71,16 @@ def _digests_of(path: Path) -> Path:
 def _content(document: Document) -> object:
     if isinstance(document, Text):
         return {"text": document.text}
+    if isinstance(document, ImageText):
+        return {"image": document.image, "prefix": document.prefix, "suffix": document.suffix}
     return {"system": document.system, "turns": [[turn.role, turn.text, turn.trained] for turn in document.turns]}
 
 
 def _document(content: dict[str, object]) -> Document:
     if "text" in content:
         return Text(str(content["text"]))
+    if "image" in content:
+        return ImageText(*(str(content[name]) for name in ("image", "prefix", "suffix")))
     turns = content["turns"]
     assert isinstance(turns, list)
     return Conversation(str(content["system"]), tuple(Turn(*turn) for turn in turns))

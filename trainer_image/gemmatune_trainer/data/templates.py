@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunDataset
-from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn, system_text
+from gemmatune_trainer.data.formats import Conversation, Document, ImageText, Text, Turn, system_text
 from gemmatune_trainer.errors import InvalidConfig
 
 
@@ -29,23 +29,31 @@ def check(dataset: RunDataset, rules: GenerationRules) -> None:
     """Whether a generation can be trained in the format of the data.
 
     Raises:
-        InvalidConfig: turns are asked of a generation that has none.
+        InvalidConfig: images are asked of a generation that reads none here, or turns or text of one that takes images.
     """
-    if dataset.text is None and not rules.chat:
+    if rules.images and dataset.image_text is None:
         raise InvalidConfig(
-            f"models of generation {rules.generation} have no chat turns, and dataset is in the format "
-            f"{'instruct' if dataset.instruct else 'chat'}",
-            "Use dataset.text.",
+            "the model is a PaliGemma, which is trained on images with a prefix and a suffix, and dataset has none",
+            "Use dataset.imageText with backend keras, or a Gemma model for text.",
+        )
+    if dataset.image_text is not None and not rules.images:
+        raise InvalidConfig(
+            f"dataset.imageText needs a PaliGemma, and the model is of generation {rules.generation}",
+            "Name a PaliGemma model, such as hf://google/paligemma-3b-pt-224, or use text, instruct or chat.",
         )
 
 
 def render(document: Document, rules: GenerationRules) -> list[Segment]:
     """The segments of a training row: one BOS, and every trained text with the token that ends it.
 
-    A text ends with EOS. A turn ends with the generation's end of turn; the newline after it is never trained.
+    A text ends with EOS. A turn ends with the generation's end of turn; the newline after it is never trained. So
+    does a suffix end with EOS; the image's tokens stand before all of it, and the backend puts them there.
     """
     if isinstance(document, Text):
         return [_control(rules.bos), Segment(document.text, trained=True), _control(rules.eos, trained=True)]
+    if isinstance(document, ImageText):
+        suffix = [Segment(document.suffix, trained=True), _control(rules.eos, trained=True)]
+        return [_control(rules.bos), Segment(f"{document.prefix}\n"), *suffix]
     return [_control(rules.bos), *_turns(document, rules)]
 
 
@@ -53,6 +61,8 @@ def prompt(text: str, dataset: RunDataset, rules: GenerationRules) -> list[Segme
     """The segments that a model continues: the text itself, or for instruct and chat a user's turn with `text`."""
     if dataset.text is not None:
         return [_control(rules.bos), Segment(text)]
+    if dataset.image_text is not None:
+        return [_control(rules.bos), Segment(f"{text}\n")]
     asked = Conversation(system_text(dataset), (Turn("user", text.strip()),))
     opening = [_control(rules.turn_start), Segment(f"{rules.model_role}\n")]
     return [_control(rules.bos), *_turns(asked, rules), *opening]
