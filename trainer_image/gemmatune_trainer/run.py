@@ -75,8 +75,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
             backend = _backend(config, files, stop, ranks)
             backend.load()
         samples = Samples(config, files, stop, rows.evaluation)
-        with stop.nothing_new("the samples before training"):
-            before = samples.before(backend, storage)
+        before = samples.before(backend, storage)
         reporter.samples(samples.prompts, before, None)
         evaluation = Evaluation(config, backend, rows.evaluation, scratch)
         tracking = open_tracking(config, report.settings(config), scratch, newest.step if newest else 0)
