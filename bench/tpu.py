@@ -59,7 +59,7 @@ def measure(plan: Plan, model: Path, work: Path) -> list[Found]:
     # Backend keras has AdamW alone; R2, and so the comparison with the Trainer, has Adafactor.
     wanted = [replace(first, arm=arm, devices=n, optimizer="adamw_torch") for arm in plan.arms for n in plan.devices]
     if plan.against:
-        wanted += [replace(first, arm=arm, devices=plan.against) for arm in ("xla", "trainer")]  # type: ignore[arg-type]
+        wanted += [replace(first, arm=arm, devices=plan.against) for arm in ("trainer", "xla")]  # type: ignore[arg-type]
     found = []
     for settings in wanted:
         found.append({"arm": settings.arm, "devices": settings.devices, "optimizer": settings.optimizer})

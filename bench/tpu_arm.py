@@ -95,7 +95,7 @@ def _compiled_by_jax() -> Any:
 
 def _bytes_of_xla(backend: Any) -> Bytes:
     weights = backend.device_bytes().values()
-    moments = backend.optimizer_bytes()
+    moments = backend.optimizer_bytes().values()
     return {"weights": _sum(weights), "optimizer": _sum(moments)}
 
 
