@@ -15,7 +15,7 @@ IN_XLA = UV_PROJECT_ENVIRONMENT=.venv-xla $(UV)
 IN_DOCS = UV_PROJECT_ENVIRONMENT=.venv-docs $(UV)
 IN_AUDIT = UV_PROJECT_ENVIRONMENT=.venv-audit $(UV)
 IN_KERAS = UV_PROJECT_ENVIRONMENT=.venv-keras $(UV)
-OTHER_BACKENDS = tests/xla tests/keras
+OTHER_BACKENDS = tests/xla tests/keras tests/parity
 # What is provoked on purpose: causes, kills, and faults of API server, store, objects and processes.
 FAULTS = tests/faults $(wildcard tests/cluster/test_machinery_*.py) tests/cluster/test_operator_crash.py
 # Options for `make demo`, such as DEMO="--steps 5".
@@ -27,7 +27,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
+.PHONY: soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -87,11 +87,15 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
 	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
 
-soak-xla: setup-xla ## Backend xla on eight virtual devices
-	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py -k "20_steps and lora and 3")
+soak-xla: setup-xla ## Backend xla on eight virtual devices, and on the real Gemma 3 270M: LoRA and full
+	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py)
+	$(call step,two processes of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_hosts.py)
 
 test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
 	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
+
+test-parity: setup setup-xla setup-keras ## The same run by torch, xla and keras: their adapters in plain PEFT
+	$(call step,backends side by side,$(PYTEST) tests/parity)
 
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
@@ -139,9 +143,12 @@ bench-trainer: setup ## The trainer's speed and memory beside others, and its me
 	$(call step,memory benchmark,$(RUN) python -m bench.memory)
 	$(call step,trainer benchmark,$(RUN) python -m bench.trainer)
 
+bench-tpu: setup setup-xla setup-keras ## Backends xla and keras on 1 to 8 virtual devices, beside transformers' Trainer
+	$(call step,TPU benchmark,$(RUN) python -m bench.tpu)
+
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
 
-ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
+ci: lint docs test test-trainer test-xla test-keras test-parity test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla ## Everything, with the benchmarks
+soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla ## Everything, with the benchmarks

@@ -216,6 +216,47 @@ REPORTS: dict[str, Report] = {
             ),
         ),
     ),
+    "tpu.json": Report(
+        title="Backends for TPUs, on virtual devices",
+        command="make bench-tpu",
+        text="LoRA (rank 8, all linear modules, fp32, gradient checkpointing) of the real Gemma 3 270M: the same rows "
+        "on 1, 2, 4 and 8 virtual devices of one CPU, a row a sequence of 64 tokens, weights divided among all devices "
+        "(data x 1). Virtual devices share the machine's cores, so the work is equal and more devices cannot be "
+        "faster: what a step takes longer is what dividing costs here. No TPU was measured. The Trainer is that of "
+        "transformers 5.2.0 with xla_fsdp_v2, set up as in recipe R2 (from 5.3.0 on it makes no optimizer there).",
+        tables=(
+            TARGETS,
+            Table(
+                rows=lambda found: found["lines"],
+                columns={
+                    "Arm": lambda row: row["name"],
+                    "Optimizer": lambda row: row["optimizer"],
+                    "Devices": lambda row: str(row["devices"]),
+                    "Seconds a step": lambda row: spread(row["seconds"]),
+                    "Compiling (s)": lambda row: f"{row['compile_seconds']:.0f}",
+                    "Compilations": lambda row: str(row["compilations"]),
+                    "After step 2": lambda row: str(row["late"]),
+                    "Weights on a device (MiB)": lambda row: _mib(row["weights"]),
+                    "of": lambda row: _mib(row["whole"]),
+                    "Optimizer on a device (MiB)": lambda row: "" if row["moments"] is None else _mib(row["moments"]),
+                },
+                title="Scaling at equal work",
+            ),
+            Table(
+                rows=lambda found: found["estimate"],
+                columns={
+                    "Accelerator": lambda row: row["type"],
+                    "Peak, bf16 (TFLOP/s)": lambda row: f"{row['peak']:,.0f}",
+                    "By": lambda row: row["source"],
+                    "Tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+                    "Tokens for a dollar, at $1 an hour": lambda row: f"{row['tokens_at_one_dollar'] / 1e6:,.1f} M",
+                    "As cheap as an L4 up to": lambda row: f"{row['as_cheap_up_to']:.1f} x its price",
+                },
+                title="Estimated, not measured: tokens for a dollar of one GPU or chip, LoRA of Gemma 2 9B at 40% of "
+                "the published peak; divide by what you pay an hour",
+            ),
+        ),
+    ),
     "faults.json": Report(
         title="Faults, and how soon they show",
         command="make soak-faults",

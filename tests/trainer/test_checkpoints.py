@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from gemmatune_trainer.backends.base import Snapshot
-from gemmatune_trainer.checkpoints import Checkpoints
+from gemmatune_trainer.checkpoints import Checkpoints, Schedule
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError
 from gemmatune_trainer.ownership import Claim, Fence, claim
-from gemmatune_trainer.run import _Schedule
 from gemmatune_trainer.storage import StoredObject, crc32c
 from gemmatune_trainer.storage_file import FileStorage
 from tests.trainer.conftest import run_config
@@ -323,7 +322,7 @@ def test_the_manifest_names_what_it_vouches_for(make: Callable[..., Checkpoints]
 
 
 def test_when_a_checkpoint_is_due() -> None:
-    by_steps = _Schedule(every_steps=10, every_seconds=None, time=0.0)
+    by_steps = Schedule(every_steps=10, every_seconds=None, time=0.0)
     assert [step for step in range(4, 40) if by_steps.due(step, 0.0)] == [10, 20, 30]
-    by_time = _Schedule(every_steps=None, every_seconds=60, time=100.0)
+    by_time = Schedule(every_steps=None, every_seconds=60, time=100.0)
     assert [now for now in range(100, 300, 25) if by_time.due(1, float(now))] == [175, 250]

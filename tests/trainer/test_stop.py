@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from gemmatune_api.messages import TerminationMessage, from_text
+from gemmatune_api.names import ENV_TERMINATION_LOG, ExitCode, Reason
 from gemmatune_trainer.errors import Interrupted
 from gemmatune_trainer.stop import SIGNALS, StopFlag
 
@@ -70,3 +75,46 @@ def test_a_look_is_a_sign_of_life_but_waiting_is_none(stop: StopFlag) -> None:
     assert not looks
     assert not stop.requested
     assert len(looks) == 1
+
+
+NATIVE = """
+import hashlib, signal, sys
+from gemmatune_trainer.errors import Interrupted
+from gemmatune_trainer.__main__ import _end
+from gemmatune_trainer.stop import StopFlag
+
+stop = StopFlag()
+stop.install(_end)
+with stop.{context}:
+    print("working", flush=True)
+    hashlib.pbkdf2_hmac("sha512", b"a", b"b", 200_000_000)  # minutes of native code that gives Python's lock away
+"""
+
+
+@pytest.mark.parametrize(
+    ("context", "least", "told"),
+    [
+        ("at_once('the compilation', 7)", 2, "SIGTERM came during the compilation: there is nothing new to save"),
+        (
+            "unheard(lambda waited: Interrupted('as late as this', step=7) if waited > 3 else None)",
+            3,
+            "as late as this",
+        ),
+    ],
+)
+def test_native_code_is_ended_from_beside(tmp_path: Path, context: str, least: float, told: str) -> None:
+    """Its main thread runs no handler: a process that waited for it would be killed, without a word."""
+    message = tmp_path / "termination"
+    process = subprocess.Popen(
+        [sys.executable, "-c", NATIVE.format(context=context)],
+        env={**os.environ, ENV_TERMINATION_LOG: str(message)}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"working\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == ExitCode.INTERRUPTED
+    assert least <= time.monotonic() - sent < 15
+    found = from_text(message.read_text(), TerminationMessage)
+    assert found is not None
+    assert (found.message, found.step, found.reason) == (told, 7, Reason.INTERRUPTED)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("PJRT_DEVICE", "CPU")
-os.environ.setdefault("CPU_NUM_DEVICES", "4")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests compile far more than they compute.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+from tests.xla.devices import virtual
+
+os.environ.update({**virtual(4), **os.environ})
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from tests.trainer import conftest as trainer
 
 tiny_model = trainer.tiny_model
 DEVICES = int(os.environ["CPU_NUM_DEVICES"])
-MESHES = {4: [(4, 1), (2, 2)], 8: [(4, 2), (8, 1)]}[DEVICES]
+MESHES = {4: [(4, 1), (2, 2)], 8: [(8, 1), (4, 2)]}[DEVICES]
 
 
 @pytest.fixture

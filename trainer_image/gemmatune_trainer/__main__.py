@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     ranks = Ranks.of_environment()
     configure(rank=ranks.rank)
     stop = StopFlag()
-    stop.install()
+    stop.install(_end)
     try:
         message = _role(arguments, ranks)(_config(), stop)
         code = ExitCode.DONE
@@ -81,6 +81,17 @@ def _inspect(config: RunConfig, rows: int) -> TerminationMessage:
 
     inspect(config, rows)
     return TerminationMessage()
+
+
+def _end(error: BaseException) -> None:
+    """Ends the process here and now, from a thread beside one that is in native code: no clean-up could be waited for.
+
+    It is left as after a kill, but with the reason and the exit code of its end.
+    """
+    message, code = _ending(error)
+    leave(message)
+    sys.stderr.flush()
+    os._exit(int(code))
 
 
 def _ending(error: BaseException) -> tuple[TerminationMessage, ExitCode]:

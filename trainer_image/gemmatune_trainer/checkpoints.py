@@ -43,6 +43,23 @@ def prefix_of(step: int) -> str:
     return f"{FOLDER}step-{step:08d}"
 
 
+@dataclass
+class Schedule:
+    """When a checkpoint is due: at steps that no interruption shifts, or after a time."""
+
+    every_steps: int | None
+    every_seconds: int | None
+    time: float
+
+    def due(self, step: int, now: float) -> bool:
+        """Whether a checkpoint of `step` is due; the time to the next one then counts from here."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        by_time = self.every_seconds is not None and now - self.time >= self.every_seconds
+        if by_steps or by_time:
+            self.time = now
+        return by_steps or by_time
+
+
 class Checkpoints:
     """The checkpoints of one run, as one attempt sees them.
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from gemmatune_api.base import duration_text
@@ -16,7 +15,7 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import backends, manifest, ownership, report
 from gemmatune_trainer.backends.base import Backend, Snapshot, Step
-from gemmatune_trainer.checkpoints import Checkpoints, Restored
+from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
@@ -29,7 +28,7 @@ from gemmatune_trainer.progress import Reporter, open_sink
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.result import Result, kind_of
 from gemmatune_trainer.samples import Samples
-from gemmatune_trainer.stop import StopFlag
+from gemmatune_trainer.stop import HEARD_SECONDS, StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 from gemmatune_trainer.storage_file import FileStorage
 from gemmatune_trainer.tracking import Tracking, open_tracking
@@ -83,7 +82,8 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
         attempt = Attempt(
             config, stop, backend, evaluation, checkpoints, reporter, tracking, watchdog, rows.rows, total_steps, newest
         )
-        attempt.train(rows)
+        with stop.unheard(attempt.unheard):
+            attempt.train(rows)
         result = Result(
             config=config,
             claim=claimed,
@@ -239,28 +239,11 @@ def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag, ranks: Ranks)
         return backend
     from gemmatune_trainer.backends.leading import LeadingBackend
 
-    return LeadingBackend(backend, ranks, stop, config.training.sharded)
+    return LeadingBackend(backend, ranks, stop, divided=config.training.sharded or config.backend != "torch")
 
 
 class StopTraining(Exception):
     """Training shall end here; raised between two micro-batches."""
-
-
-@dataclass
-class _Schedule:
-    """When a checkpoint is due: at steps that no interruption shifts, or after a time."""
-
-    every_steps: int | None
-    every_seconds: int | None
-    time: float
-
-    def due(self, step: int, now: float) -> bool:
-        """Whether a checkpoint of `step` is due; the time to the next one then counts from here."""
-        by_steps = self.every_steps is not None and step % self.every_steps == 0
-        by_time = self.every_seconds is not None and now - self.time >= self.every_seconds
-        if by_steps or by_time:
-            self.time = now
-        return by_steps or by_time
 
 
 class Attempt:
@@ -301,7 +284,7 @@ class Attempt:
         self._step = start.step if start else 0
         self._beside = 0.0
         planned = config.checkpoint
-        self._schedule = _Schedule(planned.every_steps, planned.every_seconds, time.monotonic())
+        self._schedule = Schedule(planned.every_steps, planned.every_seconds, time.monotonic())
 
     def train(self, rows: prepared.PreparedData) -> None:
         """Trains to the last step.
@@ -395,14 +378,30 @@ class Attempt:
     def _report(self, urgent: bool) -> None:
         self._reporter.progress(self._step, self._total_steps, self._steps_per_epoch, self.history, urgent)
 
+    def _saved(self) -> int:
+        """The step of the newest checkpoint; 0: there is none."""
+        return self._checkpoints.last_step or (self._start.step if self._start else 0)
+
+    def unheard(self, waited: float) -> Interrupted | None:
+        """How an attempt ends whose steps, or what is compiled for them, keep the main thread from hearing of a signal.
+
+        Where the newest step is saved, nothing is lost; else an upload in flight has the time that it would have had.
+        """
+        saved = self._saved()
+        if waited < (HEARD_SECONDS if self._step == saved else SAVE_SECONDS):
+            return None
+        log.info("stopping", signal=self._stop.by, step=self._step, unheard_for=round(waited, 1))
+        counts = f"the checkpoint of step {saved} counts" if saved else "no checkpoint is saved"
+        busy = f"could not be heard while step {self._step + 1} was compiled or computed"
+        return Interrupted(f"{self._stop.by} {busy}: {counts}", step=saved)
+
     def _interrupt(self) -> None:
         """Saves the last optimizer step, and ends the attempt."""
         log.info("stopping", signal=self._stop.by, step=self._step)
-        saved = self._start.step if self._start else 0
-        fault = ""
+        saved, fault = self._saved(), ""
         if self._step > saved:
             fault = self._checkpoints.save_last(self._step, self._snapshot, self._stop.left(SAVE_SECONDS))
-            saved = self._checkpoints.last_step or saved
+            saved = self._saved()
         self._report(urgent=True)
         done = f"the checkpoint of step {saved} is saved" if saved else "no step was done"
         if fault:

@@ -69,7 +69,8 @@ class Samples:
                 return [str(answer) for answer in found["answers"]]
         except (ObjectMissing, ValueError, KeyError):
             log.debug("no samples of an earlier attempt")
-        answers = self.answers(backend, "before")
+        with self._stop.nothing_new("the samples before training"):
+            answers = self.answers(backend, "before")
         text = json.dumps({**asked, "answers": answers}, ensure_ascii=False, indent=2)
         storage.write(BEFORE, text.encode())
         return answers

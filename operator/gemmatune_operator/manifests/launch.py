@@ -1,4 +1,4 @@
-"""What starts the trainer in a pod: one process, or our launcher with one for every GPU of one or several nodes."""
+"""What starts the trainer in a pod: one process, or our launcher with several, of one or several nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def trainer(role: Role) -> list[str]:
 
 
 def launcher(job: str, laid: Layout, wait: int) -> list[str]:
-    """A process for each GPU; `wait` is how long in seconds the pods of several nodes wait for each other.
+    """A process for each device of `laid`; `wait` is how long in seconds the pods of several nodes wait for each other.
 
     A pod's completion index decides its ranks: rank 0 is always in the first pod, the only one that may write the
     run's status.

@@ -27,6 +27,18 @@ def of_rows(dimensions: int) -> Spec:
     return (DATA, *(None,) * (dimensions - 1))
 
 
+def rows_of_host(rows: int, model: int, hosts: int, host: int) -> slice | None:
+    """The rows of a batch that one of several hosts gives: those of its own chips, where each chip has rows of its own.
+
+    None: every host gives the whole batch. So it is where chips along model share rows: PyTorch/XLA deals a host's
+    share out chip by chip, whatever the mesh says (`minibatch`).
+    """
+    if hosts == 1 or model > 1:
+        return None
+    each = rows // hosts
+    return slice(host * each, (host + 1) * each)
+
+
 def of_weight(name: str, shape: Sequence[int], data: int, model: int) -> Spec:
     """How a weight of this name and shape is divided among data x model chips.
 

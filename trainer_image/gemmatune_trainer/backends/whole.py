@@ -69,7 +69,9 @@ def local(value: Tensor) -> Tensor:
 
 def deal(ranks: Ranks, value: Tensor, whole: Tensor | None) -> None:
     """Writes a tensor of rank 0, of the weight's own type there, into a weight on every rank."""
-    put(value, ranks.broadcast(whole, (value.shape, value.dtype), value.device))
+    # Between the hosts of a TPU slice numbers that the chips do not compute travel through the hosts.
+    where = "cpu" if value.device.type == "xla" else value.device
+    put(value, ranks.broadcast(whole, (value.shape, value.dtype), where))
 
 
 @torch.no_grad()
@@ -149,18 +151,19 @@ def publish(
     *,
     write: bool = True,
     places: Mapping[str, int] | None = None,
+    together: bool = False,
 ) -> dict[str, int]:
     """Writes the model in `dtype` with its configuration, as transformers reads it; the checksums of its weights.
 
-    All processes take part, those that `write` write. `places` tells tied weights by equal numbers, where addresses in
-    memory do not.
+    All processes take part, those that `write` write; `together` also brings each value to its host. `places` tells
+    tied weights by equal numbers, where addresses in memory do not.
     """
     converted: dict[int, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         place = local(value).data_ptr() if places is None else places.get(name, id(value))
         whole = gathered(value)
-        if write:
+        if write or together:
             kind = dtype if whole.is_floating_point() else whole.dtype
             tensors[name] = converted.setdefault(place, whole.to(kind).cpu().contiguous())
     if not write:

@@ -114,6 +114,10 @@ class XlaBackend:
         """Of every weight: bytes on one chip, and bytes of the whole."""
         return {name: (self._chips.bytes_of(value), value.nbytes) for name, value in self._model.named_parameters()}
 
+    def optimizer_bytes(self) -> dict[str, tuple[int, int]]:
+        """The same of the optimizer's state of every trained weight; only after `train` has begun."""
+        return self._loop.optimizer_bytes() if self._loop is not None else {}
+
     def _autocast(self) -> Any:
         return torch.autocast(xla_device.KIND, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
 
@@ -164,7 +168,7 @@ class XlaBackend:
         )
         self._loop = Loop(self._chips, self._loss, optimizer, batches, self._specs, settings.seed)
         if start:
-            self._loop.restore(start)
+            self._loop.restore(start, self._ranks)
         log.info("passes", sequences=batches.sequences, length=batches.length)
         tally = self._loop.run(training)
         log.info(
@@ -215,7 +219,9 @@ class XlaBackend:
 
     def save_weights(self, folder: Path) -> None:
         """Writes what is trained, bit by bit."""
-        self._kind.snapshot(self._model)(folder)
+        write = self._kind.snapshot(self._model)
+        if self._ranks.main:
+            write(folder)
 
     def restore_weights(self, folder: Path) -> None:
         """Puts the weights of a folder, as save_weights wrote them, into the model in place of the trained ones."""
@@ -231,7 +237,9 @@ class XlaBackend:
             ends = terminator_ids(self._files.tokenizer)
             # A tensor on the chips has no address by which tied weights are known.
             tied = {name: id(value) for name, value in self._model.named_parameters(remove_duplicate=False)}
-            self._written = whole.publish(self._model, folder, self._dtype, ends, places=tied)
+            self._written = whole.publish(
+                self._model, folder, self._dtype, ends, write=self._ranks.main, places=tied, together=True
+            )
         else:
             self.save_weights(folder)
 
@@ -246,18 +254,30 @@ class XlaBackend:
         self._model = None  # a large model is never in memory twice
         gc.collect()
         if self._full:
-            model = self._base(folder, self._dtype)
+            model = self._base(folder if self._ranks.main else None, self._dtype)
+            for _, value in model.named_parameters() if self._ranks.size > 1 else ():
+                whole.deal(self._ranks, value, value if self._ranks.main else None)
             sums = self._written, whole.checksums(model, self._dtype)
             after = whole.pieces(model, self._before)
             self._place(model)
             return whole.compare(model, (trained, self._logits(row)), self._before, sums, folder, after)
-        model = PeftModel.from_pretrained(self._base(), folder, is_trainable=False)
-        adapter.check_keys(model, folder)
-        self._place(model)
+        self._place(self._reloaded(folder))
         reloaded = self._logits(row)
         with self._model.disable_adapter():
             plain = self._logits(row)
+        if not self._ranks.main:
+            return Verification(0.0, 0.0, 0)
         return adapter.compare(trained, reloaded, plain, exact=False, folder=folder)
+
+    def _reloaded(self, folder: Path) -> Any:
+        """The model with the adapter of a folder of rank 0, on the host."""
+        if self._ranks.main:
+            model = PeftModel.from_pretrained(self._base(), folder, is_trainable=False)
+            adapter.check_keys(model, folder)
+        else:
+            model = get_peft_model(self._base(), adapter.lora_config(self._config, self._files.model.rules))
+        adapter.restore(model, folder, self._ranks)
+        return model
 
     @torch.no_grad()
     def _logits(self, row: Sequence[int]) -> Tensor:

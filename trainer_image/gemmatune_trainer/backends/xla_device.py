@@ -22,7 +22,7 @@ from torch_xla.core import xla_model
 from torch_xla.distributed import spmd
 from torch_xla.utils.checkpoint import checkpoint
 
-from gemmatune_trainer.backends.sharding import DATA, MODEL, Spec
+from gemmatune_trainer.backends.sharding import DATA, MODEL, Spec, rows_of_host
 from gemmatune_trainer.errors import InvalidConfig
 
 _STATM, _PAGE_BYTES = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
@@ -62,16 +62,15 @@ class Chips:
         return self.mark(value.to(self.device), spec)
 
     def place_rows(self, arrays: Sequence[Any], spec: Spec) -> list[Tensor]:
-        """Arrays on the chips, divided along their first dimension; every host gives its own share of the rows."""
-        sharding = spmd.ShardingSpec(self._mesh, spec, minibatch=self.processes > 1)
-        tensors = [torch.from_numpy(array) for array in arrays]
+        """Arrays on the chips, divided along their first dimension; of several hosts each gives the rows of its chips.
+
+        Every host is called with the whole arrays.
+        """
+        mine = rows_of_host(arrays[0].shape[0], self.model, self.processes, self.process)
+        sharding = spmd.ShardingSpec(self._mesh, spec, minibatch=mine is not None)
+        tensors = [torch.from_numpy(array if mine is None else array[mine]) for array in arrays]
         found: list[Tensor] = xla_model.send_cpu_data_to_device(tensors, self.device, input_sharding=sharding)
         return found
-
-    def share(self, rows: int) -> slice:
-        """The rows of a batch that this host gives."""
-        each = rows // self.processes
-        return slice(self.process * each, (self.process + 1) * each)
 
     def bytes_of(self, value: Tensor) -> int:
         """Bytes that a tensor takes of each chip of this host, the most of them."""

@@ -21,9 +21,10 @@ from gemmatune_trainer.backends.base import Snapshot, Step, Training
 from gemmatune_trainer.backends.fixed import FixedBatches, FixedStep
 from gemmatune_trainer.backends.sharding import Spec, of_rows
 from gemmatune_trainer.backends.xla_device import Chips
-from gemmatune_trainer.backends.xla_optimizer import Optimizer
+from gemmatune_trainer.backends.xla_optimizer import Optimizer, shared
 from gemmatune_trainer.data.pack import Batch
 from gemmatune_trainer.logs import log
+from gemmatune_trainer.ranks import Ranks
 
 OPTIMIZER, SCHEDULER, RANDOM, STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
 """Files of a state: those of transformers' Trainer, which the torch backend writes and reads."""
@@ -76,11 +77,17 @@ class Loop:
         self._computed = self._filled = 0
         self._compiled, self._late, self._compiling = 0, 0, 0.0
 
-    def restore(self, folder: Path) -> None:
-        """Goes on from the state in a folder, of this backend or of torch."""
-        with safe_globals():
-            optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-            schedule = torch.load(folder / SCHEDULER, weights_only=True)
+    def restore(self, folder: Path, ranks: Ranks) -> None:
+        """Goes on from the state in a folder of rank 0, of this backend or of torch; the step is in every rank's."""
+        optimizer = schedule = None
+        if ranks.main:
+            with safe_globals():
+                optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+                schedule = torch.load(folder / SCHEDULER, weights_only=True)
+        if ranks.size > 1:
+            optimizer, schedule = shared(ranks, optimizer), ranks.from_main(schedule)
+        assert optimizer is not None
+        assert schedule is not None
         self._optimizer.restore(optimizer, schedule)
         self._done = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
 
@@ -121,6 +128,8 @@ class Loop:
         scale = torch.tensor(1.0 / max(1, step.labelled)).to(self._chips.device)
         for number, batch in enumerate(step.passes):
             training.micro_batch()
+            if number == 0 and not self._computed:
+                log.info("compiling", step=self._done + 1)  # minutes in which nothing else is said
             xla_device.set_random_state(_number(self._seed, self._done, number))
             total = total + self._pass(batch, scale, first=number == 0)
             xla_device.compute()
@@ -150,6 +159,10 @@ class Loop:
         padding = 1.0 - self._filled / self._computed if self._computed else 0.0
         return Tally(self._compiled, self._late, self._compiling, padding)
 
+    def optimizer_bytes(self) -> dict[str, tuple[int, int]]:
+        """Of the optimizer's state of every weight: bytes on one chip, and bytes of the whole."""
+        return self._optimizer.device_bytes()
+
     def snapshot(self) -> Snapshot:
         """Optimizer, schedule, random states and step as they were after the last step."""
         optimizer, schedule = self._optimizer.state()
@@ -170,8 +183,7 @@ def _number(*parts: int) -> int:
 
 
 def placed(chips: Chips, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Input ids, position ids and labels of a batch on the chips; of several hosts each gives its share."""
-    mine = chips.share(batch.input_ids.shape[0])
-    arrays = [array[mine] for array in (batch.input_ids, batch.position_ids, batch.labels)]
+    """Input ids, position ids and labels of a batch on the chips."""
+    arrays = [batch.input_ids, batch.position_ids, batch.labels]
     input_ids, position_ids, labels = chips.place_rows(arrays, of_rows(2))
     return input_ids, position_ids, labels

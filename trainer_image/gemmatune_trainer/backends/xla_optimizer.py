@@ -16,6 +16,7 @@ from gemmatune_trainer.backends import xla_device
 from gemmatune_trainer.backends.sharding import Spec, whole
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.errors import InvalidConfig
+from gemmatune_trainer.ranks import Ranks
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -134,6 +135,15 @@ class Optimizer:
         first, second = (1 - beta**step for beta in _BETAS)
         return torch.tensor([self.rate / first, second**0.5, self.rate]).to(self._chips.device)
 
+    def device_bytes(self) -> dict[str, tuple[int, int]]:
+        """Of the state of every weight: bytes on one chip, and bytes of the whole."""
+        found = {}
+        for name, value in (item for group in self._groups for item in group):
+            held = [one for one in self._inner.state[value].values() if isinstance(one, Tensor)]
+            there = [one for one in held if one.device.type == xla_device.KIND]
+            found[name] = sum(map(self._chips.bytes_of, there)), sum(one.nbytes for one in there)
+        return found
+
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """State of optimizer and schedule, whole and on the host, as torch's and transformers' optimizers have it."""
         states: dict[int, dict[str, Any]] = {}
@@ -169,6 +179,23 @@ class Optimizer:
                 wanted[key] = new
         self._place()
         self._schedule.load_state_dict(schedule)
+
+
+def shared(ranks: Ranks, state: dict[str, Any] | None) -> dict[str, Any]:
+    """An optimizer's state that rank 0 has read, on every rank: tensor by tensor, each weight's in turn."""
+    outline = {
+        index: {key: (item.shape, item.dtype) if isinstance(item, Tensor) else item for key, item in held.items()}
+        for index, held in (state["state"] if state else {}).items()
+    }
+    described, outline = ranks.from_main((state["param_groups"] if state else None, outline))
+    found: dict[int, dict[str, Any]] = {}
+    for index, held in outline.items():
+        own = state["state"][index] if state else {}
+        found[index] = {
+            key: ranks.broadcast(own.get(key), item, "cpu") if isinstance(item, tuple) else item
+            for key, item in held.items()
+        }
+    return {"state": found, "param_groups": described}
 
 
 class _AdamW(torch.optim.Optimizer):

@@ -1,0 +1,1 @@
+"""The three backends side by side, each in its own environment."""

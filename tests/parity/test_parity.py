@@ -1,0 +1,117 @@
+"""One run trained by torch, xla and keras: the same rows, adapters that plain PEFT loads, and the same held-out loss.
+
+Each backend is the real trainer in its own environment, xla and keras on four virtual devices. The three outputs begin
+as copies of one preparation. What they leave is judged by plain transformers and PEFT, row by row without padding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from bench.held_out import loss
+from bench.trainer_rows import Row
+from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
+from gemmatune_api.runconfig import RunConfig, RunMesh
+from gemmatune_api.spec import Backend
+from gemmatune_cli.local.environments import python_of
+from gemmatune_trainer.data import prepared
+from gemmatune_trainer.storage import open_storage
+from tests.keras.conftest import device_environment
+from tests.support.tinymodels import write_model
+from tests.trainer.conftest import run_config, write_quotes
+from tests.xla.devices import virtual
+
+DEVICES, STEPS = 4, 150
+BACKENDS: dict[Backend, dict[str, str]] = {
+    "torch": {"OMP_NUM_THREADS": "1"},
+    "xla": virtual(DEVICES),
+    "keras": device_environment(DEVICES),
+}
+WITHIN = 0.02
+"""How far apart the held-out losses may be, relative."""
+SAME = 1e-4
+"""The same for what is the same computation: fp32, summed in another order."""
+
+
+def config_of(backend: Backend, model: Path, folder: Path) -> RunConfig:
+    """The same run for each of them: a quarter of 96 rows is held out."""
+    data, out = write_quotes(folder / "quotes.jsonl", 400), folder / backend
+    changes = {"max_steps": STEPS, "every_steps": STEPS, "global_batch_size": 8, "rank": 8, "eval_fraction": 0.25}
+    found = run_config(model, data, out, prompts=[], **changes)
+    mesh = None if backend == "torch" else RunMesh(data=2, model=2)
+    return found.model_copy(update={"backend": backend, "mesh": mesh})
+
+
+def start(role: str, config: RunConfig, folder: Path) -> subprocess.Popen[str]:
+    """The trainer as a process of the backend's environment."""
+    python = python_of(config.backend)
+    assert python is not None, f"make setup-{config.backend} installs it"
+    environment = {
+        **os.environ,
+        **BACKENDS[config.backend],
+        ENV_RUN: config.to_env(),
+        ENV_CACHE: str(folder / "cache" / config.backend),
+        ENV_TERMINATION_LOG: str(folder / f"{config.backend}-termination"),
+        ENV_STATUS_FILE: str(folder / f"{config.backend}-status"),
+    }
+    command = [str(python), "-m", "gemmatune_trainer", role]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    _, told = process.communicate()
+    assert process.returncode == 0, told[-4000:]
+
+
+def history(config: RunConfig) -> tuple[list[float], list[float]]:
+    """Losses of the steps, and of the evaluations of base and result, as the run's last checkpoint has them."""
+    (file,) = Path(config.output.uri.removeprefix("file://")).glob("checkpoints/*/history.json")
+    found = json.loads(file.read_text())
+    return [point["loss"] for point in found["points"]], [item["loss"] for item in found["evaluations"]]
+
+
+def held_out(config: RunConfig, cache: Path) -> list[Row]:
+    """The rows that the preparation has kept for evaluation."""
+    storage = open_storage(config.output.uri)
+    (folder,) = Path(config.output.uri.removeprefix("file://")).glob("prepared/*")
+    found = prepared.load(storage, config.output.uri, folder.name, cache).evaluation
+    assert found is not None
+    pairs = map(found.row, range(found.rows))
+    return [([int(one) for one in ids], [int(one) for one in labels]) for ids, labels in pairs]
+
+
+def test_three_backends_agree(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "3")
+    configs = {backend: config_of(backend, model, tmp_path) for backend in BACKENDS}
+    ended(start("prepare", configs["torch"], tmp_path))
+    for backend in ("xla", "keras"):
+        shutil.copytree(tmp_path / "torch", tmp_path / backend)
+    for process in [start("train", config, tmp_path) for config in configs.values()]:
+        ended(process)
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rows = held_out(configs["torch"], tmp_path / "rows")
+    untrained, found = loss(base, rows), {}
+    for backend, config in configs.items():
+        tuned = PeftModel.from_pretrained(base, tmp_path / backend / "adapter").eval()
+        found[backend] = loss(tuned, rows)
+        base = tuned.unload()
+        steps, (before, after) = history(config)
+        assert before == pytest.approx(untrained, rel=SAME), backend
+        assert after == pytest.approx(found[backend], rel=10 * SAME), backend
+        assert len(steps) == STEPS
+    assert found["torch"] < 0.7 * untrained
+    for backend in ("xla", "keras"):
+        assert found[backend] == pytest.approx(found["torch"], rel=WITHIN), backend
+    # torch and xla also begin with the same adapter.
+    first, second = history(configs["torch"])[0], history(configs["xla"])[0]
+    assert first[:20] == pytest.approx(second[:20], rel=SAME)
