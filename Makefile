@@ -98,8 +98,8 @@ test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU reso
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
 
-soak-images: setup node ## Build all four images and run each; torch alone takes 20 GB of disk
-	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images)
+soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; takes 35 GB of disk
+	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images tests/e2e/test_real_trainer.py)
 
 image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)
 	$(call step,images,python3 -m tools.images $(IMAGES))
