@@ -27,7 +27,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
+.PHONY: release-state soak-upgrade soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -87,6 +87,10 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
 	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
 
+soak-upgrade: setup-xla setup-keras ## Runs that former releases left midway go on, with backends xla and keras too
+	$(call step,upgrade of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_upgrade.py)
+	$(call step,upgrade of keras,GEMMATUNE_SOAK=1 $(IN_KERAS) run --frozen --no-sync pytest tests/keras/test_upgrade.py)
+
 soak-xla: setup-xla ## Backend xla on eight virtual devices, and on the real Gemma 3 270M: LoRA and full
 	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py)
 	$(call step,two processes of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_hosts.py)
@@ -100,8 +104,8 @@ test-parity: setup setup-xla setup-keras ## The same run by torch, xla and keras
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
 
-soak-images: setup node ## Build all four images and run each; torch alone takes 20 GB of disk
-	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images)
+soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; takes 35 GB of disk
+	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images tests/e2e/test_real_trainer.py)
 
 image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)
 	$(call step,images,python3 -m tools.images $(IMAGES))
@@ -121,6 +125,9 @@ fmt: setup ## Format the code
 generate: setup ## Write the CRD and the generated pages of docs/
 	$(call step,generate,$(RUN) python -m gemmatune_api.generate && $(RUN) python -m tools.docs)
 
+release-state: setup setup-xla setup-keras ## Store what a run of this release leaves midway, for the tests of later ones
+	$(call step,state of the release,$(RUN) python -m tests.data.release torch && $(IN_XLA) run --frozen --no-sync python -m tests.data.release xla && $(IN_KERAS) run --frozen --no-sync python -m tests.data.release keras)
+
 clean-setup: ## `make demo` to its first step with an empty home and a PATH without uv and Go
 	$(call step,clean set-up,tools/clean_setup.sh)
 
@@ -131,10 +138,10 @@ docs: ## Build the site of docs/ into site/; a dead link, or a page that is in n
 picture: setup ## The picture of README, from a real demo
 	$(call step,picture,$(RUN) gft demo --steps 20 > .venv/demo.txt && $(RUN) python -m tools.picture docs/pictures/demo.svg < .venv/demo.txt)
 
-audit: setup ## Known weaknesses of the locked packages (asks the network), and docs/licences.md (does not)
-	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project)
+audit: setup setup-xla setup-keras ## Known weaknesses of the locked packages (asks the network), and docs/licences.md (does not)
+	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project && $(UV) export --frozen --quiet --extra xla --extra tpu --no-dev --no-emit-project | awk '/^libtpu==/ {on=1} /# via/ {on=0} on' > .venv-audit/tpu.txt && $(UV) pip install --quiet --no-deps --python .venv-xla/bin/python --target .venv-audit/tpu -r .venv-audit/tpu.txt)
 	$(call step,licences,$(RUN) python -m tools.licences)
-	$(call step,weaknesses,$(UV) export --frozen --quiet --extra operator --extra torch --no-dev --no-emit-project --output-file .venv-audit/requirements.txt && .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r .venv-audit/requirements.txt)
+	$(call step,weaknesses,for extras in "torch" "xla --extra tpu" "keras"; do $(UV) export --frozen --quiet --extra operator --extra $$extras --no-dev --no-emit-project --output-file .venv-audit/requirements.txt && .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r .venv-audit/requirements.txt; done)
 
 bench-operator: setup kube ## The operator's speed beside a bare client and an empty kopf (about 15 minutes)
 	$(call step,operator benchmark,$(RUN) python -m bench.operator)
@@ -151,4 +158,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-parity test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla ## Everything, with the benchmarks
+soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-upgrade ## Everything, with the benchmarks

@@ -6,10 +6,12 @@ import hashlib
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from gemmatune_api import handover
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import total_steps, warmup_steps
+from gemmatune_api.handover import RunConfigError
 from gemmatune_api.layout import layout
 from gemmatune_api.runtracking import RunTracking, run_tracking
 from gemmatune_api.spec import (
@@ -31,10 +33,6 @@ DEVICES: dict[Literal["gpu", "tpu", "cpu"], Literal["cuda", "tpu", "cpu"]] = {"g
 """Where tensors live, by accelerator."""
 
 
-class RunConfigError(ValueError):
-    """A RunConfig that cannot be handed over or read; the trainer ends with exit code 10."""
-
-
 class RunIdentity(ApiModel):
     """Whose run it is."""
 
@@ -53,6 +51,8 @@ class RunModel(ApiModel):
     """hf://ORG/NAME, ms://ORG/NAME, gs://BUCKET/PATH, pvc://CLAIM/PATH or file:///PATH."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
+    cache: str | None = None
+    """Prefix below which the site keeps copies of hubs' models."""
 
 
 class RunDataset(ApiModel):
@@ -262,20 +262,22 @@ class RunConfig(ApiModel):
             raise RunConfigError("GEMMATUNE_RUN is no JSON object")
         version = data.get("version")
         if not isinstance(version, int) or version > RUN_CONFIG_VERSION:
-            raise RunConfigError(
-                f"GEMMATUNE_RUN has version {version!r}, this trainer reads up to {RUN_CONFIG_VERSION}: "
-                "use the trainer image of the operator's release"
-            )
+            raise handover.of_version(version, RUN_CONFIG_VERSION)
         try:
             return cls.model_validate(data)
-        except ValueError as error:
-            raise RunConfigError(f"GEMMATUNE_RUN cannot be read: {error}") from error
+        except ValidationError as error:
+            raise handover.of_fields(error) from error
 
 
 def build(
-    spec: FineTuneSpec, identity: RunIdentity, attempt: int, plan: Plan | None, overrides: Overrides | None = None
+    spec: FineTuneSpec,
+    identity: RunIdentity,
+    attempt: int,
+    plan: Plan | None,
+    overrides: Overrides | None = None,
+    model_cache: str | None = None,
 ) -> RunConfig:
-    """RunConfig of an attempt, from the resolved spec (`defaults.resolve`) and the plan.
+    """RunConfig of an attempt, from the resolved spec (`defaults.resolve`), the plan and the site's `modelCache`.
 
     A preparation may come before the plan: it trains nothing, and its rows do not depend on the micro-batch.
     """
@@ -288,7 +290,7 @@ def build(
         attempt=attempt,
         backend=_require(spec.backend),
         device=DEVICES[spec.accelerator.kind],
-        model=RunModel(uri=spec.model.uri, revision=spec.model.revision),
+        model=RunModel(uri=spec.model.uri, revision=spec.model.revision, cache=_cache(spec, model_cache)),
         dataset=_dataset(spec),
         method=_method(spec),
         training=RunTraining(
@@ -327,6 +329,11 @@ def _require(value: Value | None) -> Value:
     if value is None:
         raise ValueError("the spec is not resolved: call defaults.resolve first")
     return value
+
+
+def _cache(spec: FineTuneSpec, prefix: str | None) -> str | None:
+    """Copies are of hubs' models alone: others are in a bucket or a volume already."""
+    return prefix if spec.model.uri.startswith(("hf://", "ms://")) else None
 
 
 def _dataset(spec: FineTuneSpec) -> RunDataset:

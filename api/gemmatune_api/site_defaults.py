@@ -19,7 +19,7 @@ from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 
 _SECRET_BYTES = 1024
 """Longest text of a secretRef; a longer one is not read as YAML at all."""
-_SECRET, _PREFIX = "secretRef", "outputPrefix"
+_SECRET, _PREFIX, _CACHE = "secretRef", "outputPrefix", "modelCache"
 
 
 class SiteDefaults(StatusModel):
@@ -33,6 +33,8 @@ class SiteDefaults(StatusModel):
     """pod.serviceAccountName."""
     priority_class_name: ObjectName | None = None
     """pod.priorityClassName."""
+    model_cache: Annotated[str, Field(pattern=OUTPUT_URI_PATTERN, max_length=896)] | None = None
+    """Prefix of copies of hubs' models, PREFIX/hf/ORG/NAME/COMMIT: preparations make them, trainers read them."""
 
     def over(self, below: SiteDefaults) -> SiteDefaults:
         """These, field by field over others; a field that is given as empty takes the other away."""
@@ -142,7 +144,8 @@ def _read(table: Mapping[str, Any]) -> SiteDefaults:
         found = _AsWritten.model_validate(written, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidResourceError(problems_of(error, _AsWritten)) from error
-    if problems := list(uris.plain(_PREFIX, found.output_prefix or "")):
+    prefixes = ((_PREFIX, found.output_prefix), (_CACHE, found.model_cache))
+    if problems := [problem for name, uri in prefixes for problem in uris.plain(name, uri or "")]:
         raise InvalidResourceError(problems)
     # Fields that were written as empty count as given: they take away what stands below.
     fields = {name: getattr(found, name) for name in found.model_fields_set} | {known[name]: None for name in empty}

@@ -66,13 +66,15 @@ def objects(found: Planned, number: int, settings: Settings) -> Iterator[Object]
     identity = runconfig.RunIdentity(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid)
     yield from access.objects(metadata.namespace, spec.pod.service_account_name if spec.pod else None)
     preparation = status.prepare.number if status.prepare else 1
-    yield prepare.job(resource, runconfig.build(spec, identity, preparation, plan), preparation, settings)
+    cache = status.defaults.model_cache if status.defaults else None
+    config = runconfig.build(spec, identity, preparation, plan, model_cache=cache)
+    yield prepare.job(resource, config, preparation, settings)
     record = _record(found, status.attempts, number)
-    config = runconfig.build(spec, identity, number, plan, record.overrides)
+    config = runconfig.build(spec, identity, number, plan, record.overrides, cache)
     yield from attempt.objects(resource, config, plan, record, settings)
     if plan.merge is not None:
         number, overrides = (status.merge.number, status.merge.overrides) if status.merge else (1, None)
-        config = runconfig.build(spec, identity, number, plan)
+        config = runconfig.build(spec, identity, number, plan, model_cache=cache)
         yield merge.job(resource, config, plan.merge, overrides or Overrides(), number, settings)
 
 

@@ -14,7 +14,11 @@ CASES: dict[str, Object] = {
         "namespaces": ["team-a"],
         "trainer.image": "registry.example.com/trainer-torch:0.1.0",
         "trainer.tolerations": [{"key": "dedicated", "operator": "Equal", "value": "tuning", "effect": "NoSchedule"}],
-        "defaults": {"outputPrefix": "gs://tuning/runs", "secretRef": {"name": "hf-token"}},
+        "defaults": {
+            "outputPrefix": "gs://tuning/runs",
+            "secretRef": {"name": "hf-token"},
+            "modelCache": "gs://tuning/models",
+        },
         "prices": {"nvidia-l4": {"onDemand": 0.75, "spot": 0.3}},
         "allowed.images": ["registry.example.com/"],
         "allowed.buckets": ["tuning", "models"],

@@ -8,6 +8,7 @@ import pytest
 
 from gemmatune_api import names, yamlio
 from gemmatune_api.names import DEFAULTS_CONFIG_MAP, ExitCode
+from gemmatune_api.runconfig import RunConfig
 from tests.support import chart
 from tests.support.api import ApiError, Object
 from tests.support.controlplane import ControlPlane
@@ -22,6 +23,7 @@ VALUES: Object = {
     "defaults.outputPrefix": "gs://site/runs",
     "defaults.secretRef": {"name": "site-token"},
     "defaults.serviceAccountName": "tuner",
+    "defaults.modelCache": "gs://site/models",
 }
 
 
@@ -65,6 +67,11 @@ def pod_spec(job: Object) -> Object:
     return found
 
 
+def told(job: Object) -> RunConfig:
+    variables = pod_spec(job)["containers"][0]["env"]
+    return RunConfig.from_env(next(item["value"] for item in variables if item["name"] == names.ENV_RUN))
+
+
 def tokens(job: Object) -> set[str]:
     """Names of the Secrets that the container gets a value from."""
     variables = pod_spec(job)["containers"][0]["env"]
@@ -84,6 +91,7 @@ def test_values_reach_status_and_jobs(crd: ControlPlane, namespaces: tuple[str, 
     }
     assert resolved["pod"] == {"serviceAccountName": "tuner"}
     assert resolved["model"]["secretRef"] == {"name": "site-token"}
+    assert shown(crd, stage)["defaults"]["modelCache"] == told(job).model.cache == "gs://site/models"
     assert pod_spec(job)["serviceAccountName"] == "tuner"
     assert tokens(job) == {"site-token"}
     assert TOLERATION in pod_spec(job)["tolerations"]
@@ -95,7 +103,7 @@ def test_a_namespace_overrides_and_a_run_keeps_what_it_began_with(
     crd: ControlPlane, namespaces: tuple[str, str]
 ) -> None:
     here = namespaces[1]
-    give(crd, here, outputPrefix="gs://team/runs", secretRef="name: team-token", serviceAccountName="")
+    give(crd, here, outputPrefix="gs://team/runs", secretRef="name: team-token", serviceAccountName="", modelCache="")
     stage = Stage(crd.api, here, "kept")
     stage.create(output={}, pod={"priorityClassName": "mine"})
     stage.job("p1")
@@ -116,7 +124,7 @@ def test_a_namespace_overrides_and_a_run_keeps_what_it_began_with(
 
 def test_attempts_keep_the_defaults_of_the_first(crd: ControlPlane, namespaces: tuple[str, str]) -> None:
     here = namespaces[1]
-    own = {"secretRef": "name: team-token", "serviceAccountName": ""}
+    own = {"secretRef": "name: team-token", "serviceAccountName": "", "modelCache": "gs://team/models"}
     give(crd, here, outputPrefix="gs://team/runs", **own)
     stage = Stage(crd.api, here, "attempts")
     stage.create(output={})
@@ -125,6 +133,7 @@ def test_attempts_keep_the_defaults_of_the_first(crd: ControlPlane, namespaces: 
     stage.ends("t1", ExitCode.INTERRUPTED, {"message": "stopped"})
     first, second = stage.job("t1"), stage.job("t2")
     assert tokens(first) == tokens(second) == {"team-token"}
+    assert told(first).model.cache == told(second).model.cache == "gs://team/models"
     assert shown(crd, stage)["resolved"]["output"]["uri"] == f"gs://team/runs/{here}/attempts"
 
 
@@ -147,8 +156,8 @@ def test_allowed_buckets_hold_for_a_namespace_s_prefix(crd: ControlPlane, make_n
     chart.apply(crd, [d for d in documents if d["metadata"]["name"].endswith(("-allowed", "-allowed.defaults"))])
     path = f"/api/v1/namespaces/{namespace}/configmaps"
 
-    def answer(prefix: str, name: str = DEFAULTS_CONFIG_MAP) -> str:
-        document = {"metadata": {"name": name}, "data": {"outputPrefix": prefix}}
+    def answer(prefix: str, name: str = DEFAULTS_CONFIG_MAP, key: str = "outputPrefix") -> str:
+        document = {"metadata": {"name": name}, "data": {key: prefix}}
         try:
             crd.api.call("POST", path, {"apiVersion": "v1", "kind": "ConfigMap", **document}, dryRun="All")
         except ApiError as error:
@@ -160,6 +169,8 @@ def test_allowed_buckets_hold_for_a_namespace_s_prefix(crd: ControlPlane, make_n
     )
     assert "is in no bucket" in answer("gs://ours-not/x")
     assert answer("gs://ours/x") == answer("gs://ours") == ""
+    assert "modelCache: gs://theirs/x is in no bucket" in answer("gs://theirs/x", key="modelCache")
+    assert answer("gs://ours/x", key="modelCache") == ""
     assert answer("gs://theirs/x", "another") == "", "other ConfigMaps are nobody's affair"
     runs = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
     stage = Stage(crd.api, namespace)

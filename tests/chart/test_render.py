@@ -39,6 +39,7 @@ VALUES: Object = {
     "trainer.env": {"HF_ENDPOINT": "https://hub.example.com"},
     "trainer.tolerations": [{"key": "dedicated", "operator": "Exists"}],
     "defaults.outputPrefix": "gs://tuning/runs",
+    "defaults.modelCache": "gs://tuning/models",
     "defaults.secretRef": {"name": "hf-token", "key": "token"},
     "defaults.serviceAccountName": "tuner",
     "defaults.priorityClassName": "low",
@@ -132,6 +133,8 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("defaults.outputPrefx", "gs://tuning"),
         ("defaults.outputPrefix", "s3://tuning"),
         ("defaults.outputPrefix", "gs://tuning/a b"),
+        ("defaults.modelCache", "gs://tuning/a b"),
+        ("defaults.modelCache", "hf://org/model"),
         ("defaults.secretRef", "hf-token"),
         ("defaults.secretRef", {"key": "token"}),
         ("defaults.secretRef", {"nam": "hf-token"}),
@@ -292,6 +295,7 @@ def test_defaults_reach_the_operator(tmp_path: Path) -> None:
         secret_ref=SecretRef(name="hf-token", key="token"),
         service_account_name="tuner",
         priority_class_name="low",
+        model_cache="gs://tuning/models",
     )
     offered = {field.alias for field in SiteDefaults.model_fields.values()}
     assert offered == yaml.safe_load((chart.CHART / "values.yaml").read_text())["defaults"].keys()

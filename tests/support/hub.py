@@ -231,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _entry(self, repository: Repository, commit: str, path: str) -> list[dict[str, Any]]:
         files = repository.files(commit)
         if path in files:
-            return [{"type": "file", "path": path, "size": len(files[path]), "oid": _sha(files[path])}]
+            return [_described(path, files[path])]
         if any(name.startswith(f"{path}/") for name in files):
             return [{"type": "directory", "path": path, "size": 0, "oid": _sha(path)}]
         return []
@@ -266,6 +266,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _described(path: str, data: bytes) -> dict[str, Any]:
+    """A file of a tree, with the hash of git's blob; of weights git has a pointer, which tells their own hash."""
+    found = {"type": "file", "path": path, "size": len(data)}
+    if path.endswith(".safetensors"):
+        digest = hashlib.sha256(data).hexdigest()
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
+        lfs = {"oid": digest, "size": len(data), "pointerSize": len(pointer)}
+        return {**found, "oid": _git(pointer), "lfs": lfs}
+    return {**found, "oid": _git(data)}
+
+
+def _git(data: bytes) -> str:
+    return _sha(b"blob %d\0" % len(data) + data)
 
 
 def _sha(data: str | bytes) -> str:

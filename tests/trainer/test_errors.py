@@ -15,9 +15,10 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from gemmatune_api.handover import RunConfigError
 from gemmatune_api.messages import TerminationMessage, from_text, to_text
 from gemmatune_api.names import ENV_GCS_ENDPOINT, EXIT_REASONS, ExitCode, Reason
-from gemmatune_api.runconfig import RunConfigError, RunModel
+from gemmatune_api.runconfig import RunModel
 from gemmatune_trainer import errors
 from gemmatune_trainer.__main__ import main
 from gemmatune_trainer.models import fetch

@@ -88,7 +88,7 @@ def test_a_resource_of_a_cluster_gives_the_objects_of_that_run(tmp_path: Path) -
 def test_defaults_of_the_cluster(tmp_path: Path) -> None:
     """They are known of a run that the operator has resolved; of a file alone they are not."""
     play = Play({name: block for name, block in SPEC.items() if name != "output"})
-    play.settings = Settings(defaults=SiteDefaults(output_prefix="gs://site", priority_class_name="low"))
+    play.settings = Settings(defaults=SiteDefaults(output_prefix="gs://site", model_cache="gs://models"))
     file = tmp_path / "new.yaml"
     file.write_text(yaml.safe_dump({name: play.resource[name] for name in ("apiVersion", "kind", "metadata", "spec")}))
     result = CliRunner().invoke(app, ["render", str(file)])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, Reason
+from gemmatune_api import handover
+from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, ExitCode, Reason
 from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.diagnose import Cause, cause, ended
 from gemmatune_operator.policies import remedies, retry
+from gemmatune_operator.settings import TRY_AGAIN
 from gemmatune_operator.views import Machine
 from tests.support.situations import (
     GIB,
@@ -284,6 +287,15 @@ def test_remedies_of_the_end() -> None:
     assert own is not None
     assert remedies.final(own, started=False) == "Lower it."
     assert remedies.final(own, started=True) == "Create a new resource with another output.uri; there: Lower it."
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_an_image_of_another_release_needs_no_new_resource(started: bool) -> None:
+    text = json.dumps({"message": "version 2", "remedy": handover.OTHER_RELEASE})
+    why = ended(failed_job(ExitCode.INVALID_CONFIG, termination_message=text))
+    assert why is not None
+    found = remedies.final(why, started=started)
+    assert found == f"{handover.OTHER_RELEASE} Then {TRY_AGAIN}."
 
 
 FAILED = (ConditionType.FAILED, ConditionType.FINISHED)

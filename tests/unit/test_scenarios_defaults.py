@@ -17,7 +17,9 @@ from tests.support.play import NAME, NAMESPACE, SPEC, Moody, Play
 
 OPEN = {name: block for name, block in SPEC.items() if name != "output"}
 """The usual spec, without where its results go."""
-SITE = Settings(defaults=SiteDefaults(output_prefix="gs://site/runs", service_account_name="tuner"))
+SITE = Settings(
+    defaults=SiteDefaults(output_prefix="gs://site/runs", service_account_name="tuner", model_cache="gs://site/models")
+)
 TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "tuning", "effect": "NoSchedule"}
 
 
@@ -58,6 +60,7 @@ def test_the_installation_s_defaults_reach_job_and_status(play: Play) -> None:
     assert resolved(play)["output"]["uri"] == config(play, "quotes-p1").output.uri == where
     assert resolved(play)["pod"]["serviceAccountName"] == pod(play, "quotes-p1")["serviceAccountName"] == "tuner"
     assert play.status.defaults == SITE.defaults
+    assert config(play, "quotes-p1").model.cache == "gs://site/models"
     bindings = [binding["metadata"]["name"] for binding in play.store.list("RoleBinding", NAMESPACE)]
     assert any("tuner" in name for name in bindings), "the named account may report"
 
@@ -82,6 +85,8 @@ def test_later_changes_reach_no_run_that_has_begun(play: Play) -> None:
     first, second = config(play, "quotes-t1"), config(play, "quotes-t2")
     assert first.model_copy(update={"attempt": 2}) == second, "all attempts are told the same"
     assert first.output == before.output
+    assert first.model == before.model
+    assert first.model.cache == "gs://site/models"
     assert "priorityClassName" not in pod(play, "quotes-t2")
     assert play.status.defaults is not None
     assert play.status.defaults.output_prefix == "gs://team"

@@ -19,6 +19,7 @@ outputPrefix: gs://runs/all
 secretRef: {name: hf-token, key: token}
 serviceAccountName: tuner
 priorityClassName: low
+modelCache: gs://models
 """
 GIVEN = of_file(WHOLE)
 
@@ -34,6 +35,7 @@ def test_the_installation_s_file() -> None:
             secret_ref=SecretRef(name="hf-token", key="token"),
             service_account_name="tuner",
             priority_class_name="low",
+            model_cache="gs://models",
         )
         == GIVEN
     )
@@ -56,6 +58,8 @@ def test_the_installation_s_file() -> None:
         ({"outputPrefix": "gs://a/../b"}, "outputPrefix: has a .. in its path (found"),
         ({"outputPrefix": "gs://a/b c"}, "outputPrefix: has a space"),
         ({"outputPrefix": "gs://a/" + "b" * 900}, "outputPrefix: must have at most 896 characters"),
+        ({"modelCache": "hf://org/model"}, "modelCache: must be a gs:// or file:/// URI"),
+        ({"modelCache": "gs://a/../b"}, "modelCache: has a .. in its path (found"),
         ({"secretRef": "hf-token"}, 'secretRef: must name a Secret (found "hf-token"). Write {name: hf-token}.'),
         ({"secretRef": "{name: a"}, 'secretRef: must name a Secret (found "{name: a"). Write {name: hf-token}.'),
         ({"secretRef": "[" * 5000}, "secretRef: must name a Secret (found"),
@@ -83,12 +87,18 @@ def test_a_wrong_file() -> None:
 
 
 def test_a_namespace_goes_before_the_installation_field_by_field() -> None:
-    own = {"secretRef": "name: team-token", "priorityClassName": "", "outputPrefix": "gs://team/runs/"}
+    own = {
+        "secretRef": "name: team-token",
+        "priorityClassName": "",
+        "outputPrefix": "gs://team/runs/",
+        "modelCache": "",
+    }
     both = of_config_map(own).over(GIVEN)
     assert both.output_prefix == "gs://team/runs/"
     assert both.secret_ref == SecretRef(name="team-token"), "a field is replaced as a whole"
     assert both.service_account_name == "tuner", "what the namespace does not name stays"
     assert both.priority_class_name is None, "an empty text takes the installation's away"
+    assert both.model_cache is None
     assert of_config_map({}).over(GIVEN) == GIVEN
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from gemmatune_api.handover import RunConfigError
 from gemmatune_api.names import REASONS, ExitCode, Reason
-from gemmatune_api.runconfig import RunConfigError
 
 _MESSAGE_CHARACTERS = 1500
 
@@ -159,7 +159,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _known(error: BaseException) -> TrainerError | None:
     if isinstance(error, RunConfigError):
-        return InvalidConfig(str(error))
+        return InvalidConfig(str(error), error.remedy)
     names = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
     packages = {package for package, _ in names}
     for package, mapping in (("torch", _torch), ("huggingface_hub", _hub), ("google", _google)):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,15 +19,15 @@ from urllib.parse import urlsplit
 from gemmatune_api import catalog
 from gemmatune_api.names import DEFAULT_CACHE, ENV_CACHE
 from gemmatune_api.runconfig import RunModel
-from gemmatune_trainer import claims
+from gemmatune_trainer import claims, hubs
 from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
-from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, naming
+from gemmatune_trainer.errors import HubUnavailable, InvalidConfig, explain, naming, text_of
+from gemmatune_trainer.hubs import HubFile, hub_name, listing_hash, wanted
 from gemmatune_trainer.logs import log
+from gemmatune_trainer.modelcache import Copy, Unusable
 from gemmatune_trainer.storage import local_path, open_storage
 from gemmatune_trainer.tokens import model_token
 
-_SMALL = ("*.json", "tokenizer.model", "*.jinja")
-_WEIGHTS = "*.safetensors"
 _HASHED_BYTES = 1 << 20
 
 
@@ -113,6 +115,8 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
     """
     scheme = urlsplit(model.uri).scheme
     with naming(f"model.uri: {model.uri}"):
+        if weights and revision and (copied := _read_copy(model, revision)) is not None:
+            return _checked(copied, weights)
         if scheme == "hf":
             return _fetch_hub(model, weights, revision)
         if scheme == "ms":
@@ -129,9 +133,69 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
     return found
 
 
-def hub_name(uri: str) -> str:
-    """ORG/NAME of an hf:// URI."""
-    return uri.removeprefix("hf://").strip("/")
+def keep_copy(model: RunModel, revision: str) -> str:
+    """Makes the site's copy of a hub's model where there is none; what is to say of it, "" where nothing is.
+
+    A copy that cannot be made is told and does not end a preparation: trainers then ask the hub.
+    """
+    if not _has_copy(model):
+        return ""
+    started = time.monotonic()
+    scratch = Path(tempfile.mkdtemp(prefix="copy-", dir=cache_folder("models")))
+    try:
+        copy = _copy(model, revision)
+        copied = copy.fill(hubs.files(model, revision), partial(hubs.download, model, revision), scratch)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a copy, no run needs it
+        return _told(model, "is not made", error)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    log.info(
+        "copy of the model made" if copied else "copy of the model found",
+        copy=copy.uri,
+        megabytes=round(sum(file.size for file in copied) / 1e6, 1),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    return ""
+
+
+def _read_copy(model: RunModel, revision: str) -> ModelFiles | None:
+    """The site's copy of a hub's model, downloaded and verified; None where there is none that can be used."""
+    if not _has_copy(model):
+        return None
+    started = time.monotonic()
+    name = hashlib.sha256(f"{model.uri} {revision} copy".encode()).hexdigest()[:16]
+    try:
+        copy = _copy(model, revision)
+        folder = _once(cache_folder("models") / name, lambda to: copy.read(to, _described(model, revision)))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a copy, the hub has the model
+        _told(model, "is not used", error)
+        return None
+    log.info("model read from its copy", copy=copy.uri, seconds=round(time.monotonic() - started, 2))
+    return ModelFiles(model.uri, revision, folder)
+
+
+def _has_copy(model: RunModel) -> bool:
+    return bool(model.cache) and hubs.is_hub(model.uri)
+
+
+def _copy(model: RunModel, revision: str) -> Copy:
+    return Copy(model.cache or "", f"{urlsplit(model.uri).scheme}/{hub_name(model.uri)}/{revision}")
+
+
+def _described(model: RunModel, revision: str) -> list[HubFile] | None:
+    """The files as the hub has them; None where it does not answer, or does not have the revision any more."""
+    try:
+        return hubs.files(model, revision)
+    except Exception as error:  # noqa: BLE001 - a copy serves where the hub does not
+        log.warning("the hub does not tell what a copy must be: its manifest does", uri=model.uri, why=text_of(error))
+        return None
+
+
+def _told(model: RunModel, what: str, error: Exception) -> str:
+    known = explain(error)
+    why = known.message if known is not None else str(error) if isinstance(error, Unusable) else text_of(error)
+    log.warning(f"the copy of the model {what}", cache=model.cache, uri=model.uri, why=why)
+    return f"The copy of the model below {model.cache} {what} ({why}); its weights come from the hub."
 
 
 def _fetch_hub(model: RunModel, weights: bool, revision: str | None) -> ModelFiles:
@@ -142,7 +206,7 @@ def _fetch_hub(model: RunModel, weights: bool, revision: str | None) -> ModelFil
     commit = revision or HfApi(token=token).model_info(name, revision=model.revision).sha
     if not commit:
         raise HubUnavailable(f"the hub names no commit of {name}")
-    patterns = [*_SMALL, *([_WEIGHTS] if weights else [])]
+    patterns = [*hubs.SMALL, *([hubs.WEIGHTS] if weights else [])]
     folder = snapshot_download(
         name,
         revision=commit,
@@ -159,7 +223,7 @@ def _fetch_folder(model: RunModel) -> ModelFiles:
     if not folder.is_dir():
         raise InvalidConfig(f"model.uri: {folder} is no directory", "Name the directory that holds config.json.")
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and _wanted(path.name, True)):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and wanted(path.name, True)):
         with path.open("rb") as file:  # ends of large files: a rewritten one differs there, or in its size
             digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(_HASHED_BYTES))
             file.seek(max(0, path.stat().st_size - _HASHED_BYTES))
@@ -169,46 +233,47 @@ def _fetch_folder(model: RunModel) -> ModelFiles:
 
 def _fetch_bucket(model: RunModel, weights: bool) -> ModelFiles:
     storage = open_storage(model.uri)
-    objects = [item for item in storage.list() if "/" not in item.name and _wanted(item.name, True)]
-    listing = "".join(f"{item.name} {item.size} {item.generation}\n" for item in objects)
-    wanted = [item.name for item in objects if _wanted(item.name, weights)]
-    return _downloaded(
-        model, weights, listing, lambda folder: storage.download({name: folder / name for name in wanted})
-    )
+    objects = [item for item in storage.list() if wanted(item.name)]
+    revision = listing_hash("".join(f"{item.name} {item.size} {item.generation}\n" for item in objects))
+    names = [item.name for item in objects if wanted(item.name, weights)]
+    return _downloaded(model, weights, revision, lambda to: storage.download({name: to / name for name in names}))
 
 
 def _fetch_modelscope(model: RunModel, weights: bool) -> ModelFiles:
-    from gemmatune_trainer.modelscope import Repository
-
-    repository = Repository("models", model.uri, model.revision, model_token(model.uri))
-    files = [file for file in repository.files() if "/" not in file.path and _wanted(file.path, True)]
-    listing = "".join(f"{file.path} {file.size} {file.sha256}\n" for file in files)
-    wanted = [file for file in files if _wanted(file.path, weights)]
-    return _downloaded(model, weights, listing, lambda folder: repository.download(wanted, folder))
+    repository = hubs.modelscope(model)
+    found = hubs.modelscope_files(repository)
+    needed = [file for file in found if wanted(file.path, weights)]
+    return _downloaded(model, weights, hubs.revision_of(found), lambda to: repository.download(needed, to))
 
 
-def _downloaded(model: RunModel, weights: bool, listing: str, download: Callable[[Path], None]) -> ModelFiles:
-    """The model's folder in the cache, filled by `download` where it is not there; its revision is the listing's."""
-    revision = hashlib.sha256(listing.encode()).hexdigest()[:16]
-    folder = cache_folder("models") / hashlib.sha256(f"{model.uri} {revision} {weights}".encode()).hexdigest()[:16]
-    if not folder.is_dir() and listing:
-        temporary = folder.with_suffix(f".{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
+def _downloaded(model: RunModel, weights: bool, revision: str, download: Callable[[Path], None]) -> ModelFiles:
+    """The model's folder in the cache, filled by `download` where it is not there."""
+
+    def fill(folder: Path) -> None:
         log.info("downloading the model", uri=model.uri, weights=weights)
-        download(temporary)
-        try:
+        download(folder)
+
+    name = hashlib.sha256(f"{model.uri} {revision} {weights}".encode()).hexdigest()[:16]
+    return _checked(ModelFiles(model.uri, revision, _once(cache_folder("models") / name, fill)), weights)
+
+
+def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that has all that `fill` writes, or does not exist; processes that fill it at the same time may."""
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_suffix(f".{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        fill(temporary)
+        with suppress(OSError):  # another process was faster, or there was nothing to write
             temporary.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(temporary, ignore_errors=True)
-    return _checked(ModelFiles(model.uri, revision, folder), weights)
-
-
-def _wanted(name: str, weights: bool) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in (*_SMALL, *((_WEIGHTS,) if weights else ())))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def _checked(files: ModelFiles, weights: bool) -> ModelFiles:
-    if weights and not any(files.folder.glob(_WEIGHTS)):
+    if weights and not any(files.folder.glob(hubs.WEIGHTS)):
         raise InvalidConfig(
             f"model.uri: {files.uri} holds no .safetensors file",
             "Convert the weights to safetensors (others are refused).",

@@ -25,7 +25,7 @@ from gemmatune_trainer.data.templates import check
 from gemmatune_trainer.data.tokenize import RowTokenizer
 from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.logs import log
-from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
+from gemmatune_trainer.models import ModelFiles, cache_folder, fetch, keep_copy
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import Storage, open_storage
 
@@ -57,9 +57,11 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
         data = _prepared(storage, name, (read, evaluation, store), config, tokenizer, scratch, stop)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    with stop.at_once("copying the model"):  # last: its disk is free then, and what comes before is kept
+        note = keep_copy(config.model, files.revision)
     return PrepareResult(
         reason=Reason.PREPARED,
-        message=summary(data),
+        message=f"{summary(data)} {note}".rstrip(),
         model=PreparedModel(
             family=files.model.family,
             size=files.model.name or None,

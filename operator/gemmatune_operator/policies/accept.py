@@ -73,7 +73,7 @@ def config_of(situation: Situation, number: int, plan: Plan | None, overrides: O
     """What the trainer of an attempt or preparation is told."""
     meta = situation.run.metadata
     identity = RunIdentity(name=meta.name, namespace=meta.namespace, uid=meta.uid)
-    return build(situation.spec, identity, number, plan, overrides)
+    return build(situation.spec, identity, number, plan, overrides, situation.defaults.model_cache)
 
 
 def rival_of(situation: Situation) -> str | None:

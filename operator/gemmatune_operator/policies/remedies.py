@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemmatune_api.handover import OTHER_IMAGE
 from gemmatune_api.names import Reason
 from gemmatune_operator.diagnose import Answer, Cause
 from gemmatune_operator.settings import TRY_AGAIN
@@ -95,6 +96,8 @@ def final(cause: Cause, *, started: bool, again: str = TRY_AGAIN) -> str:
     `again`: how a person lets it go on (Settings.try_again).
     """
     own = cause.said.remedy if cause.said is not None else ""
+    if own.startswith(OTHER_IMAGE):  # no setting of the run is wrong: the same run goes on with the right image
+        return f"{own} Then {again}."
     if started and cause.reason in _FINAL:
         return f"{_NEW_RESOURCE}; there: {own}" if own else _FINAL[cause.reason]
     if started and cause.reason is Reason.ACCELERATOR_OUT_OF_MEMORY:
