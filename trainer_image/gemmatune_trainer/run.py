@@ -110,7 +110,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
 def _fenced(config: RunConfig, storage: Storage, claimed: ownership.Claim, ranks: Ranks) -> ownership.Fence:
     """The attempt's fence, once all of its processes are there: their pods may come hours apart."""
     ownership.hold(storage)
-    ranks.join(config.device)
+    ranks.join(config.device, config.backend)
     return ownership.Fence.take(storage, claimed, config.attempt)
 
 
@@ -239,7 +239,7 @@ def _backend(config: RunConfig, files: ModelFiles, stop: StopFlag, ranks: Ranks)
         return backend
     from gemmatune_trainer.backends.leading import LeadingBackend
 
-    return LeadingBackend(backend, ranks, stop, config.training.sharded)
+    return LeadingBackend(backend, ranks, stop, divided=config.training.sharded or config.backend != "torch")
 
 
 class StopTraining(Exception):
