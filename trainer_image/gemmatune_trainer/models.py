@@ -106,6 +106,8 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
     with naming(f"model.uri: {model.uri}"):
         if scheme == "hf":
             return _fetch_hub(model, weights, revision)
+        if scheme == "kaggle":
+            return _fetch_kaggle(model, weights, revision)
         if scheme == "ms":
             found = _fetch_modelscope(model, weights)
         elif scheme in ("file", "pvc"):
@@ -178,11 +180,27 @@ def _fetch_modelscope(model: RunModel, weights: bool) -> ModelFiles:
     return _downloaded(model, weights, listing, lambda folder: repository.download(wanted, folder))
 
 
+def _fetch_kaggle(model: RunModel, weights: bool, revision: str | None) -> ModelFiles:
+    from gemmatune_trainer.kaggle import Variation
+
+    variation = Variation(model.uri, revision or model.revision)
+    version = variation.version()
+    files = [file for file in variation.files() if "/" not in file.path and _wanted(file.path, weights)]
+    if not files:
+        return _cached(model, weights, version, None)
+    return _cached(model, weights, version, lambda folder: variation.download(files, folder))
+
+
 def _downloaded(model: RunModel, weights: bool, listing: str, download: Callable[[Path], None]) -> ModelFiles:
-    """The model's folder in the cache, filled by `download` where it is not there; its revision is the listing's."""
+    """The model's folder in the cache; its revision is that of the listing."""
     revision = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    return _cached(model, weights, revision, download if listing else None)
+
+
+def _cached(model: RunModel, weights: bool, revision: str, download: Callable[[Path], None] | None) -> ModelFiles:
+    """The model's folder in the cache, filled by `download` where it is not there; None: there is nothing to fetch."""
     folder = cache_folder("models") / hashlib.sha256(f"{model.uri} {revision} {weights}".encode()).hexdigest()[:16]
-    if not folder.is_dir() and listing:
+    if not folder.is_dir() and download is not None:
         temporary = folder.with_suffix(f".{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         log.info("downloading the model", uri=model.uri, weights=weights)
