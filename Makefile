@@ -25,7 +25,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
+.PHONY: soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,8 +88,12 @@ test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource o
 soak-xla: setup-xla ## Backend xla on eight virtual devices
 	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py -k "20_steps and lora and 3")
 
-test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
+test-keras: setup setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
 	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
+
+soak-keras: setup setup-keras kube ## Backend keras at full counts: every generation, the real Gemma 3 270M on eight devices, one host
+	$(call step,Gemma 3 270M,$(RUN) python -c "from gemmatune_cli.local.model import gemma_3_270m; gemma_3_270m(print)")
+	$(call step,keras tests at full counts,GEMMATUNE_SOAK=1 $(IN_KERAS) run --frozen --no-sync pytest tests/keras)
 
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
@@ -142,4 +146,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla ## Everything, with the benchmarks
+soak: ci bench-trainer bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-keras ## Everything, with the benchmarks

@@ -1,4 +1,4 @@
-"""The example of backend keras in miniature, by `gft run`: mesh, method and precision as written, on a tiny model."""
+"""The examples of backend keras in miniature, by `gft run`: mesh, method and precision as written, on a tiny model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from gemmatune_api.names import ENV_CACHE
+from tests.support.soak import SOAK
 from tests.trainer.conftest import write_quotes
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "quotes-keras-mesh.yaml"
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
 STEPS = 2
 
 
-def test_the_model_divided_over_a_mesh(tiny_model: Callable[[str], Path], cache: Path, tmp_path: Path) -> None:
-    document: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+@pytest.mark.parametrize("name", ["gemma2-9b-keras-tpu", *(["quotes-keras-mesh"] if SOAK else [])])
+def test_the_model_divided_over_a_mesh(
+    tiny_model: Callable[[str], Path], cache: Path, tmp_path: Path, name: str
+) -> None:
+    """A slice of TPU chips becomes as many virtual devices; then the command of the example is for a laptop too."""
+    document: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     spec = document["spec"]
     rows = [json.loads(line) for line in write_quotes(tmp_path / "quotes.jsonl").read_text().splitlines()]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"quote": row["text"], "author": row["from"]}) + "\n" for row in rows))
-    spec["model"]["uri"], spec["dataset"]["uri"] = tiny_model("2").as_uri(), data.as_uri()
+    spec["model"], spec["dataset"]["uri"] = {"uri": tiny_model("2").as_uri()}, data.as_uri()
     spec["output"]["uri"] = (tmp_path / "out").as_uri()
     spec["training"] |= {"maxSteps": STEPS, "warmupSteps": 1}
+    spec["training"].pop("epochs", None)
+    mesh = spec["mesh"]
+    spec["accelerator"] = {"cpu": {"devices": mesh["data"] * mesh["model"]}}
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(document))
     with_cache = {**os.environ, ENV_CACHE: str(cache)}
@@ -41,3 +50,6 @@ def test_the_model_divided_over_a_mesh(tiny_model: Callable[[str], Path], cache:
     assert manifest["verified"]["trainedParameters"] == trained
     assert manifest["verified"]["exportedParameters"] == exported
     assert manifest["steps"] == STEPS
+    report = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert f"Data {mesh['data']} x model {mesh['model']}." in report
+    assert f"{trained:,}" in report

@@ -89,10 +89,14 @@ def _placed(resource: GemmaFineTune, laid: Layout, plan: Plan, overrides: Overri
 
 
 def _command(resource: GemmaFineTune, job: str, laid: Layout, mode: str) -> list[str]:
-    """One process a pod, but with torch one a GPU."""
+    """One process a pod, but with torch one a GPU; the launcher where there are several processes."""
     spec = resource.spec
-    if backend_of(spec) != "torch" or laid.chips == 1:
+    backend = backend_of(spec)
+    if backend == "xla" or laid.chips == 1 or (backend == "keras" and laid.hosts == 1):
         return launch.trainer(Role.TRAIN)
     queued = spec.scheduling is not None and spec.scheduling.queue_name is not None
     unbounded = mode in capacity.UNBOUNDED or queued
-    return launch.launcher(job, laid, launch.longest_wait(spec.limits, unbounded=unbounded))
+    wait = launch.longest_wait(spec.limits, unbounded=unbounded)
+    if backend == "keras":
+        return launch.launcher(job, dataclasses.replace(laid, per_host=1), wait, service.COORDINATOR_PORT)
+    return launch.launcher(job, laid, wait)
