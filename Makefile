@@ -27,7 +27,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: release-state soak-upgrade soak-xla docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
+.PHONY: release-state soak-upgrade soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,8 +95,12 @@ soak-xla: setup-xla ## Backend xla on eight virtual devices, and on the real Gem
 	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py)
 	$(call step,two processes of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_hosts.py)
 
-test-keras: setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
+test-keras: setup setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
 	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
+
+soak-keras: setup setup-keras kube ## Backend keras at full counts: every generation, the real Gemma 3 270M on eight devices, one host
+	$(call step,Gemma 3 270M,$(RUN) python -c "from gemmatune_cli.local.model import gemma_3_270m; gemma_3_270m(print)")
+	$(call step,keras tests at full counts,GEMMATUNE_SOAK=1 $(IN_KERAS) run --frozen --no-sync pytest tests/keras)
 
 test-parity: setup setup-xla setup-keras ## The same run by torch, xla and keras: their adapters in plain PEFT
 	$(call step,backends side by side,$(PYTEST) tests/parity)
@@ -158,4 +162,4 @@ bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousan
 
 ci: lint docs test test-trainer test-xla test-keras test-parity test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-upgrade ## Everything, with the benchmarks
+soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-keras soak-upgrade ## Everything, with the benchmarks

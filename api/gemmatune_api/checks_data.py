@@ -17,13 +17,16 @@ from gemmatune_api.spec import FineTuneSpec
 _HUBS = ("hf", "ms", "kaggle")
 """Schemes of hubs: they have revisions and tokens; the others use the pod's ServiceAccount or nothing."""
 
+KAGGLE_FRAMEWORK = "transformers"
+"""Of the frameworks for which Kaggle has a model's files, the one that has safetensors and tokenizer.json."""
+
 TEXT_BYTES = RUN_CONFIG_BYTES - 8 * 1024
 """Bytes of text in a spec; what else RunConfig holds takes less than the rest."""
 
 _SHAPES = {
     "hf": (r"[^/\s]+(/[^/\s]+){0,1}", "hf://ORG/NAME"),
     "ms": (r"[^/\s]+/[^/\s]+", "ms://ORG/NAME"),
-    "kaggle": (r"[^/\s]+(/[^/\s]+)+", "kaggle://OWNER/MODEL/FRAMEWORK/VARIATION"),
+    "kaggle": (r"[^/\s]+(/[^/\s]+){3}", "kaggle://OWNER/MODEL/FRAMEWORK/VARIATION"),
     "gs": (r"[^/\s]+/.+", "gs://BUCKET/PATH"),
     "pvc": (r"[^/\s]+/.+", "pvc://CLAIM/PATH"),
     "file": (r"/.+", "file:///PATH"),
@@ -61,6 +64,18 @@ def _claim(path: str, uri: str) -> Iterator[Problem]:
         yield Problem(path, "has a .. in its path", "Write the path without it.", shown(uri))
 
 
+def _kaggle(uri: str) -> Iterator[Problem]:
+    """A framework whose files the trainer reads."""
+    parts = uri.removeprefix("kaggle://").split("/")
+    if len(parts) == 4 and parts[2].lower() != KAGGLE_FRAMEWORK:
+        yield Problem(
+            "spec.model.uri",
+            f"the weights are read as safetensors, which Kaggle has under FRAMEWORK {KAGGLE_FRAMEWORK}",
+            f"Use kaggle://{parts[0]}/{parts[1]}/{KAGGLE_FRAMEWORK}/VARIATION; backend keras converts them.",
+            shown(uri),
+        )
+
+
 def _hub_only(path: str, uri: str, field: str, value: object, why: str) -> Iterator[Problem]:
     if value is not None and _scheme(uri) not in _HUBS:
         yield Problem(f"{path}.{field}", f"has no meaning with {_scheme(uri)}://: {why}", "Remove it.", shown(value))
@@ -92,6 +107,8 @@ def model(spec: FineTuneSpec) -> Iterator[Problem]:
     yield from _uri("spec.model.uri", uri)
     if uri.startswith("hf://") and uri.count("/") < 3:
         yield Problem("spec.model.uri", "names no organisation", "Write hf://ORG/NAME.", shown(uri))
+    if uri.startswith("kaggle://"):
+        yield from _kaggle(uri)
     yield from _hub_only("spec.model", uri, "revision", spec.model.revision, "only hubs have revisions")
     yield from _secret("spec.model", uri, spec.model.secret_ref)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from gemmatune_api import accelerators, memory, scratch
+from gemmatune_api import accelerators, memory, memory_mesh, mesh_remedies, scratch
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, backend_of, total_steps
 from gemmatune_api.layout import Layout, layout
@@ -123,11 +123,12 @@ def row_length(spec: FineTuneSpec, model: GemmaModel, longest: int | None) -> in
     """Tokens that every row is taken to have: the longest row, cut at dataset.maxLength.
 
     Before the data is read, dataset.maxLength or the model's context. The trainer does not cut at the context. Backend
-    xla fills every sequence up to dataset.maxLength.
+    xla fills every sequence up to dataset.maxLength, backend keras up to the longest row, rounded up.
     """
-    if backend_of(spec) == "xla":
-        return _set(spec.dataset.max_length)
-    return max(1, min(_set(spec.dataset.max_length), longest or model.context_length))
+    limit, wanted = _set(spec.dataset.max_length), longest or model.context_length
+    if backend_of(spec) == "keras":
+        return memory_mesh.padded_length(wanted, limit)
+    return limit if backend_of(spec) == "xla" else max(1, min(limit, wanted))
 
 
 def image_tokens(spec: FineTuneSpec, model: GemmaModel) -> int:
@@ -223,7 +224,9 @@ def _setting(spec: FineTuneSpec, place: _Place, length: int) -> Setting:
 
 
 def _judged(spec: FineTuneSpec, model: GemmaModel, place: _Place, setting: Setting) -> _Choice:
-    estimate = memory.estimate(model, setting, place.capacity)
+    mesh = place.laid.mesh if place.device == "tpu" and backend_of(spec) == "keras" else None
+    room = place.capacity
+    estimate = memory_mesh.estimate(model, setting, mesh, room) if mesh else memory.estimate(model, setting, room)
     share = max(1, _set(_set(spec.training).global_batch_size) // place.laid.replicas)
     verdict: Verdict = "fits"
     if place.capacity and estimate.total > FITS_SHARE * place.capacity:
@@ -301,7 +304,8 @@ def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
     """Up to three changes, each of which makes it fit by a plan of its own; two at once where no single one does."""
     length, found = row_length(spec, model, longest), list[str]()
     quantised = _with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
-    single = [_lighter(spec), _larger(spec, place), _shorter(spec, length), _more(spec)]
+    divided = mesh_remedies.divided_otherwise(spec, place.laid)
+    single = [_lighter(spec), _larger(spec, place), divided, _shorter(spec, length), _more(spec)]
     if quantised is not None:
         single.insert(0, iter([("use qlora", quantised)]))
 

@@ -19,16 +19,15 @@ from gemmatune_api.spec import FineTuneSpec
 class Refusal:
     """A field that this version refuses, or some of its values.
 
-    `path` is the field below spec in Python's names. Refused are the `values` or the URIs of the `schemes`; where none
-    of them is given, every value. `when` bounds that to some specs, which `where` names for the reference; `choices`
-    names what a spec could have instead, more exactly than `remedy` can.
+    `path` is the field below spec in Python's names. Refused are the `values`; where none is given, every value. `when`
+    bounds that to some specs, which `where` names for the reference; `choices` names what a spec could have instead,
+    more exactly than `remedy` can.
     """
 
     path: str
     why: str
     remedy: str = "Remove the field."
     values: tuple[str | int | bool, ...] = ()
-    schemes: tuple[str, ...] = ()
     where: str = ""
     when: Callable[[FineTuneSpec], bool] | None = None
     choices: Callable[[FineTuneSpec], str] | None = None
@@ -37,25 +36,16 @@ class Refusal:
         """Whether a value that is set is among the refused ones."""
         if self.when is not None and not self.when(spec):
             return False
-        if self.values:
-            return value in self.values
-        if self.schemes:
-            return str(value).split("://", 1)[0] in self.schemes
-        return True
+        return value in self.values if self.values else True
 
     @property
     def refused(self) -> tuple[str, ...]:
         """The refused values as text; empty where every value is."""
-        schemes = tuple(f"{scheme}://" for scheme in self.schemes)
-        return (*map(_text, self.values), *schemes)
+        return tuple(map(_text, self.values))
 
 
 def _text(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _keras(spec: FineTuneSpec) -> bool:
-    return backend_of(spec) == "keras"
 
 
 def _xla(spec: FineTuneSpec) -> bool:
@@ -87,10 +77,7 @@ def _of_one_host(spec: FineTuneSpec) -> str:
     return f"Use a slice of one host: topology {either(names)}."
 
 
-_USE_OTHER_SOURCE = "Use hf://, ms://, gs://, pvc:// or file://."
-
 REFUSED: tuple[Refusal, ...] = (
-    Refusal("model.uri", "this source is not built yet", _USE_OTHER_SOURCE, schemes=("kaggle",)),
     Refusal(
         "output.merge",
         "merging the adapter of a PaliGemma is not built yet",
@@ -98,13 +85,6 @@ REFUSED: tuple[Refusal, ...] = (
         values=(True,),
         where="with dataset.imageText",
         when=_images,
-    ),
-    Refusal(
-        "accelerator.tpu",
-        "backend keras does not train on TPUs yet",
-        "Use backend xla, or accelerator.cpu with devices.",
-        where="with backend keras",
-        when=_keras,
     ),
     Refusal(
         "accelerator.tpu",
@@ -116,11 +96,9 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "accelerator.tpu.type",
-        "each of its chips is two devices to PyTorch/XLA, which plan and mesh do not count yet",
+        "each of its chips is two devices, which plan and mesh do not count yet",
         "Use another TPU type.",
         values=("tpu7x",),
-        where="with backend xla",
-        when=_xla,
     ),
 )
 

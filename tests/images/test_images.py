@@ -79,5 +79,6 @@ def test_the_containerfiles_agree_with_the_tree() -> None:
         assert f"ARG UV_VERSION={version[1]}\n" in text, path
         assert f"--frozen --no-default-groups --no-install-project --extra {name} " in text, path
         assert ("--extra tpu " in text) == (name == "xla"), "the driver of TPUs"
+        assert ("--extra tpu-jax " in text) == (name == "keras"), "the driver of TPUs"
         assert "ARG BASE_IMAGE=" in text, path
         assert "FROM ${BASE_IMAGE}\n" in text, path

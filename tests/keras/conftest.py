@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"  # before a test's module imports Keras
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from gemmatune_api import yamlio
 from gemmatune_api.names import ENV_CACHE
 from tests.support.pictures import write_shapes
+from tests.support.soak import SOAK
 from tests.support.tinymodels import write_paligemma
 from tests.trainer.conftest import write_quotes
 
@@ -38,19 +40,29 @@ def run(document: dict[str, Any], cache: Path, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def test_the_model_divided_over_a_mesh(tiny_model: Callable[[str], Path], cache: Path, tmp_path: Path) -> None:
-    document: dict[str, Any] = yaml.safe_load((FOLDER / "quotes-keras-mesh.yaml").read_text())
+@pytest.mark.parametrize("name", ["gemma2-9b-keras-tpu", *(["quotes-keras-mesh"] if SOAK else [])])
+def test_the_model_divided_over_a_mesh(
+    tiny_model: Callable[[str], Path], cache: Path, tmp_path: Path, name: str
+) -> None:
+    """A slice of TPU chips becomes as many virtual devices; then the command of the example is for a laptop too."""
+    document: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     spec = document["spec"]
     rows = [json.loads(line) for line in write_quotes(tmp_path / "quotes.jsonl").read_text().splitlines()]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"quote": row["text"], "author": row["from"]}) + "\n" for row in rows))
-    spec["model"]["uri"], spec["dataset"]["uri"] = tiny_model("2").as_uri(), data.as_uri()
+    spec["model"], spec["dataset"]["uri"] = {"uri": tiny_model("2").as_uri()}, data.as_uri()
+    spec["training"].pop("epochs", None)
+    mesh = spec["mesh"]
+    spec["accelerator"] = {"cpu": {"devices": mesh["data"] * mesh["model"]}}
     manifest = run(document, cache, tmp_path)
     # Two layers: queries have four heads, values two; hidden size 64, heads of 16.
     trained = 2 * 4 * ((4 * 64 + 16) + (2 * 64 + 16))
     exported = 2 * 4 * (4 * (64 + 64) + 2 * (64 + 32))
     assert manifest["verified"]["trainedParameters"] == trained
     assert manifest["verified"]["exportedParameters"] == exported
+    report = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert f"Data {mesh['data']} x model {mesh['model']}." in report
+    assert f"{trained:,}" in report
 
 
 def test_a_paligemma_asked_about_images(cache: Path, tmp_path: Path) -> None:

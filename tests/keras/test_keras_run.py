@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gemmatune_api import memory_mesh
 from gemmatune_api.names import ExitCode
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.models import fetch
 from tests.keras.conftest import MakeConfig
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 
@@ -45,6 +49,49 @@ def test_lora_leaves_a_verified_peft_adapter(
     assert all((blocks[0, :, 0] == blocks[head, :, head]).all() for head in range(4))
     assert not np.any(blocks[0, :, 1]), "block-diagonal"
     assert {event["mesh"] for event in done.events("placed")} == {"data 2 x model 4"}
+    check_placed(config, done, WEIGHTS | {f"{BLOCK}/attention/query/lora_kernel_a": WHOLE}, moments=0)
+
+
+BLOCK = "decoder_block_*"
+WHOLE = "every device has it"
+WEIGHTS = {
+    # Gemma 3 with two layers, four heads, two of keys and 553 words; the axes of a mesh 2 x 4.
+    "token_embedding/embeddings": "-, data",
+    f"{BLOCK}/attention/query/kernel": "model, data, -",
+    f"{BLOCK}/attention/key/kernel": "-, data, -",
+    f"{BLOCK}/attention/value/kernel": "-, data, -",
+    f"{BLOCK}/attention/attention_output/kernel": "model, -, data",
+    f"{BLOCK}/ffw_gating/kernel": "data, model",
+    f"{BLOCK}/ffw_gating_2/kernel": "data, model",
+    f"{BLOCK}/ffw_linear/kernel": "model, data",
+    "final_normalization/scale": WHOLE,
+}
+DEVICES = {"data": 2, "model": 4, "-": 1}
+
+
+def check_placed(config: RunConfig, done: TrainerProcess, wanted: dict[str, str], moments: int) -> None:
+    """Log and report say the same of where every kind of weight lies, and of the moments that belong to it."""
+    logged = {(event["what"], event["variable"]): event["placed"] for event in done.events("sharding")}
+    page = (output(config) / "report" / "report.html").read_text().partition("<h2>Mesh</h2>")[2]
+    cell = "<td>([^<]+)</td>"
+    rows = re.findall(f"<tr>{cell * 5}</tr>", page)
+    table = {re.sub(r" \(\d+ times\)", "", row[0]): row[1:] for row in rows}
+    assert {name for _, name in logged} == table.keys(), "everything that was checked is in the report"
+    for end, axes in wanted.items():
+        (name,) = [name for what, name in logged if what == "weights" and name.endswith(end)]
+        parts = 1 if axes == WHOLE else math.prod(DEVICES[axis] for axis in axes.split(", "))
+        whole, held = (int(text.replace(",", "")) for text in table[name][2:])
+        assert (logged["weights", name], table[name][1], held * parts) == (axes, axes, whole), name
+    planned = memory_mesh.divided(fetch(config.model, weights=True).model, (2, 4))
+    (placed,) = [event for event in done.events("placed") if event["what"] == "weights"]
+    adapter = sum(
+        4 * math.prod(map(int, event["shape"].split("x"))) * event["count"]
+        for event in done.events("sharding")
+        if event["what"] == "weights" and "lora" in event["variable"]
+    )
+    assert placed["bytes_per_device"] == 4 * planned + adapter, "as the plan counts them"
+    found = sorted(axes for (what, _), axes in logged.items() if what == "optimizer" and axes != WHOLE)
+    assert found == sorted(axes for axes in wanted.values() if axes != WHOLE for _ in range(moments))
 
 
 def resumed(host: TrainerHost, config: RunConfig, folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,3 +121,5 @@ def test_a_run_resumes_to_the_same_bits(
     (moments,) = [event for event in done.events("placed") if event["what"] == "optimizer"]
     share = moments["bytes_per_device"] / moments["bytes"]
     assert share < 0.3 if kind == "model" else share == 1, "moments lie as their weights do; an adapter's everywhere"
+    if kind == "model":
+        check_placed(config, done, WEIGHTS, moments=2)

@@ -32,6 +32,8 @@ class NodeAgent:
     A pod's process gets the container's command and environment, a token bound to the pod, and PATH, so that `python`
     is this Python; `environment` adds what an image would bring. Nothing else of this process's environment leaks in.
     `hardware` overrides what a container says of devices that this machine has not, such as the chips of a TPU.
+    `addresses` is what the cluster's DNS would do: where a word of a command ends in `NAME:PORT` of another pod, its
+    address here.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class NodeAgent:
         taints: Sequence[Object] = (),
         environment: Mapping[str, str] | None = None,
         hardware: Mapping[str, str] | None = None,
+        addresses: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -67,6 +70,7 @@ class NodeAgent:
             authority=control_plane.ca_path,
             environment={"PATH": path, "LANG": "C.UTF-8", "HOSTNAME": socket.gethostname(), **(environment or {})},
             hardware=dict(hardware or {}),
+            addresses=dict(addresses or {}),
             stopping=self._stopping,
         )
 
@@ -122,6 +126,10 @@ class NodeAgent:
     def pause(self, namespace: str, pod: str) -> None:
         """Stop a pod's process where it is: SIGSTOP."""
         self._worker(namespace, pod).pause()
+
+    def kill(self, namespace: str, pod: str) -> None:
+        """End all processes of a pod, and nobody says why: SIGKILL."""
+        self._worker(namespace, pod).kill()
 
     def _log_of(self, namespace: str, pod: str) -> tuple[Path, Callable[[], bool]]:
         worker = self._worker(namespace, pod)

@@ -40,6 +40,7 @@ class NodeContext:
     authority: Path
     environment: Mapping[str, str]
     hardware: Mapping[str, str]
+    addresses: Mapping[str, str]
     stopping: threading.Event
 
 
@@ -98,6 +99,12 @@ class PodWorker(threading.Thread):
             raise RuntimeError("the pod's process has not started")
         os.kill(self._process.id.pid, signal.SIGSTOP)
 
+    def kill(self) -> None:
+        """End the process, and what it has started (SIGKILL), without any word to the node."""
+        if self._process is None:
+            raise RuntimeError("the pod's process has not started")
+        self._process.kill()
+
     # --- the pod's story ---
 
     def run(self) -> None:
@@ -149,7 +156,8 @@ class PodWorker(threading.Thread):
         # The node's own values are paths of this machine already.
         asked = {name: value for name, value in wanted.items() if base.get(name) != value}
         variables = {**base, **relocate(asked, mounts), **self.node.hardware}
-        command = [expand(word, variables) for word in [*container["command"], *container.get("args", [])]]
+        words = [*container["command"], *container.get("args", [])]
+        command = [self._resolved(expand(word, variables)) for word in words]
         return ProcessSpec(
             command=command,
             environment=variables,
@@ -157,6 +165,13 @@ class PodWorker(threading.Thread):
             log=self.log,
             termination_log=self._termination_log,
         )
+
+    def _resolved(self, word: str) -> str:
+        """A word of a command with the address of another pod in place of its name."""
+        for name, address in self.node.addresses.items():
+            if word.endswith(name):
+                return word.removesuffix(name) + address
+        return word
 
     def _own_variables(self, mounts: Mapping[str, Path]) -> dict[str, str]:
         """What stands for the paths that a container has and a process on this machine has not."""

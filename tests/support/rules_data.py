@@ -14,7 +14,7 @@ GOOD: dict[str, Changes] = {
     "model from a bucket": {"spec.model": {"uri": "gs://b/model"}},
     "model from a file": {"spec.model": {"uri": "file:///models/gemma"}},
     "model revision": {"spec.model.revision": "v2"},
-    "kaggle token": {"spec.model": {"uri": "kaggle://google/gemma/keras/x", "secretRef": {"name": "kaggle"}}},
+    "kaggle token": {"spec.model": {"uri": "kaggle://google/gemma/transformers/x", "secretRef": {"name": "kaggle"}}},
     "a dataset repository of one name": {"spec.dataset.uri": "hf://imdb"},
     "split and configuration of a repository": {"spec.dataset.split": "test", "spec.dataset.config": "en"},
     "split train of a file": {"spec.dataset.uri": "gs://b/rows.jsonl", "spec.dataset.split": "train"},
@@ -87,10 +87,22 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         "Remove it",
     ),
     "model: one key for kaggle": (
-        {"spec.model": {"uri": "kaggle://google/gemma/keras/x", "secretRef": {"name": "s", "key": "k"}}},
+        {"spec.model": {"uri": "kaggle://google/gemma/transformers/x", "secretRef": {"name": "s", "key": "k"}}},
         "spec.model.secretRef.key",
         "reads two keys, KAGGLE_USERNAME and KAGGLE_KEY",
         "Remove it",
+    ),
+    "model: Keras's files of Kaggle": (
+        {"spec.model": {"uri": "kaggle://google/gemma-2/keras/gemma2_2b_en"}},
+        "spec.model.uri",
+        "read as safetensors, which Kaggle has under FRAMEWORK transformers",
+        "kaggle://google/gemma-2/transformers/VARIATION",
+    ),
+    "model: Kaggle without variation": (
+        {"spec.model": {"uri": "kaggle://google/gemma-2/transformers"}},
+        "spec.model.uri",
+        "is no kaggle:// URI",
+        "kaggle://OWNER/MODEL/FRAMEWORK/VARIATION",
     ),
     "dataset: no format": ({"spec.dataset.text": MISSING}, "spec.dataset", "exactly one of text, instruct", "Add one"),
     "dataset: two formats": (

@@ -250,9 +250,8 @@ def test_the_reference_names_everything() -> None:
         assert f"| {code.value} |" in text
     for item in REFUSED:
         assert f"| {item.why} | {item.remedy} |" in text
-    assert "| `spec.accelerator.tpu` | with backend keras | backend keras does not train on TPUs yet |" in text
-    assert "| `spec.accelerator.tpu.type` | `tpu7x` with backend xla |" in text
-    assert "| `spec.model.uri` | `kaggle://` | this source is not built yet |" in text
+    assert "| `spec.accelerator.tpu` | of several hosts, with backend xla | backend xla trains on the chips" in text
+    assert "| `spec.accelerator.tpu.type` | `tpu7x` | each of its chips is two devices" in text
 
 
 def test_every_reason_has_words() -> None:

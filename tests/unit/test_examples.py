@@ -56,8 +56,10 @@ def test_every_example_fits(file: Path) -> None:
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_every_example_renders(file: Path) -> None:
-    kinds = [item["kind"] for item in objects(example(file.stem), 1, Settings())]
-    assert kinds == ["ServiceAccount", "Role", "RoleBinding", "Job", "Job"]
+    found = example(file.stem)
+    kinds = [item["kind"] for item in objects(found, 1, Settings())]
+    service = ["Service"] if found.plan.hosts > 1 else []
+    assert kinds == ["ServiceAccount", "Role", "RoleBinding", "Job", *service, "Job"]
 
 
 def test_quotes_qlora_gpu_is_the_recipe() -> None:
@@ -88,6 +90,15 @@ def test_quotes_tpu_is_the_recipe() -> None:
     assert (training.global_batch_size, training.epochs, training.log_every_steps) == (64, 100, 1)
     assert (training.optimizer, training.gradient_checkpointing) == ("adafactor", True)
     assert (plan.hosts, plan.chips, plan.mesh) == (1, 4, {"data": 4, "model": 1})
+
+
+def test_gemma2_9b_keras_tpu_is_the_recipe() -> None:
+    run, plan = config("gemma2-9b-keras-tpu"), example("gemma2-9b-keras-tpu").plan
+    assert (run.backend, run.device, run.training.precision) == ("keras", "tpu", "fp32")
+    assert (run.method.kind, run.method.rank, run.method.target_modules) == ("lora", 4, ["q_proj", "v_proj"])
+    assert (plan.hosts, plan.chips, plan.mesh) == (4, 16, {"data": 2, "model": 8})
+    assert (plan.trainable_parameters, plan.exported_parameters) == (14_536_704, 28_213_248)
+    assert plan.verdict == "fits"
 
 
 def test_persona_instruct_lora_is_the_recipe() -> None:

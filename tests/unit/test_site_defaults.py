@@ -134,7 +134,7 @@ def test_nothing_given_changes_nothing() -> None:
     [
         ("hf://google/gemma-2-2b", "hf://a/b", "token", None),
         ("ms://google/gemma-2-2b", "gs://a/b.jsonl", "token", None),
-        ("kaggle://google/gemma-2/keras/gemma2_2b_en", "gs://a/b.jsonl", "", None),
+        ("kaggle://google/gemma-2/transformers/gemma-2-2b", "gs://a/b.jsonl", "", None),
         ("gs://models/gemma-2-2b", "hf://a/b", None, "token"),
         ("gs://models/gemma-2-2b", "gs://a/b.jsonl", None, None),
     ],

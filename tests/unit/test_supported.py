@@ -95,10 +95,34 @@ def test_chips_that_are_two_devices_each_are_refused() -> None:
     )
 
 
-def test_backend_keras_has_no_tpus_and_virtual_devices() -> None:
-    found = problem(tpu(V5E, "2x2"), backend="keras")
-    assert (found.path, found.reason) == ("spec.accelerator.tpu", Reason.NOT_SUPPORTED_YET)
-    parse(document({"cpu": {"devices": 4}}, backend="keras", lora={}))
+@pytest.mark.parametrize(
+    ("accelerator", "mesh", "hosts", "found"),
+    [
+        (tpu(V5E, "1x1"), None, 1, (1, 1)),
+        (tpu(V5E, "2x2"), None, 1, (4, 1)),
+        (tpu(V5E, "2x4", 8), {"model": 8}, 1, (1, 8)),
+        (tpu(V5E, "2x4", 4), None, 2, (8, 1)),
+        (tpu(V5E, "4x4"), {"data": 2, "model": 8}, 4, (2, 8)),
+        (tpu(V4, "2x2x4"), {"data": 2, "model": 8}, 4, (2, 8)),
+        (tpu(V5P, "2x2x2"), {"model": 4}, 2, (2, 4)),
+        (tpu(V6E, "4x4"), {"data": 2}, 4, (2, 8)),
+        ({"cpu": {"devices": 4}}, None, 1, (4, 1)),
+    ],
+)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_backend_keras_trains_on_slices_of_one_and_of_several_hosts(
+    accelerator: dict[str, Any], mesh: dict[str, int] | None, hosts: int, found: tuple[int, int], method: str
+) -> None:
+    chosen = {"mesh": mesh} if mesh else {}
+    plan = planned(parse(document(accelerator, backend="keras", **{method: {}}, **chosen))).plan
+    assert (plan.backend, plan.hosts, plan.chips) == ("keras", hosts, found[0] * found[1])
+    assert plan.mesh == {"data": found[0], "model": found[1]}
+
+
+@pytest.mark.parametrize("backend", ["xla", "keras"])
+def test_chips_that_are_two_devices_each_are_refused_by_both(backend: str) -> None:
+    found = problem(tpu(V7X, "2x2x1"), backend=backend)
+    assert (found.path, found.reason) == ("spec.accelerator.tpu.type", Reason.NOT_SUPPORTED_YET)
 
 
 @pytest.mark.parametrize(

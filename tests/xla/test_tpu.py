@@ -17,43 +17,26 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from gemmatune_api import gke, names
-from gemmatune_api.names import ENV_GCS_ENDPOINT
+from gemmatune_api import gke
 from tests.support.api import Object
 from tests.support.controlplane import ControlPlane
 from tests.support.fakegcs import FakeGcs
 from tests.support.nodeagent import NodeAgent
 from tests.support.operator_process import OperatorProcess
 from tests.support.stage import Stage
-from tests.trainer.conftest import write_quotes
+from tests.support.tpuslice import ONE_HOST, applied, downloaded, events, nodes
 
 STEPS = 4
 SECONDS = 420.0
-HOST = {gke.TPU_TYPE: "tpu-v5-lite-podslice", gke.TPU_TOPOLOGY: "2x2", gke.ACCELERATOR_COUNT: "4"}
-"""Labels of a node of machine type ct5lp-hightpu-4t."""
-MACHINE = {"cpu": "112", "memory": "192Gi", gke.TPU: "4"}
 CHIPS = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "OMP_NUM_THREADS": "1", "XLA_FLAGS": os.environ["XLA_FLAGS"]}
 """What stands for the four chips; compiled quickly, not well."""
 
 
 @pytest.fixture
-def nodes(control_plane: ControlPlane, fake_gcs: FakeGcs, tmp_path: Path) -> Iterator[tuple[NodeAgent, NodeAgent]]:
-    """An ordinary node, and one with the chips of a TPU; both find the storage double."""
-    storage = {ENV_GCS_ENDPOINT: fake_gcs.endpoint}
-    taint = {"key": gke.TPU, "value": "present", "effect": "NoSchedule"}
-    cpu = NodeAgent(control_plane, tmp_path / "cpu", "cpu-1", environment=storage, hardware=CHIPS)
-    tpu = NodeAgent(
-        control_plane,
-        tmp_path / "tpu",
-        "tpu-1",
-        resources=MACHINE,
-        labels=HOST,
-        taints=[taint],
-        environment=storage,
-        hardware=CHIPS,
-    )
-    with cpu, tpu:
-        yield cpu, tpu
+def agents(control_plane: ControlPlane, fake_gcs: FakeGcs, tmp_path: Path) -> Iterator[list[NodeAgent]]:
+    """An ordinary node, and one with the chips of a TPU."""
+    with nodes(control_plane, fake_gcs, tmp_path, ONE_HOST, CHIPS) as found:
+        yield found
 
 
 @pytest.fixture
@@ -67,28 +50,14 @@ def operator(crd: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Oper
     assert process.stacks() == []
 
 
-def spec_of(model: Path, bucket: str) -> dict[str, Any]:
+def spec_of(model: Path) -> dict[str, Any]:
     return {
         "model": {"uri": model.as_uri()},
-        "dataset": {
-            "uri": f"gs://{bucket}/data/quotes.jsonl",
-            "text": {"template": "Quote: {text}\nAuthor: {from}"},
-            "maxLength": 128,
-        },
         "lora": {"rank": 4},
         "training": {"maxSteps": STEPS, "globalBatchSize": 8, "learningRate": 5e-3, "precision": "fp32"},
         "checkpoint": {"everySteps": 2},
-        "output": {"uri": f"gs://{bucket}/runs/quotes"},
-        "accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}},
+        "accelerator": ONE_HOST.accelerator,
     }
-
-
-def downloaded(fake_gcs: FakeGcs, bucket: str, prefix: str, folder: Path) -> Path:
-    """The objects below a prefix, as files."""
-    folder.mkdir()
-    for name in fake_gcs.names(bucket, prefix):
-        (folder / name.removeprefix(prefix)).write_bytes(fake_gcs.read(bucket, name))
-    return folder
 
 
 @pytest.mark.cluster
@@ -97,7 +66,7 @@ def test_a_tpu_resource_ends_with_an_adapter_for_plain_peft(
     crd: ControlPlane,
     namespace: str,
     operator: OperatorProcess,
-    nodes: tuple[NodeAgent, NodeAgent],
+    agents: list[NodeAgent],
     fake_gcs: FakeGcs,
     bucket: str,
     tiny_model: Callable[[str], Path],
@@ -105,14 +74,10 @@ def test_a_tpu_resource_ends_with_an_adapter_for_plain_peft(
 ) -> None:
     """One v5e host by `accelerator.tpu` alone: backend xla follows from it."""
     model = tiny_model("3")
-    rows = write_quotes(tmp_path / "quotes.jsonl").read_bytes()
-    fake_gcs.client().bucket(bucket).blob("data/quotes.jsonl").upload_from_string(rows)
-    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "quotes"}}
-    crd.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps({**document, "spec": spec_of(model, bucket)}))
-    stage = Stage(crd.api, namespace)
+    stage = applied(crd, namespace, fake_gcs, bucket, tmp_path, spec_of(model))
 
     ended = stage.wait(lambda status: status.get("phase") in ("Succeeded", "Failed"), "the run to finish", SECONDS)
-    _, tpu = nodes
+    _, tpu = agents
     (pod,) = stage.pods_of("t1")
     name = pod["metadata"]["name"]
     assert ended["phase"] == "Succeeded", f"{json.dumps(ended, indent=1)}\n{tpu.log(namespace, name)[-4000:]}"
@@ -144,10 +109,8 @@ def check_pods(stage: Stage, pod: Object) -> None:
 
 def check_steps(log: str) -> None:
     """What the trainer says of its devices: four, and nothing compiled after step 2."""
-    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    by_name = {event["event"]: event for event in events}
-    assert by_name["model divided"]["chips"] == 4
-    assert by_name["compiled"]["after_step_2"] == 0
+    assert events(log, "model divided")[-1]["chips"] == 4
+    assert events(log, "compiled")[-1]["after_step_2"] == 0
 
 
 def check_adapter(model: Path, adapter: Path) -> None:

@@ -30,7 +30,7 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
     claimed = ownership.read_claim(storage, config)
     if manifest.find(storage, claimed.resume_hash) is not None:
         return TerminationMessage(reason=Reason.COMPLETED, message="The run is finished already.")
-    ranks.join(config.device)
+    ranks.join(config.device, config.backend)
 
     def fetched() -> tuple[ModelFiles, prepared.PreparedData]:
         files = fetch(config.model, weights=True, revision=claimed.model_revision)
@@ -47,6 +47,7 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
 
     scratch = cache_folder("followers") / f"{config.run.uid}-{config.attempt}-{ranks.rank}"
     error, crashed = Follower(backend, ranks, stop, load, scratch).run()
+    ranks.leave()
     if error is not None:
         raise error
     if crashed:

@@ -119,6 +119,8 @@ def fetch(model: RunModel, weights: bool, revision: str | None = None) -> ModelF
             return _checked(copied, weights)
         if scheme == "hf":
             return _fetch_hub(model, weights, revision)
+        if scheme == "kaggle":
+            return _fetch_kaggle(model, weights, revision)
         if scheme == "ms":
             found = _fetch_modelscope(model, weights)
         elif scheme in ("file", "pvc"):
@@ -244,6 +246,15 @@ def _fetch_modelscope(model: RunModel, weights: bool) -> ModelFiles:
     found = hubs.modelscope_files(repository)
     needed = [file for file in found if wanted(file.path, weights)]
     return _downloaded(model, weights, hubs.revision_of(found), lambda to: repository.download(needed, to))
+
+
+def _fetch_kaggle(model: RunModel, weights: bool, revision: str | None) -> ModelFiles:
+    from gemmatune_trainer.kaggle import Variation
+
+    variation = Variation(model.uri, revision or model.revision)
+    version = variation.version()
+    needed = [file for file in variation.files() if wanted(file.path, weights)]
+    return _downloaded(model, weights, version, lambda to: variation.download(needed, to))
 
 
 def _downloaded(model: RunModel, weights: bool, revision: str, download: Callable[[Path], None]) -> ModelFiles:

@@ -1,7 +1,7 @@
 """The processes of one attempt: who this one is, how they meet, and the small things that they tell each other.
 
-Tensors travel through the default process group (NCCL on GPUs); what is said here goes through a group of its own over
-gloo, so that it never waits for a GPU.
+With torch, tensors travel through the default process group (NCCL on GPUs); what is said here goes through a group of
+its own over gloo, so that it never waits for a GPU. With JAX it goes through JAX's coordinator (`ranks_jax`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gemmatune_api.names import ENV_JOIN_SECONDS
 from gemmatune_trainer.errors import explain
+
+if TYPE_CHECKING:
+    from gemmatune_trainer.ranks_jax import Meeting
 
 Value = TypeVar("Value")
 
@@ -36,6 +39,7 @@ class Ranks:
         self._address = ("", 0)
         self._wait = PATIENCE
         self._group: Any = None
+        self._meeting: Meeting | None = None
 
     @classmethod
     def of_environment(cls) -> Ranks:
@@ -54,13 +58,18 @@ class Ranks:
         """Whether this is rank 0, which tells the story; the others only help to compute."""
         return self.rank == 0
 
-    def join(self, device: str) -> None:
-        """Meets the other processes; torch is imported only here."""
+    def join(self, device: str, backend: str = "torch") -> None:
+        """Meets the other processes; torch or JAX is imported only here."""
         if self.size == 1:
+            return
+        host, port = self._address
+        if backend == "keras":
+            from gemmatune_trainer.ranks_jax import Meeting
+
+            self._meeting = Meeting(f"{host}:{port}", self.rank, self.size, self._wait)
             return
         from torch import distributed
 
-        host, port = self._address
         store = distributed.TCPStore(host, port, self.size, is_master=self.main, timeout=self._wait)
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
@@ -68,6 +77,8 @@ class Ranks:
 
     def from_main(self, value: Value | None) -> Value:
         """What rank 0 says, on every rank."""
+        if self._meeting is not None:
+            return self._meeting.from_main(value, PATIENCE.total_seconds())  # type: ignore[no-any-return]
         from torch import distributed
 
         box = [value]
@@ -78,6 +89,8 @@ class Ranks:
         """What every rank says, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
+        if self._meeting is not None:
+            return self._meeting.gather(value, PATIENCE.total_seconds())
         from torch import distributed
 
         found: list[Any] = [None] * self.size
@@ -92,6 +105,8 @@ class Ranks:
         """Whether it is so on any rank."""
         if self.size == 1:
             return flag
+        if self._meeting is not None:
+            return any(self.gather(flag))
         import torch
 
         found = torch.tensor([int(flag)])
@@ -116,14 +131,24 @@ class Ranks:
 
         They may be busy with what rank 0 has broken off: it does not wait long for them.
         """
-        if self._group is None:
+        if self._group is None and self._meeting is None:
             return
         error = sys.exception()
         known = explain(error) if error is not None else None
         end = (END, (known, error is not None and known is None))
-        teller = threading.Thread(target=self.from_main, args=(end,), daemon=True)
+
+        def tell() -> None:
+            self.from_main(end)
+            self.leave()
+
+        teller = threading.Thread(target=tell, daemon=True)
         teller.start()
         teller.join(FAREWELL_SECONDS)
+
+    def leave(self) -> None:
+        """What every process does last, once rank 0 has said that this is the end."""
+        if self._meeting is not None:
+            self._meeting.leave()
 
     def broadcast(self, tensor: Any, like: tuple[Sequence[int], Any], device: Any) -> Any:
         """A tensor of rank 0 on every rank, on `device`; `like` is its shape and data type."""

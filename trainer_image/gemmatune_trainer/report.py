@@ -42,6 +42,7 @@ def render(result: Result) -> str:
         settings=settings(result.config),
         data=data(result),
         attempts=attempts(result),
+        placed=placed(result),
     )
 
 
@@ -147,6 +148,23 @@ def attempts(result: Result) -> list[tuple[str, str, str, str, str]]:
         else:
             rows.append((str(attempt), item.time, item.device, f"{item.step:,}", f"{reached[attempt]:,}"))
     return rows
+
+
+def placed(result: Result) -> list[tuple[str, str, str, str, str]]:
+    """Where weights and optimizer variables lay, as rows of a table: name, shape, axes, bytes, bytes of a device."""
+    items = result.verification.placed if result.verification else ()
+    rows = [
+        (
+            f"{item.name} ({item.count} times)" if item.count > 1 else item.name,
+            " x ".join(map(str, item.shape)) or "a number",
+            item.divided,
+            f"{item.bytes:,}",
+            f"{item.device_bytes:,}",
+        )
+        for item in items
+    ]
+    total, held = sum(item.bytes for item in items), sum(item.device_bytes for item in items)
+    return [*rows, ("together", "", "", f"{total:,}", f"{held:,}")] if rows else []
 
 
 def settings(config: RunConfig) -> list[tuple[str, str]]:

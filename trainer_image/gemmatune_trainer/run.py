@@ -110,7 +110,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
 def _fenced(config: RunConfig, storage: Storage, claimed: ownership.Claim, ranks: Ranks) -> ownership.Fence:
     """The attempt's fence, once all of its processes are there: their pods may come hours apart."""
     ownership.hold(storage)
-    ranks.join(config.device)
+    ranks.join(config.device, config.backend)
     return ownership.Fence.take(storage, claimed, config.attempt)
 
 

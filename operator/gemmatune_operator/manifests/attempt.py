@@ -92,9 +92,12 @@ def _command(resource: GemmaFineTune, job: str, laid: Layout, mode: str) -> list
     """One process a pod, but with torch one a GPU; the launcher where there are several processes."""
     spec = resource.spec
     backend = backend_of(spec)
-    if backend == "keras" or laid.chips == 1 or (backend == "xla" and laid.hosts == 1):
+    if laid.chips == 1 or (backend != "torch" and laid.hosts == 1):
         return launch.trainer(Role.TRAIN)
     laid = laid if backend == "torch" else dataclasses.replace(laid, per_host=1)
     queued = spec.scheduling is not None and spec.scheduling.queue_name is not None
     unbounded = mode in capacity.UNBOUNDED or queued
-    return launch.launcher(job, laid, launch.longest_wait(spec.limits, unbounded=unbounded))
+    wait = launch.longest_wait(spec.limits, unbounded=unbounded)
+    if backend == "keras":
+        return launch.launcher(job, laid, wait, service.COORDINATOR_PORT)
+    return launch.launcher(job, laid, wait)

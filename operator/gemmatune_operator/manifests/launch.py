@@ -18,7 +18,7 @@ def trainer(role: Role) -> list[str]:
     return ["python", "-m", names.TRAINER_MODULE, role.value]
 
 
-def launcher(job: str, laid: Layout, wait: int) -> list[str]:
+def launcher(job: str, laid: Layout, wait: int, port: int = service.RENDEZVOUS_PORT) -> list[str]:
     """A process for each device of `laid`; `wait` is how long in seconds the pods of several nodes wait for each other.
 
     A pod's completion index decides its ranks: rank 0 is always in the first pod, the only one that may write the
@@ -29,7 +29,7 @@ def launcher(job: str, laid: Layout, wait: int) -> list[str]:
         several = [
             f"--nodes={laid.hosts}",
             "--node=$(JOB_COMPLETION_INDEX)",
-            f"--meet={service.host(job, 0)}:{service.RENDEZVOUS_PORT}",
+            f"--meet={service.host(job, 0)}:{port}",
             f"--wait={wait}",
         ]
     return ["python", "-m", names.LAUNCHER_MODULE, f"--per-node={laid.per_host}", *several, Role.TRAIN.value]

@@ -14,7 +14,7 @@ RENDEZVOUS_PORT = 29500
 TPU_PORT = 8471
 """Where the TPU runtimes of a slice talk to each other."""
 COORDINATOR_PORT = 8476
-"""Where JAX's coordinator listens."""
+"""Where JAX's coordinator listens, in the first pod: there the pods of backend keras meet."""
 
 
 def service(resource: GemmaFineTune, number: int) -> Object:

@@ -54,13 +54,34 @@ class Training(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where all variables of one kind lie: `count` of them, alike but for the number of their layer.
+
+    `axes` names the axis of the mesh along which each dimension is divided, None where a device has all of it.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    bytes: int
+    device_bytes: int
+
+    @property
+    def divided(self) -> str:
+        """`model, -`, or where nothing is divided `every device has it`."""
+        return ", ".join(axis or "-" for axis in self.axes) if any(self.axes) else "every device has it"
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What the comparison of the trained with the reloaded result found.
 
     `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that
     training makes against the base: an adapter to the logits, full tuning to a weight. `exported` is the number of
     weights in the result's files, where that is another than the number of trained ones (`parameters`), and `rank` the
-    largest rank of an adapter's modules there, where that is another than the run's.
+    largest rank of an adapter's modules there, where that is another than the run's. `placed` is where weights and
+    optimizer variables lay, where a mesh divides them.
     """
 
     largest_difference: float
@@ -68,6 +89,7 @@ class Verification:
     parameters: int
     exported: int | None = None
     rank: int | None = None
+    placed: tuple[Placement, ...] = ()
 
 
 class Backend(Protocol):

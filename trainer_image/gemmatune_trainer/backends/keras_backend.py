@@ -12,10 +12,11 @@ import keras
 import numpy as np
 
 from gemmatune_api.catalog import target_names
+from gemmatune_api.memory_mesh import padded_length
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends import keras_images, keras_lora, keras_mesh, keras_state, keras_weights, keras_whole
-from gemmatune_trainer.backends.base import Rows, Snapshot, Step, Training, Verification
-from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of, padded_length
+from gemmatune_trainer.backends.base import Placement, Rows, Snapshot, Step, Training, Verification
+from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of
 from gemmatune_trainer.backends.keras_steps import Steps, optimizer
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
@@ -96,8 +97,9 @@ class KerasBackend:
         on_device, whole = sum(item.device_bytes for item in placed), sum(item.bytes for item in placed)
         mesh = f"data {self._data} x model {self._model}"
         log.info("placed", what=what, mesh=mesh, variables=len(placed), bytes=whole, bytes_per_device=on_device)
-        for name, text in keras_mesh.summary(placed):
-            log.info("sharding", what=what, variable=name, placed=text)
+        for item in keras_mesh.summary(placed):
+            shape, count = "x".join(map(str, item.shape)), item.count
+            log.info("sharding", what=what, variable=item.name, shape=shape, count=count, placed=item.divided)
 
     @property
     def steps(self) -> Steps:
@@ -116,7 +118,7 @@ class KerasBackend:
         found: list[int] = []
         while int(token) not in stop_at and len(found) < new_tokens:
             found.append(int(token))
-            if self._stop.requested:
+            if self._ranks.any(self._stop.requested):
                 break
             place = np.int32(filled + len(found) - 1)
             token, cache = steps.decode(*values, cache, steps.copied(np.int32(found[-1])), place)
@@ -146,7 +148,8 @@ class KerasBackend:
 
     def _batches(self, rows: Rows, number_of_rows: int, total_steps: int) -> Batches:
         lengths = lengths_of(rows, number_of_rows)
-        return Batches(self._config, rows, lengths, total_steps, self._data, self._pad_id)
+        share = keras_mesh.share(self._distribution) if self._ranks.size > 1 else None
+        return Batches(self._config, rows, lengths, total_steps, self._data, self._pad_id, share)
 
     def _loop(self, batches: Batches, first: int, total_steps: int, training: Training) -> None:
         steps, settings = self.steps, self._config.training
@@ -155,7 +158,7 @@ class KerasBackend:
         begun = time.monotonic()
         for number in range(first, total_steps):
             step = batches.step(number)
-            labelled = sum(batch.labelled for batch in step)
+            labelled, filled = self._counted(step)
             sums, loss = steps.zeros(values), 0.0
             for batch in step:
                 training.micro_batch()
@@ -171,13 +174,19 @@ class KerasBackend:
                     loss=loss,
                     gradient_norm=float(norm),
                     learning_rate=rate,
-                    tokens=sum(batch.filled for batch in step),
+                    tokens=filled,
                     labelled_tokens=labelled,
                     seconds=now - begun,
                     memory=_memory(),
                 )
             )
             begun = now
+
+    def _counted(self, step: Sequence[Batch]) -> tuple[int, int]:
+        """Labelled tokens of a step, and all of them, of all processes."""
+        own = [sum(batch.labelled for batch in step), sum(batch.filled for batch in step)]
+        labelled, filled = self._ranks.add(own)
+        return int(labelled), int(filled)
 
     def _assign(self, values: Sequence[Any], state: Sequence[Any], step: int) -> None:
         """Puts a step's result into the variables: the old arrays are gone."""
@@ -199,7 +208,7 @@ class KerasBackend:
             alive()
             total += float(steps.loss(*values, steps.device(batch)))
             labelled += batch.labelled
-        return total, labelled
+        return total, int(self._ranks.add([labelled])[0])
 
     def snapshot(self) -> Snapshot:
         """Copies weights, optimizer state and step as they were after the last optimizer step."""
@@ -255,7 +264,7 @@ class KerasBackend:
         Raises:
             AdapterInvalid, ModelInvalid: weights are missing or unexpected, the outputs differ, or nothing has changed.
         """
-        trained = self._logits(row)
+        trained = self.logits(row)
         return self._verify_whole(folder, row, trained) if self._full else self._verify_adapter(folder, row, trained)
 
     def _verify_adapter(self, folder: Path, row: Sequence[int], trained: Any) -> Verification:
@@ -270,28 +279,32 @@ class KerasBackend:
         if not delta > 0:
             raise keras_lora.AdapterInvalid("the adapter changes nothing: its logits equal the base's")
         rank = max(item.heads * item.layer.lora_rank for item in self._adapted)
-        return Verification(difference, delta, count, exported, rank)
+        return Verification(difference, delta, count, exported, rank, self._placements())
 
     def _compiled_logits(self, row: Sequence[int], further: Sequence[Any], *, off: bool) -> Any:
         keras_lora.switch(self._adapted, off=off)
         self._compile(further)
-        return self._logits(row)
+        return self.logits(row)
 
     def _verify_whole(self, folder: Path, row: Sequence[int], trained: Any) -> Verification:
         arrays = self._trained()
         written = keras_state.from_main(self._ranks, lambda: keras_whole.read(self._weights, folder))
         keras_whole.check_files(written, arrays, self._kind, folder)
         keras_whole.restore(self._weights, written)
-        reloaded = self._logits(row)
+        reloaded = self.logits(row)
         difference = float(np.abs(trained - reloaded).max())
         if not _rms(trained - reloaded) <= _TOLERANCE["bf16"] * _rms(trained):
             raise keras_whole.ModelInvalid(f"the reloaded model's logits differ by {difference:.3g}")
         delta = keras_whole.largest_change(self._backbone, self._before, self._kind)
         if not delta > 0:
             raise keras_whole.ModelInvalid("training has changed no weight: the result equals the base")
-        return Verification(difference, delta, sum(value.size for value in arrays.values()))
+        count = sum(value.size for value in arrays.values())
+        return Verification(difference, delta, count, placed=self._placements())
 
-    def _logits(self, row: Sequence[int]) -> Any:
+    def _placements(self) -> tuple[Placement, ...]:
+        return tuple(keras_mesh.summary(self.placed))
+
+    def logits(self, row: Sequence[int]) -> Any:
         """Logits [tokens, vocabulary] of a row, and where the model reads images of a picture with it."""
         length = padded_length(len(row), len(row))
         shape = (self._data, length)

@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gemmatune_api.memory_mesh import padded_length
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Row, Rows
+from gemmatune_trainer.backends.keras_mesh import Share
 from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import IGNORED, pack
-
-FINE, COARSE = 8, 128
-"""Lengths of sequences are multiples of the one, above it of the other (lanes of a TPU)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,7 @@ class Batch:
 
     `segments` numbers the documents of a sequence from 1, padding is 0. `prefix` [sequences]: positions from the
     first that attend to each other in both directions. `images` [sequences, height, width, 3] in bytes, or None.
+    `counted` [sequences]: those whose tokens this process counts; None where it counts all.
     """
 
     tokens: Any
@@ -30,16 +30,20 @@ class Batch:
     segments: Any
     prefix: Any
     images: Any = None
+    counted: Any = None
+
+    def _of_counted(self, array: Any) -> Any:
+        return array if self.counted is None else array[self.counted]
 
     @property
     def labelled(self) -> int:
         """Positions with a loss."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return int((self._of_counted(self.labels)[:, 1:] != IGNORED).sum())
 
     @property
     def filled(self) -> int:
         """Tokens that are no padding."""
-        return int((self.segments > 0).sum())
+        return int((self._of_counted(self.segments) > 0).sum())
 
 
 class ImageRows(Protocol):
@@ -58,23 +62,29 @@ class Shape:
     length: int
 
 
-def padded_length(longest: int, limit: int) -> int:
-    """Length of the sequences for rows of at most `longest` tokens: not above `limit`, rounded up."""
-    wanted = max(1, min(longest, limit))
-    step = FINE if wanted <= COARSE else COARSE
-    return -(-wanted // step) * step
-
-
 class Batches:
-    """The batches of a run: which rows, packed how, in which shape."""
+    """The batches of a run: which rows, packed how, in which shape.
+
+    A process on one of several hosts reads the rows of its `share` alone: the arrays have the same shape everywhere,
+    and sequences that lie on no device of its own are left empty.
+    """
 
     def __init__(
-        self, config: RunConfig, rows: Rows, lengths: Sequence[int], total_steps: int, replicas: int, pad_id: int
+        self,
+        config: RunConfig,
+        rows: Rows,
+        lengths: Sequence[int],
+        total_steps: int,
+        replicas: int,
+        pad_id: int,
+        share: Share | None = None,
     ) -> None:
         self._config = config
         self._rows = rows
         self._lengths = lengths
         self._pad_id = pad_id
+        self._replicas = replicas
+        self._share = share
         self._images = hasattr(rows, "image")
         self._packing = config.dataset.packing and not self._images
         self.length = padded_length(max(lengths), config.dataset.max_length)
@@ -121,8 +131,10 @@ class Batches:
         labels = np.full(shape, IGNORED, np.int32)
         segments = np.zeros(shape, np.int32)
         prefix = np.zeros(shape[:1], np.int32)
-        images: list[Any] = []
+        images: dict[int, Any] = {}
         for index, group in enumerate(groups):
+            if self._share is not None and self._group_of(index) not in self._share.held:
+                continue
             end = 0
             for number, row in enumerate(group, start=1):
                 ids, wanted = self._rows.row(row)
@@ -133,12 +145,25 @@ class Batches:
                 segments[index, begin:end] = number
                 if self._images:
                     prefix[index] = prefix_of((ids, wanted))
-                    images.append(self._rows.image(row))  # type: ignore[attr-defined]
+                    images[index] = self._rows.image(row)  # type: ignore[attr-defined]
+        counted = self._counted()
         if not self._images:
-            return Batch(tokens, labels, segments, prefix)
-        pictures = np.zeros((shape[0], *images[0].shape) if images else (shape[0], 1, 1, 3), np.uint8)
-        pictures[: len(images)] = images
-        return Batch(tokens, labels, segments, prefix, pictures)
+            return Batch(tokens, labels, segments, prefix, counted=counted)
+        size = next((image.shape for image in images.values()), (1, 1, 3))
+        pictures = np.zeros((shape[0], *size), np.uint8)
+        for index, image in images.items():
+            pictures[index] = image
+        return Batch(tokens, labels, segments, prefix, pictures, counted)
+
+    def _group_of(self, sequence: int) -> int:
+        """The group of devices along data on which a sequence lies."""
+        return sequence // (self.shape.sequences // self._replicas)
+
+    def _counted(self) -> Any:
+        """The sequences that this process counts, as an array of truths; None where there is one process."""
+        if self._share is None:
+            return None
+        return np.array([self._group_of(place) in self._share.counted for place in range(self.shape.sequences)])
 
 
 def prefix_of(row: Row) -> int:

@@ -12,6 +12,9 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gemmatune_trainer.backends.base import Placement
+from gemmatune_trainer.errors import InvalidConfig
+
 DATA = "data"
 MODEL = "model"
 LAYOUT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -37,12 +40,6 @@ class Placed:
     axes: tuple[str | None, ...]
     device_bytes: int
     bytes: int
-
-    @property
-    def text(self) -> str:
-        """`(262144, 640) over (model, data)`."""
-        axes = ", ".join(axis or "-" for axis in self.axes)
-        return f"{self.shape} over ({axes})" if any(self.axes) else f"{self.shape} on every device"
 
 
 class DividedModel(keras.distribution.ModelParallel):  # type: ignore[misc]
@@ -74,11 +71,15 @@ def distribute(data: int, model: int) -> DividedModel:
     """Lets Keras place every variable that is made from now on over data x model devices.
 
     Raises:
-        ShardingWrong: there are not as many devices.
+        InvalidConfig: there are not as many devices.
     """
     devices = keras.distribution.list_devices()
     if len(devices) != data * model:
-        raise ShardingWrong(f"the mesh has data {data} x model {model} devices, JAX finds {len(devices)}")
+        raise InvalidConfig(
+            f"the mesh is data {data} x model {model}, which is not the {len(devices)} devices that JAX finds here"
+            + (f" ({jax.local_device_count()} of {jax.process_count()} hosts each)" if jax.process_count() > 1 else ""),
+            "Set mesh and accelerator so that data x model is the number of devices.",
+        )
     mesh = keras.distribution.DeviceMesh((data, model), (DATA, MODEL), devices)
     layout = keras.distribution.LayoutMap(mesh)
     for pattern, axes in LAYOUT:
@@ -129,25 +130,53 @@ def check(named: Iterable[tuple[str, Any]], distribution: DividedModel) -> list[
     return found
 
 
-def summary(placed: Sequence[Placed]) -> list[tuple[str, str]]:
-    """What is placed, layers of one kind together: name and text, for log and report."""
-    groups: dict[tuple[str, str], list[Placed]] = {}
+def summary(placed: Sequence[Placed]) -> list[Placement]:
+    """What is placed, layers of one kind together, for log and report."""
+    groups: dict[tuple[Any, ...], list[Placed]] = {}
     for item in placed:
-        name = re.sub(r"decoder_block_\d+", "decoder_block_*", item.path)
-        name = re.sub(r"encoder_block_\d+", "encoder_block_*", name)
-        groups.setdefault((name, item.text), []).append(item)
-    return [(name, f"{text}, {len(items)} times" if len(items) > 1 else text) for (name, text), items in groups.items()]
+        name = re.sub(r"(decoder|encoder)_block_\d+", r"\1_block_*", item.path)
+        groups.setdefault((name, item.shape, item.axes, item.bytes), []).append(item)
+    return [
+        Placement(
+            name, len(items), shape, axes, sum(item.bytes for item in items), sum(item.device_bytes for item in items)
+        )
+        for (name, shape, axes, _), items in groups.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process has to do with the groups of devices along data, among which the rows of a step are divided.
+
+    `held`: groups with a device of this process, which therefore needs their rows. `counted`: those of them that it
+    alone counts, where a group lies on several hosts.
+    """
+
+    held: frozenset[int]
+    counted: frozenset[int]
+
+
+def share(distribution: DividedModel) -> Share:
+    """The share of this process."""
+    hosts = [{device.process_index for device in group} for group in jax_mesh(distribution).devices]
+    return share_of(hosts, jax.process_index())
+
+
+def share_of(hosts: Sequence[set[int]], own: int) -> Share:
+    """The share of process `own`, where the devices of each group belong to the processes `hosts`."""
+    held = frozenset(group for group, found in enumerate(hosts) if own in found)
+    return Share(held, frozenset(group for group in held if min(hosts[group]) == own))
 
 
 def host_array(value: jax.Array) -> Any:
     """The whole array in host memory; all processes must ask."""
-    if value.is_fully_addressable:
+    if value.is_fully_addressable or value.is_fully_replicated:
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
 def placed_array(array: Any, where: jax.sharding.Sharding) -> jax.Array:
-    """A host array, which every process has whole, on the devices."""
+    """A host array on the devices; of it a process needs what lies on its own."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 

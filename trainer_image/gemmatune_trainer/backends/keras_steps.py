@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from gemmatune_api.memory_mesh import HEAD_CHUNK
 from gemmatune_api.runconfig import RunTraining
 from gemmatune_trainer.backends import keras_mesh
 from gemmatune_trainer.backends.keras_batches import Batch
 from gemmatune_trainer.data.pack import IGNORED
 
-HEAD_CHUNK = 128
-"""Positions of every sequence whose logits exist at a time."""
 _SMALL = 1e-6
 """Keeps the clipping from dividing by zero (PyTorch's)."""
 
@@ -51,14 +50,14 @@ class Steps:
         self._rows = keras_mesh.sharding(distribution, keras_mesh.DATA)
         self._copies = keras_mesh.sharding(distribution)
         placed = [variable.value.sharding for variable in self.trained]
-        self.loss = jax.jit(self._loss)
+        self.loss = jax.jit(self._loss, out_shardings=self._copies)
         self.zeros = jax.jit(
             lambda values: [jnp.zeros(value.shape, jnp.float32) for value in values], out_shardings=placed
         )
         self.accumulate = jax.jit(self._accumulate, donate_argnums=(2,), out_shardings=(placed, self._copies))
-        self.logits = jax.jit(self._logits)
-        self.prefill = jax.jit(self._prefill)
-        self.decode = jax.jit(self._decode, donate_argnums=(2,))
+        self.logits = jax.jit(self._logits, out_shardings=self._rows)
+        self.prefill = jax.jit(self._prefill, out_shardings=(self._copies, None))
+        self.decode = jax.jit(self._decode, donate_argnums=(2,), out_shardings=(self._copies, None))
 
     def values(self) -> tuple[list[jax.Array], list[jax.Array]]:
         """The variables' values now: trained, frozen."""

@@ -1,0 +1,73 @@
+"""Backend keras against plain transformers and PEFT, on 8 virtual devices: logits of the base, and of the adapter.
+
+A soak does it for every generation, and for the real Gemma 3 270M.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer import backends
+from gemmatune_trainer.backends import keras_mesh
+from gemmatune_trainer.models import fetch
+from gemmatune_trainer.ranks import Ranks
+from gemmatune_trainer.stop import StopFlag
+from tests.keras.conftest import MakeConfig, torch_python
+from tests.support.plainlogits import plain_logits
+from tests.support.soak import SOAK, only_in_soak
+
+CLOSE = 1e-4
+"""Largest difference of logits, in fp32."""
+
+
+def loaded(config: RunConfig) -> Any:
+    """The backend of a run with its model on the devices."""
+    backend = backends.make(config, fetch(config.model, weights=True), StopFlag(), Ranks())
+    backend.load()
+    return backend
+
+
+def shaken(backend: Any, scale: float) -> None:
+    """Gives the adapter a B, as training does."""
+    random = np.random.default_rng(3)
+    for item in backend._adapted:
+        b = item.layer.lora_kernel_b
+        keras_mesh.put(b, random.normal(0, scale, b.shape).astype(np.float32))
+
+
+def compared(config: RunConfig, ids: list[int], folder: Path, scale: float) -> None:
+    """Base and adapter give the logits that plain transformers and PEFT give."""
+    backend = loaded(config)
+    plain = backend.logits(ids)
+    shaken(backend, scale)
+    trained = backend.logits(ids)
+    backend.save_result(folder / "adapter")
+    model = Path(config.model.uri.removeprefix("file://"))
+    base, tuned = plain_logits(torch_python(), model, folder / "adapter", ids, folder)
+    assert np.abs(plain - base).max() <= CLOSE
+    assert np.abs(tuned - base).max() > 0.1, "the adapter matters"
+    assert np.abs(trained - tuned).max() <= CLOSE
+
+
+@pytest.mark.parametrize("generation", ["1", "2", "3"] if SOAK else ["3"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]] if SOAK else ["all-linear"])
+def test_logits_of_tiny_models(
+    make_config: MakeConfig, tmp_path: Path, generation: str, targets: str | list[str]
+) -> None:
+    """43 tokens: more than twice the sliding window."""
+    config = make_config(generation, target_modules=targets)
+    compared(config, [2, *range(108, 150)], tmp_path, 0.05)
+
+
+@only_in_soak
+@pytest.mark.model
+def test_logits_of_the_real_gemma_3_270m(make_config: MakeConfig, gemma_270m: Path, tmp_path: Path) -> None:
+    """One head of keys, which no mesh divides, and a table of 262,144 tokens that it does."""
+    config = make_config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"uri": gemma_270m.as_uri()})})
+    compared(config, [2, *range(1000, 1047)], tmp_path, 0.01)

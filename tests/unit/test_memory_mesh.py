@@ -1,0 +1,117 @@
+"""What a chip holds where backend keras divides a model: exact weights, laws, and remedies that do fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gemmatune_api import catalog, fit, memory_mesh
+from gemmatune_api.catalog import GemmaModel
+from gemmatune_api.defaults import resolve
+from gemmatune_api.spec import FineTuneSpec
+from gemmatune_api.status import Plan
+
+V5E = "tpu-v5-lite-podslice"
+
+
+def model(name: str) -> GemmaModel:
+    found = catalog.by_name(name)
+    assert found is not None
+    return found
+
+
+def spec(name: str, topology: str, **blocks: Any) -> FineTuneSpec:
+    document: dict[str, Any] = {
+        "model": {"uri": f"hf://google/{name}"},
+        "dataset": {"uri": "hf://a/b", "text": {"template": "{a}"}, "maxLength": 512},
+        "output": {"uri": "gs://bucket/run"},
+        "backend": "keras",
+        "accelerator": {"tpu": {"type": V5E, "topology": topology}},
+        "lora": {"rank": 4, "targetModules": ["q_proj", "v_proj"]},
+    }
+    return resolve(FineTuneSpec.model_validate(document | blocks))
+
+
+def plan(wanted: FineTuneSpec, **facts: Any) -> Plan:
+    found = catalog.by_uri(wanted.model.uri)
+    assert found is not None
+    return fit.plan(wanted, found, **facts)
+
+
+@pytest.mark.parametrize(
+    ("longest", "limit", "length"), [(31, 512, 32), (32, 512, 32), (129, 512, 256), (600, 512, 512), (3, 2, 8)]
+)
+def test_lengths_are_rounded_up(longest: int, limit: int, length: int) -> None:
+    assert memory_mesh.padded_length(longest, limit) == length
+
+
+def test_what_is_divisible_is_divided_exactly() -> None:
+    """Gemma 2 9B has 16 heads, 8 of keys: everything but its norms is divided by 16 chips."""
+    found = model("gemma-2-9b")
+    assert memory_mesh.divided(found, (2, 8)) * 16 == found.text_parameters + 15 * found.norms
+    assert memory_mesh.divided(found, (1, 1)) == found.text_parameters
+
+
+def test_what_is_not_divisible_stays_whole() -> None:
+    """Gemma 3 270M: 4 heads and one of keys over 8 along model; the table and the feed-forward blocks are divided."""
+    found = model("gemma-3-270m")
+    attention = 18 * (2 * 640 * 4 * 256 + 2 * 640 * 1 * 256)
+    rest = found.text_parameters - found.norms - attention
+    assert memory_mesh.divided(found, (1, 8)) == attention + rest // 8 + found.norms
+    assert memory_mesh.divided(found, (2, 4)) == _two_by_four(found)
+
+
+def _two_by_four(found: GemmaModel) -> int:
+    keys = 18 * 2 * 640 * 256
+    queries = 18 * 2 * 640 * 4 * 256
+    rest = found.text_parameters - found.norms - keys - queries
+    return keys // 2 + queries // 8 + rest // 8 + found.norms
+
+
+def test_an_adapter_and_its_moments_lie_on_every_chip() -> None:
+    found = plan(spec("gemma-2-9b", "4x4", mesh={"data": 2, "model": 8}))
+    assert found.trainable_parameters == 14_536_704
+    assert found.memory.gradients == found.memory.optimizer == 8 * 14_536_704
+    full = plan(spec("gemma-2-9b", "4x4", mesh={"data": 2, "model": 8}, lora=None, full={}))
+    assert full.memory.optimizer == 8 * memory_mesh.divided(model("gemma-2-9b"), (2, 8))
+
+
+def test_full_precision_takes_twice_the_weights() -> None:
+    wide = plan(spec("gemma-2-9b", "4x4", mesh={"data": 1}, training={"precision": "fp32"})).memory.weights
+    narrow = plan(spec("gemma-2-9b", "4x4", mesh={"data": 1}, training={"precision": "bf16"})).memory.weights
+    assert wide - narrow == 2 * memory_mesh.divided(model("gemma-2-9b"), (1, 16))
+
+
+def test_rows_are_as_long_as_the_longest_one() -> None:
+    wanted = spec("gemma-2-9b", "4x4", training={"microBatchSize": 1, "gradientCheckpointing": False})
+    unknown, short = plan(wanted), plan(wanted, rows=100, longest=60)
+    assert short.memory.activations < unknown.memory.activations / 7
+    assert plan(wanted, rows=100, longest=500).memory == unknown.memory
+
+
+def test_more_along_model_takes_less_of_the_activations() -> None:
+    training = {"microBatchSize": 1, "gradientCheckpointing": False}
+    sizes = [
+        plan(spec("gemma-2-9b", "4x4", mesh={"model": along}, training=training)).memory.activations
+        for along in (1, 2, 4, 8)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (spec("gemma-2-9b", "2x2", lora=None, full={}), "accelerator.tpu.topology 4x8"),
+        (
+            spec("gemma-2-9b", "4x4", dataset={"uri": "hf://a/b", "text": {"template": "{a}"}, "maxLength": 8192}),
+            "mesh {data: 4, model: 4}",
+        ),
+    ],
+    ids=["a larger slice", "more along model"],
+)
+def test_what_does_not_fit_is_told_with_what_would(wanted: FineTuneSpec, words: str) -> None:
+    found = plan(wanted)
+    assert found.verdict != "fits"
+    assert any(words in remedy for remedy in found.remedies), found.remedies
