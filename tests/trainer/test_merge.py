@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gemmatune_api.names import ENV_GCS_ENDPOINT, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG, ExitCode, Reason
-from gemmatune_api.runconfig import RunConfig, resume_hash
+from gemmatune_api.resume import resume_hash
+from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.merger import set_terminators
 from gemmatune_trainer.merge import KNOWN_TOKENS, LONGEST_ROW, known_rows
 from tests.support.fakegcs import FakeGcs

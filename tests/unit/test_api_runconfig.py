@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmatune_api import runconfig, validate
+from gemmatune_api import resume, runconfig, validate
 from gemmatune_api.defaults import resolve
 from gemmatune_api.runconfig import RUN_CONFIG_BYTES, RUN_CONFIG_VERSION, RunConfig, RunConfigError, RunIdentity
 from gemmatune_api.status import Overrides, Plan, PlanMemory
@@ -172,7 +172,7 @@ def test_a_field_that_this_trainer_does_not_know_is_refused() -> None:
 
 
 def hashed(changes: dict[str, Any] | None = None, revision: str = "r", data: str = "d") -> str:
-    return runconfig.resume_hash(built(changes), revision, data)
+    return resume.resume_hash(built(changes), revision, data)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,11 @@ def test_accepted_with_plan_and_resolved_defaults() -> None:
             Reason.NOT_SUPPORTED_YET,
             "spec.accelerator.tpu",
         ),
-        ({"samples": {"prompts": [{"text": "a"}]}}, Reason.NOT_SUPPORTED_YET, "spec.samples.prompts[0]"),
+        (
+            {"samples": {"prompts": [{"text": "a", "image": "gs://b/i.png"}]}},
+            Reason.INVALID_SPEC,
+            "spec.samples.prompts[0].image",
+        ),
     ],
 )
 def test_refused(spec: dict[str, Any], reason: Reason | None, path: str) -> None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import requests
 
 from gemmatune_api.names import ConditionType
-from gemmatune_api.runconfig import RunConfig, resume_hash
+from gemmatune_api.resume import resume_hash
+from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.apiserver import ApiServer
 from gemmatune_trainer.errors import Interrupted, InvalidConfig, OutputInUse, StorageUnavailable
 from gemmatune_trainer.logs import log
