@@ -143,9 +143,10 @@ picture: setup ## The picture of README, from a real demo
 	$(call step,picture,$(RUN) gft demo --steps 20 > .venv/demo.txt && $(RUN) python -m tools.picture docs/pictures/demo.svg < .venv/demo.txt)
 
 audit: setup setup-xla setup-keras ## Known weaknesses of the locked packages (asks the network), and docs/licences.md (does not)
-	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project && $(UV) export --frozen --quiet --extra xla --extra tpu --no-dev --no-emit-project | awk '/^libtpu==/ {on=1} /# via/ {on=0} on' > .venv-audit/tpu.txt && $(UV) pip install --quiet --no-deps --python .venv-xla/bin/python --target .venv-audit/tpu -r .venv-audit/tpu.txt)
+	$(call step,environment of audit,$(IN_AUDIT) sync --frozen --quiet --only-group audit --no-install-project)
+	$(call step,drivers of TPUs,for pair in xla:tpu keras:tpu-jax; do backend=$${pair%:*} extra=$${pair#*:}; $(UV) export --frozen --quiet --extra $$backend --extra $$extra --no-dev --no-emit-project | awk '/^libtpu==/ {on=1} /# via/ {on=0} on' > .venv-audit/$$extra.txt && $(UV) pip install --quiet --no-deps --python .venv-$$backend/bin/python --target .venv-audit/$$extra -r .venv-audit/$$extra.txt; done)
 	$(call step,licences,$(RUN) python -m tools.licences)
-	$(call step,weaknesses,for extras in "torch" "xla --extra tpu" "keras"; do $(UV) export --frozen --quiet --extra operator --extra $$extras --no-dev --no-emit-project --output-file .venv-audit/requirements.txt && .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r .venv-audit/requirements.txt; done)
+	$(call step,weaknesses,for extras in "torch" "xla --extra tpu" "keras --extra tpu-jax"; do $(UV) export --frozen --quiet --extra operator --extra $$extras --no-dev --no-emit-project --output-file .venv-audit/requirements.txt && .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r .venv-audit/requirements.txt; done)
 
 bench-operator: setup kube ## The operator's speed beside a bare client and an empty kopf (about 15 minutes)
 	$(call step,operator benchmark,$(RUN) python -m bench.operator)

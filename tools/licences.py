@@ -15,7 +15,7 @@ from gemmatune_api.docgen import table
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs/licences.md"
 PROGRAM = ROOT / ".venv-audit/bin/pip-licenses"
-BESIDE: Mapping[str, Path] = {"xla": ROOT / ".venv-audit/tpu"}
+BESIDE: Mapping[str, Path] = {"xla": ROOT / ".venv-audit/tpu", "keras": ROOT / ".venv-audit/tpu-jax"}
 """What the image of a backend has beside its environment, in a folder: the driver of TPUs."""
 ENVIRONMENTS: Mapping[str, Path] = {
     "torch": Path(sys.executable),
@@ -28,8 +28,8 @@ HEAD = """\
 
 Of the Python packages that operator, trainers and tests install from `uv.lock`, by pip-licenses; `make audit` writes \
 this page. Each backend has an environment of its own: *all* have what no backend is named for. UNKNOWN is what the \
-package itself does not say; libtpu, the driver of TPUs in the image of backend xla, is a binary of Google's whose \
-package names no licence. NVIDIA's libraries, which PyTorch brings, are under NVIDIA's terms. Whoever passes on images \
+package itself does not say; libtpu, the driver of TPUs in the images of xla and keras, is a binary of \
+Google's. NVIDIA's libraries, which PyTorch brings, are under NVIDIA's terms. Whoever passes on images \
 has to look at both. gemmatune itself is under Apache-2.0. The model that you tune has a licence of its own.
 """
 
