@@ -227,7 +227,7 @@ def test_what_only_pydantic_sees(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"samples": {"prompts": [{"text": "a"}]}}, "spec.samples.prompts[0]"),
+        ({"accelerator": {"tpu": {"type": "tpu7x", "topology": "2x2x1"}}}, "spec.accelerator.tpu.type"),
         ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "4x4"}}}, "spec.accelerator.tpu"),
     ],
 )
@@ -237,7 +237,7 @@ def test_not_supported_yet(stage: Stage, changes: Object, path: str) -> None:
     status = stage.wait_phase("Failed")
     assert status["reason"] == "NotSupportedYet"
     assert f"{path}: " in status["message"]
-    assert status["remedy"].startswith(("Write ", "Use a slice of one host: "))
+    assert status["remedy"].startswith(("Use another TPU type", "Use a slice of one host: "))
     assert stage.job_names() == []
 
 

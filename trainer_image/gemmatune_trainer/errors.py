@@ -117,6 +117,14 @@ _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
 
+def kinds() -> list[type[TrainerError]]:
+    """All kinds of ends that can be explained."""
+    found = [TrainerError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return found[1:]
+
+
 def explain(error: BaseException) -> TrainerError | None:
     """The TrainerError that a foreign exception (or its cause) stands for; None where it is none of them.
 

@@ -4,10 +4,15 @@ runs. Nothing that is said here waits for a device.
 
 from __future__ import annotations
 
-import pickle
+import base64
+import json
 import time
 from datetime import timedelta
 from typing import Any
+
+import numpy as np
+
+from gemmatune_trainer.errors import TrainerError, kinds
 
 HEARTBEAT_SECONDS = 60
 """Without a sign of a process for so long, JAX ends all others: what hangs in a collective ends by nothing else."""
@@ -16,6 +21,40 @@ FAREWELL_SECONDS = 5
 ASK_SECONDS = 5.0
 """How long one question to the coordinator lasts: between two, Python hears of signals."""
 _LATE = "DEADLINE_EXCEEDED"
+_ERROR, _ARRAY = "!error", "!array"
+
+
+def said(value: Any) -> bytes:
+    """What one process says, as JSON: whoever may reach the coordinator can set values, but no code.
+
+    Tuples become lists; TrainerErrors and numpy arrays stay what they are.
+    """
+    return json.dumps(value, default=_encoded).encode()
+
+
+def heard(text: bytes) -> Any:
+    """What `said` wrote."""
+    return json.loads(text, object_hook=_decoded)
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, TrainerError):
+        return {_ERROR: [type(value).__name__, value.message, value.remedy, value.step]}
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"processes tell each other no {type(value).__name__}")
+
+
+def _decoded(found: dict[str, Any]) -> Any:
+    if _ERROR in found:
+        name, *rest = found[_ERROR]
+        return next(kind for kind in kinds() if kind.__name__ == name)(*rest)
+    if _ARRAY in found:
+        kind, shape, data = found[_ARRAY]
+        return np.frombuffer(base64.b64decode(data), np.dtype(kind)).reshape(shape)
+    return found
 
 
 class Meeting:
@@ -48,8 +87,8 @@ class Meeting:
         self._turn += 1
         key = f"gemmatune/{self._turn}"
         if self._rank:
-            return pickle.loads(self._ask(key, patience))  # from a process of this attempt
-        self._client.key_value_set_bytes(key, pickle.dumps(value))
+            return heard(self._ask(key, patience))
+        self._client.key_value_set_bytes(key, said(value))
         self._told.append(key)
         return value
 
@@ -57,8 +96,8 @@ class Meeting:
         """What every rank says, in the order of ranks, on every rank."""
         self._turn += 1
         keys = [f"gemmatune/{self._turn}/{rank}" for rank in range(self._size)]
-        self._client.key_value_set_bytes(keys[self._rank], pickle.dumps(value))
-        found = [pickle.loads(self._ask(key, patience)) for key in keys]
+        self._client.key_value_set_bytes(keys[self._rank], said(value))
+        found = [heard(self._ask(key, patience)) for key in keys]
         self._forget(keys[self._rank])
         return found
 
