@@ -185,3 +185,25 @@ def test_a_host_reads_the_rows_of_its_own_devices(make_config: MakeConfig, hosts
     for index, batch in enumerate(whole):
         found = np.maximum(*(part[index].tokens for part, _ in parts))
         assert (found == batch.tokens).all()
+
+
+class Pictured(Recorded):
+    """Rows with a picture each."""
+
+    def image(self, index: int) -> Any:
+        return np.full((4, 4, 3), index + 1, np.uint8)
+
+
+def test_hosts_have_arrays_of_one_shape_where_rows_have_pictures(make_config: MakeConfig) -> None:
+    """Also a host on whose devices no row of a pass lies: XLA has one program for all."""
+    config = make_config(mesh=(2, 2), global_batch_size=3, micro_batch_size=1)
+    lengths = [5, 6, 7]
+    hosts = [{0}, {1}]
+    whole = Batches(config, Pictured(lengths), lengths, 1, 2, 0).step(0)
+    parts = [Batches(config, Pictured(lengths), lengths, 1, 2, 0, share_of(hosts, own)).step(0) for own in (0, 1)]
+    assert len(whole) == 2, "three rows, two at a time"
+    assert not parts[1][1].tokens.any(), "nothing for the second host"
+    for index, batch in enumerate(whole):
+        pictures = [part[index].images for part in parts]
+        assert {picture.shape for picture in pictures} == {batch.images.shape}
+        assert (np.maximum(*pictures) == batch.images).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +46,6 @@ class Batch:
         return int((self._of_counted(self.segments) > 0).sum())
 
 
-class ImageRows(Protocol):
-    """Rows with an image each."""
-
-    def image(self, index: int) -> Any:
-        """The picture of a row, [height, width, 3] in bytes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sequences of a forward pass, forward passes of an optimizer step, and tokens of a sequence."""
@@ -85,8 +78,8 @@ class Batches:
         self._pad_id = pad_id
         self._replicas = replicas
         self._share = share
-        self._images = hasattr(rows, "image")
-        self._packing = config.dataset.packing and not self._images
+        self._picture: tuple[int, ...] | None = rows.image(0).shape if hasattr(rows, "image") else None
+        self._packing = config.dataset.packing and self._picture is None
         self.length = padded_length(max(lengths), config.dataset.max_length)
         steps = min(total_steps, self._distinct_steps())
         groups = [self._groups(self.chosen(step)) for step in range(steps)]
@@ -131,7 +124,7 @@ class Batches:
         labels = np.full(shape, IGNORED, np.int32)
         segments = np.zeros(shape, np.int32)
         prefix = np.zeros(shape[:1], np.int32)
-        images: dict[int, Any] = {}
+        pictures = None if self._picture is None else np.zeros((*shape[:1], *self._picture), np.uint8)
         for index, group in enumerate(groups):
             if self._share is not None and self._group_of(index) not in self._share.held:
                 continue
@@ -143,17 +136,10 @@ class Batches:
                 labels[index, begin:end] = wanted
                 labels[index, begin] = IGNORED
                 segments[index, begin:end] = number
-                if self._images:
+                if pictures is not None:
                     prefix[index] = prefix_of((ids, wanted))
-                    images[index] = self._rows.image(row)  # type: ignore[attr-defined]
-        counted = self._counted()
-        if not self._images:
-            return Batch(tokens, labels, segments, prefix, counted=counted)
-        size = next((image.shape for image in images.values()), (1, 1, 3))
-        pictures = np.zeros((shape[0], *size), np.uint8)
-        for index, image in images.items():
-            pictures[index] = image
-        return Batch(tokens, labels, segments, prefix, pictures, counted)
+                    pictures[index] = self._rows.image(row)  # type: ignore[attr-defined]
+        return Batch(tokens, labels, segments, prefix, pictures, self._counted())
 
     def _group_of(self, sequence: int) -> int:
         """The group of devices along data on which a sequence lies."""
