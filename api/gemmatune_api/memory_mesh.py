@@ -94,7 +94,7 @@ def estimate(model: GemmaModel, setting: Setting, mesh: Mesh, capacity: int) -> 
     weights = wide * (base + model.towers) + adapter + gathered(model, setting, mesh)
     held = 2 * 4 * trained  # those of a pass, and their sum over the passes of a step
     head = logits(model, setting)
-    kept = activations(narrowed(model, mesh), setting, trained)
+    kept = max(activations(narrowed(model, mesh), setting, trained), memory.towers(model, setting) - head)
     rest = memory.overhead(model, setting)
     return PlanMemory(
         weights=weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gemmatune_api import catalog, fit, memory_mesh
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import resolve
+from gemmatune_api.memory import Setting
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Plan
 
@@ -115,3 +117,18 @@ def test_what_does_not_fit_is_told_with_what_would(wanted: FineTuneSpec, words: 
     found = plan(wanted)
     assert found.verdict != "fits"
     assert any(words in remedy for remedy in found.remedies), found.remedies
+
+
+def test_a_paligemma_needs_its_tower_for_a_moment_on_every_chip() -> None:
+    """Whole on each, whatever the mesh: images of 896 pixels take more then than the decoder keeps afterwards."""
+    small = model("paligemma-3b")
+    assert small.vision is not None
+    large = replace(small, vision=replace(small.vision, image=896))
+    assert large.vision is not None
+    setting = Setting(
+        method="lora", rank=4, rows=1, length=large.vision.tokens, device="tpu", checkpointing=True, images=True
+    )
+    moment = large.vision.moment(1, setting.activation_bytes)
+    found = memory_mesh.estimate(large, setting, (1, 8), 1 << 40)
+    without = memory_mesh.estimate(large, replace(setting, images=False), (1, 8), 1 << 40)
+    assert without.activations + without.logits < moment <= found.activations + found.logits
