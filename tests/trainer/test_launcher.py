@@ -17,6 +17,7 @@ from gemmatune_api.messages import TerminationMessage, from_text
 from gemmatune_api.names import ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG, ExitCode, Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_operator.manifests import launch
+from gemmatune_trainer.launcher import Child, Family
 from tests.support.trainerhost import TrainerHost
 from tests.support.wait import wait_for
 from tests.trainer.test_run import attempt, output, prepared
@@ -83,6 +84,16 @@ def test_who_speaks_for_the_pod(tmp_path: Path, what: str, code: int, message: s
 def test_a_killed_process_leaves_no_message(tmp_path: Path) -> None:
     assert start(tmp_path, "[null, [0, -9]]").wait(60) == 128 + signal.SIGKILL
     assert not (tmp_path / "log").exists()
+
+
+def test_a_killed_process_speaks_before_one_that_lost_its_connection_to_it(tmp_path: Path) -> None:
+    """Also where both have ended before anybody looks."""
+    crashed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    killed = subprocess.Popen(["sleep", "60"])
+    killed.kill()
+    assert (crashed.wait(60), killed.wait(60)) == (1, -signal.SIGKILL)
+    children = [Child(0, crashed, tmp_path / "0"), Child(1, killed, tmp_path / "1")]
+    assert Family(children, several_pods=False).watch().code == 128 + signal.SIGKILL
 
 
 def test_the_pods_sigterm_reaches_all(tmp_path: Path) -> None:

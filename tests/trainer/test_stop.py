@@ -111,6 +111,7 @@ def test_native_code_is_ended_from_beside(tmp_path: Path, context: str, least: f
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"working\n"
+    time.sleep(1)  # what follows in its Python hears of signals
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == ExitCode.INTERRUPTED

@@ -46,6 +46,11 @@ class Child:
         return found if found >= 0 else 128 - found
 
     @property
+    def killed(self) -> bool:
+        """Whether a signal ended it."""
+        return self.process.returncode < 0
+
+    @property
     def explained(self) -> bool:
         """Whether its code says why it failed."""
         return self.code in set(ExitCode) - {ExitCode.DONE, ExitCode.CRASHED}
@@ -70,9 +75,10 @@ class Family:
         """Waits for the end of all; the one that speaks for the pod."""
         deadline: float | None = None
         while any(child.ended is None for child in self.children):
+            now = time.monotonic()
             for child in self.children:
                 if child.ended is None and child.process.poll() is not None:
-                    child.ended = time.monotonic()
+                    child.ended = now
                     if deadline is None and (child.code or child.rank == 0):
                         deadline = child.ended + GRACE_SECONDS
             if deadline is not None and time.monotonic() > deadline:
@@ -81,10 +87,16 @@ class Family:
         return self.speaker()
 
     def speaker(self) -> Child:
-        """Rank 0 where it is done; else the first whose code says why, the first that failed, or rank 0."""
+        """Rank 0 where it is done; else the first whose code says why, the first that failed, or rank 0.
+
+        Of those that failed since the last look, one that a signal ended was the first: a process that loses its
+        connections to another ends by itself.
+        """
         if self.children[0].rank == 0 and not self.children[0].code:
             return self.children[0]
-        failed = sorted((child for child in self.children if child.code), key=lambda child: child.ended or 0.0)
+        failed = sorted(
+            (child for child in self.children if child.code), key=lambda child: (child.ended or 0.0, not child.killed)
+        )
         explained = [child for child in failed if child.explained]
         return (explained or failed or self.children)[0]
 
