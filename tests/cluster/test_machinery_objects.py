@@ -106,7 +106,8 @@ def test_created_again_at_once(crd: ControlPlane, namespace: str, start: Start) 
     wait_for(own, "the last one's preparation alone", detail=lambda: json.dumps(stage.status)[:1000])
     # The Job controller counts the pods that it awaits by the Job's name: those of an earlier Job of that name can hold
     # the new one's pod back, until after five minutes it no longer waits for them.
-    Story(stage, SIMPLE).to_the_end(400).check()
+    wait_for(lambda: stage.pods_of("p1"), "the preparation's pod", seconds=360)
+    Story(stage, SIMPLE).to_the_end(120).check()
 
 
 def test_created_again_while_it_trains(crd: ControlPlane, namespace: str, start: Start) -> None:
