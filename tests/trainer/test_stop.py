@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gemmatune_api.messages import TerminationMessage, from_text
 from gemmatune_api.names import ENV_TERMINATION_LOG, ExitCode, Reason
 from gemmatune_trainer.errors import Interrupted
 from gemmatune_trainer.stop import SIGNALS, StopFlag
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -111,7 +113,9 @@ def test_native_code_is_ended_from_beside(tmp_path: Path, context: str, least: f
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"working\n"
-    time.sleep(1)  # what follows in its Python hears of signals
+    used = psutil.Process(process.pid).cpu_times
+    before = used().user
+    wait_for(lambda: used().user > before + 0.3, "native code to run: Python before it would hear of the signal")
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == ExitCode.INTERRUPTED
