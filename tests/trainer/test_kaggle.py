@@ -73,7 +73,7 @@ def test_what_prepare_resolved_counts(kaggle: Kaggle) -> None:
 def test_a_download_that_breaks_goes_on_where_it_broke(
     kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemmatune_trainer.kaggle._CHUNK_BYTES", 16)  # what came before the break is kept
+    monkeypatch.setattr("gemmatune_trainer.resumable._CHUNK_BYTES", 16)  # what came before the break is kept
     kaggle.breaks = 3
     found = fetch(RunModel(uri=URI), weights=True)
     for path in (tmp_path / "model").iterdir():

@@ -192,7 +192,7 @@ def test_refusals_say_what_there_is(kind, name, values, message, hub, tmp_path):
 
 
 def test_a_hub_out_of_order_is_told_from_a_refusal(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(modelscope, "_RETRIES", 1)
+    monkeypatch.setattr(modelscope, "RETRIES", 1)
     hub.failing = HTTPStatus.SERVICE_UNAVAILABLE
     assert "HTTP 503 the hub is out of order" in refusal(HubUnavailable, tmp_path, "quotes").message
     assert len(hub.requests) == 2, "asked again once"

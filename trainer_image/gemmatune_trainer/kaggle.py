@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -24,18 +24,15 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from gemmatune_trainer.errors import AccessDenied, HubUnavailable, InvalidConfig, text_of
+from gemmatune_trainer.resumable import RETRIES, download
 
 ENDPOINT_VARIABLE = "KAGGLE_API_ENDPOINT"
 DEFAULT_ENDPOINT = "https://www.kaggle.com"
 USER_VARIABLE, KEY_VARIABLE = "KAGGLE_USERNAME", "KAGGLE_KEY"
 PAGE_FILES = 200
-_RETRIES = 5
 _TIMEOUT_SECONDS = 60.0
-_CHUNK_BYTES = 1 << 20
 _AT_ONCE = 4
 _HASHES = "x-goog-hash"
-_BROKEN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-"""What a connection that ends amid a file is told as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Variation:
         self._session = requests.Session()
         self._session.auth = (user, key) if user and key else None  # requests leaves it out after a redirect elsewhere
         retry = Retry(
-            _RETRIES,
+            RETRIES,
             backoff_factor=1,  # half a minute in all
             status_forcelist=[429, 500, 502, 503, 504],
             raise_on_status=False,
@@ -110,34 +107,15 @@ class Variation:
             list(workers.map(lambda file: self._download(file, folder / file.path), files))
 
     def _download(self, file: KaggleFile, target: Path) -> None:
-        """One file; a connection that breaks is taken up where it broke, at most a few times in a row."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest, done, failures, told = hashlib.md5(usedforsecurity=False), 0, 0, ""
-        whole = -1
-        with target.open("wb") as sink:
-            while done != whole:
-                before = done
-                try:
-                    headers = {"Range": f"bytes={done}-"} if done else {}
-                    answer = self._get(f"{self.version()}/download/{quote(file.path)}", {}, headers, stream=True)
-                    if done and answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-                        sink.seek(0)
-                        digest, done = hashlib.md5(usedforsecurity=False), 0
-                    whole, told = done + int(answer.headers.get("Content-Length", -1)), _md5_of(answer) or told
-                    for chunk in answer.iter_content(_CHUNK_BYTES):
-                        sink.write(chunk)
-                        digest.update(chunk)
-                        done += len(chunk)
-                except _BROKEN as error:
-                    failures = 0 if done > before else failures + 1
-                    if failures >= _RETRIES:
-                        raise HubUnavailable(f"{self._uri}: {file.path}: {text_of(error)}") from error
-                else:
-                    break
-            sink.truncate()
-        damaged = told and base64.b64encode(digest.digest()).decode() != told
-        if damaged or (file.size and done != file.size) or (whole >= 0 and done != whole):
-            raise HubUnavailable(f"{self._uri}: {file.path} arrived damaged: {done} bytes of {file.size or whole}")
+        def ask(begin: int) -> requests.Response:
+            headers = {"Range": f"bytes={begin}-"} if begin else {}
+            return self._get(f"{self.version()}/download/{quote(file.path)}", {}, headers, stream=True)
+
+        found = download(f"{self._uri}: {file.path}", ask, target, lambda: hashlib.md5(usedforsecurity=False))
+        told, whole = _md5_of(found.headers), file.size or found.announced
+        damaged = told and base64.b64encode(found.digest).decode() != told
+        if damaged or (file.size and found.size != file.size) or (whole >= 0 and found.size != whole):
+            raise HubUnavailable(f"{self._uri}: {file.path} arrived damaged: {found.size} bytes of {whole}")
 
     def _data(self, what: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         answer = self._get(what, query or {})
@@ -175,9 +153,9 @@ class Variation:
         )
 
 
-def _md5_of(answer: requests.Response) -> str:
+def _md5_of(headers: Mapping[str, str]) -> str:
     """The MD5 of the whole file in base64, as Cloud Storage names it; empty where it does not."""
-    for item in answer.headers.get(_HASHES, "").split(","):
+    for item in headers.get(_HASHES, "").split(","):
         kind, _, value = item.strip().partition("=")
         if kind == "md5":
             return value

@@ -27,6 +27,7 @@ from urllib3.util import Retry
 
 from gemmatune_trainer import blocks
 from gemmatune_trainer.errors import AccessDenied, HubUnavailable, InvalidConfig, text_of
+from gemmatune_trainer.resumable import BROKEN, RETRIES, download
 
 Kind = Literal["models", "datasets"]
 ENDPOINT_VARIABLE = "MODELSCOPE_ENDPOINT"
@@ -34,12 +35,8 @@ DEFAULT_ENDPOINT = "https://modelscope.cn"
 TOKEN_VARIABLE = "MODELSCOPE_API_TOKEN"
 MAIN_BRANCH = "master"
 PAGE_FILES = 200
-_RETRIES = 5
 _TIMEOUT_SECONDS = 60.0
-_CHUNK_BYTES = 1 << 20
 _AT_ONCE = 4
-_BROKEN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-"""What a connection that ends amid a file is told as."""
 _SUBJECTS: Mapping[Kind, str] = {"models": "model", "datasets": "dataset"}
 
 
@@ -70,7 +67,7 @@ class Repository:
         self._token = token
         self._session = requests.Session()
         retry = Retry(
-            _RETRIES,
+            RETRIES,
             backoff_factor=1,  # half a minute in all
             status_forcelist=[429, 500, 502, 503, 504],
             raise_on_status=False,
@@ -112,12 +109,12 @@ class Repository:
 
     def read(self, file: HubFile, begin: int, end: int) -> bytes:
         """The bytes from `begin` up to `end`, which lie in the file."""
-        for attempt in range(_RETRIES + 1):
+        for attempt in range(RETRIES + 1):
             try:
                 answer = self._get("repo", self._place(file), {"Range": f"bytes={begin}-{end - 1}"}, stream=True)
                 data = answer.content
-            except _BROKEN as error:
-                if attempt == _RETRIES:
+            except BROKEN as error:
+                if attempt == RETRIES:
                     raise HubUnavailable(f"{self._uri}: {file.path}: {text_of(error)}") from error
             else:
                 break
@@ -148,30 +145,12 @@ class Repository:
         return {"Revision": self._revision, "FilePath": file.path}
 
     def _download(self, file: HubFile, target: Path) -> None:
-        """One file; a connection that breaks is taken up where it broke, at most a few times in a row."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest, done, failures = hashlib.sha256(), 0, 0
-        with target.open("wb") as sink:
-            while done < file.size:
-                before = done
-                try:
-                    answer = self._get("repo", self._place(file), {"Range": f"bytes={done}-"}, stream=True)
-                    if done and answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-                        sink.seek(0)
-                        digest, done = hashlib.sha256(), 0
-                    for chunk in answer.iter_content(_CHUNK_BYTES):
-                        sink.write(chunk)
-                        digest.update(chunk)
-                        done += len(chunk)
-                except _BROKEN as error:
-                    failures = 0 if done > before else failures + 1
-                    if failures >= _RETRIES:
-                        raise HubUnavailable(f"{self._uri}: {file.path}: {text_of(error)}") from error
-                else:
-                    break
-            sink.truncate()
-        if done != file.size or (file.sha256 and digest.hexdigest() != file.sha256):
-            raise HubUnavailable(f"{self._uri}: {file.path} arrived damaged: {done} bytes of {file.size}")
+        def ask(begin: int) -> requests.Response:
+            return self._get("repo", self._place(file), {"Range": f"bytes={begin}-"}, stream=True)
+
+        found = download(f"{self._uri}: {file.path}", ask, target, hashlib.sha256, file.size)
+        if found.size != file.size or (file.sha256 and found.digest.hex() != file.sha256):
+            raise HubUnavailable(f"{self._uri}: {file.path} arrived damaged: {found.size} bytes of {file.size}")
 
     def _data(self, what: str, query: Mapping[str, Any]) -> dict[str, Any]:
         """The `Data` of an answer; the hub tells some refusals inside an answer that is HTTP 200."""
