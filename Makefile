@@ -63,8 +63,7 @@ test-observability: setup kube prometheus ## Alerts by promtool, and the dashboa
 	$(call step,alerts and dashboard,$(PYTEST) tests/observability)
 
 test-faults: setup kube ## Every cause of an attempt's end, and faults of the machinery, on the real control plane
-	$(call step,causes,$(PYTEST) tests/faults)
-	$(call step,faults of the machinery,$(PYTEST) -n 2 --dist loadfile $(filter-out tests/faults,$(FAULTS)))
+	$(call step,causes and faults of the machinery,$(PYTEST) -n 3 --dist loadfile $(FAULTS))
 
 soak-faults: setup kube ## Every cause 20 times; writes bench/results/faults.json
 	$(call step,faults 20 times,FAULT_RUNS=20 FAULT_RESULTS=bench/results/faults.json $(PYTEST) tests/faults)

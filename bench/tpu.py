@@ -1,7 +1,8 @@
 """The backends for TPUs on virtual devices: scaling at equal work, what lies on a device, and transformers' Trainer.
 
 `python -m bench.tpu` trains the same rows on 1, 2, 4 and 8 virtual devices of a CPU, once by backend xla, by backend
-keras, and by transformers' Trainer with xla_fsdp_v2, and writes bench/results/tpu.json; `--quick` does a little of it.
+keras, and by transformers' Trainer with xla_fsdp_v2, and writes bench/results/tpu.json; `--only` measures a part of it,
+and `--quick` does a little of it.
 Virtual devices share the machine's cores: they show what dividing a model costs, not how fast a TPU is.
 """
 
@@ -11,9 +12,10 @@ import argparse
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,16 @@ from bench import about, tpu_estimate, trainer_rows
 from bench.tpu_settings import SEED, Arm, Settings
 from bench.verdict import row
 from gemmatune_cli.local.environments import python_of
-from tools.performance import MIB
+from tools.performance import MIB, spread
 
 RESULTS = Path(__file__).parent / "results" / "tpu.json"
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path(__file__).parent / "tpu_trainer.txt"
 NAMES = {"xla": "backend xla", "keras": "backend keras", "trainer": "transformers.Trainer, xla_fsdp_v2"}
 SAME_LOSS, EVEN = 1e-4, 1.15
+PARTS = ("xla", "keras", "trainer")
+"""Scaling of each backend, and the comparison with the Trainer."""
+PAIR: tuple[Arm, Arm] = ("trainer", "xla")
 Found = dict[str, Any]
 
 
@@ -40,6 +45,8 @@ class Plan:
     arms: tuple[Arm, ...] = ("xla", "keras")
     against: int = 8
     """Devices of the comparison with the Trainer; 0 leaves it out."""
+    repeats: int = 3
+    """How often the Trainer and backend xla train in turn, each time in a new process."""
     rows: int = 128
     batch: int = 8
     length: int = 64
@@ -52,20 +59,26 @@ class Failed(Exception):
     """A process of the benchmark ended early."""
 
 
-def measure(plan: Plan, model: Path, work: Path) -> list[Found]:
-    """Every arm on every number of devices: what its process told."""
+def measure(plan: Plan, model: Path, work: Path, only: Collection[str] = PARTS) -> list[Found]:
+    """Every arm on every number of devices, of the parts named: what its process told."""
     rows, ordered = _rows(plan, model, work)
     first = Settings("xla", 1, str(model), str(rows), str(ordered), plan.batch, plan.length, plan.steps, "adafactor")
     # Backend keras has AdamW alone; R2, and so the comparison with the Trainer, has Adafactor.
-    wanted = [replace(first, arm=arm, devices=n, optimizer="adamw_torch") for arm in plan.arms for n in plan.devices]
+    wanted: list[tuple[str, Settings]] = [
+        (arm, replace(first, arm=arm, devices=n, optimizer="adamw_torch")) for arm in plan.arms for n in plan.devices
+    ]
     if plan.against:
-        wanted += [replace(first, arm=arm, devices=plan.against) for arm in ("trainer", "xla")]  # type: ignore[arg-type]
+        wanted += [("trainer", replace(first, arm=arm, devices=plan.against)) for arm in PAIR * plan.repeats]
     found = []
-    for settings in wanted:
-        found.append({"arm": settings.arm, "devices": settings.devices, "optimizer": settings.optimizer})
+    for part, settings in wanted:
+        if part not in only:
+            continue
+        found.append({"part": part, "arm": settings.arm, "devices": settings.devices, "optimizer": settings.optimizer})
         found[-1] |= _run(settings, plan.flags)
         steady = _steady(found[-1])
-        print(f"{NAMES[settings.arm]}, {settings.devices} devices: {min(steady):.2f} s a step", flush=True)
+        print(
+            f"{NAMES[settings.arm]}, {settings.devices} devices: {statistics.median(steady):.2f} s a step", flush=True
+        )
     return found
 
 
@@ -127,14 +140,17 @@ def _steady(one: Found) -> list[float]:
 
 
 def lines(found: Iterable[Found]) -> list[Found]:
-    """One line for each arm and number of devices."""
+    """One line for each arm and number of devices; of what was repeated the first, with the steps of all."""
+    groups: dict[tuple[str, str, int], list[Found]] = {}
+    for one in found:
+        groups.setdefault((one["arm"], one["optimizer"], one["devices"]), []).append(one)
     return [
         {
             "arm": one["arm"],
             "name": NAMES[one["arm"]],
             "optimizer": one["optimizer"],
             "devices": one["devices"],
-            "seconds": _steady(one),
+            "seconds": [seconds for again in group for seconds in _steady(again)],
             "compile_seconds": one["compile_seconds"],
             "compilations": one["compilations"],
             "late": one["late"],
@@ -143,7 +159,8 @@ def lines(found: Iterable[Found]) -> list[Found]:
             "whole": one["bytes"]["weights"][1],
             "loss": one["losses"][-1],
         }
-        for one in found
+        for group in groups.values()
+        for one in group[:1]
     ]
 
 
@@ -164,16 +181,22 @@ def targets(found: list[Found]) -> list[Found]:
             row(f"{NAMES[arm]}: weights of a device x devices / all weights", f"<= {EVEN:g}", [max(most)],
                 lambda v: v <= EVEN, digits=3),
         ]  # fmt: skip
-    pair = {one["arm"]: one for one in found if one["optimizer"] == "adafactor"}
-    if len(pair) == 2:
-        ours, theirs = pair["xla"], pair["trainer"]
-        ratios = [other / mine for mine, other in zip(_steady(ours), _steady(theirs), strict=True)]
+    theirs, mine = ([one for one in found if one["part"] == "trainer" and one["arm"] == arm] for arm in PAIR)
+    if theirs and mine:
+        pairs = list(zip(theirs, mine, strict=True))
         made += [
-            row("backend xla: losses against the Trainer's", f"<= {SAME_LOSS:g}", [_apart(ours, theirs)],
-                lambda v: v <= SAME_LOSS, digits=7),
-            row("backend xla: steps a second against the Trainer's", ">= 1", ratios, lambda v: v >= 1),
+            row("backend xla: losses against the Trainer's", f"<= {SAME_LOSS:g}",
+                [max(_apart(*pair) for pair in pairs)], lambda v: v <= SAME_LOSS, digits=7),
+            row("backend xla: steps a second against the Trainer's", ">= 1", [_faster(*pair) for pair in pairs],
+                lambda v: v >= 1),
         ]  # fmt: skip
     return made
+
+
+def _faster(theirs: Found, mine: Found) -> float:
+    """How many steps of ours fit into one of the Trainer's, by the medians of two trainings, one after the other."""
+    ratio: float = statistics.median(_steady(theirs)) / statistics.median(_steady(mine))
+    return ratio
 
 
 def _apart(one: Found, other: Found) -> float:
@@ -181,11 +204,17 @@ def _apart(one: Found, other: Found) -> float:
     return max(abs(mine / theirs - 1) for mine, theirs in zip(one["losses"], other["losses"], strict=True))
 
 
-def benchmark(plan: Plan, model: Path) -> Found:
+def benchmark(plan: Plan, model: Path, only: Collection[str] = PARTS) -> Found:
     """The result file without commit, date and machine."""
     with tempfile.TemporaryDirectory(prefix="gemmatune-bench-") as name:
-        raw = measure(plan, model, Path(name))
+        raw = measure(plan, model, Path(name), only)
+    return document(raw, plan, dict.fromkeys((one["part"] for one in raw), about.here_and_now()))
+
+
+def document(raw: list[Found], plan: Plan, parts: Found) -> Found:
+    """What is written of measurements; `parts` says when and of which commit each was measured."""
     return {
+        "parts": parts,
         "targets": targets(raw),
         "lines": lines(raw),
         "estimate": tpu_estimate.lines(),
@@ -194,9 +223,16 @@ def benchmark(plan: Plan, model: Path) -> Found:
     }
 
 
+def joined(old: Found, new: Found, plan: Plan) -> Found:
+    """The parts that were measured now, with the others as they were."""
+    raw = [one for one in old["raw"] if one["part"] not in new["parts"]] + new["raw"]
+    return document(sorted(raw, key=lambda one: PARTS.index(one["part"])), plan, old["parts"] | new["parts"])
+
+
 QUICK = Plan(
     devices=(1, 2),
     against=2,
+    repeats=1,
     rows=16,
     batch=4,
     steps=4,
@@ -211,16 +247,20 @@ def main() -> None:
     about.with_model(parser)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="one and two devices, few steps")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; the other parts stay as they are")
     arguments = parser.parse_args()
-    document = benchmark(QUICK if arguments.quick else Plan(), about.model_of(arguments))
-    for line in document["lines"]:
+    plan = QUICK if arguments.quick else Plan()
+    found = benchmark(plan, about.model_of(arguments), arguments.only or PARTS)
+    if arguments.only and arguments.output.exists():
+        found = joined(json.loads(arguments.output.read_text()), found, plan)
+    for line in found["lines"]:
         print(
-            f"{line['name']:36}{line['optimizer']:12}{line['devices']:2} devices {min(line['seconds']):8.2f} s"
+            f"{line['name']:36}{line['optimizer']:12}{line['devices']:2} devices {spread(line['seconds'])} s"
             f"{line['weights'] / MIB:9.1f} MiB of weights, {line['compilations']} compilations"
         )
-    for item in document["targets"]:
+    for item in found["targets"]:
         print(f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['measured']} ({item['target']})")
-    about.write(document, arguments.output)
+    about.write(found, arguments.output)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ TARGETS = Table(
     title="Targets",
 )
 """What a benchmark was to reach, and did."""
+PARTS = Table(
+    rows=lambda found: [{"part": part, **about} for part, about in found["parts"].items()],
+    columns={
+        "Part": lambda row: row["part"].replace("-", ", "),
+        "Commit": lambda row: row["commit"][:7],
+        "Date": lambda row: row["date"],
+    },
+    title="When each part was measured",
+)
+"""Commit and date of each part, where parts are measured one at a time."""
 
 
 def _arms(key: str, title: str, unit: str, divisor: float = 1.0) -> Callable[[Row], Iterator[bars.Group]]:
@@ -177,15 +187,7 @@ REPORTS: dict[str, Report] = {
                 },
                 title="Memory and start",
             ),
-            Table(
-                rows=lambda found: [{"part": part, **about} for part, about in found["parts"].items()],
-                columns={
-                    "Part": lambda row: row["part"].replace("-", ", "),
-                    "Commit": lambda row: row["commit"][:7],
-                    "Date": lambda row: row["date"],
-                },
-                title="When each part was measured",
-            ),
+            PARTS,
         ),
         picture=Picture("Bars of label-tokens a second and of peak memory for each arm", arm_groups),
     ),
@@ -242,6 +244,7 @@ REPORTS: dict[str, Report] = {
                 },
                 title="Scaling at equal work",
             ),
+            PARTS,
             Table(
                 rows=lambda found: found["estimate"],
                 columns={

@@ -111,3 +111,19 @@ def test_a_whole_run(cluster: NodeCluster, gcs: FakeGcs) -> None:
     assert state["state"]["terminated"]["exitCode"] == 0
     assert json.loads(state["state"]["terminated"]["message"])["manifest"] == f"gs://{BUCKET}/whole/manifest.json"
     assert "gemmatune-trainer-torch" in state["image"]
+
+
+def test_a_suspended_run_goes_on_bit_by_bit(cluster: NodeCluster, gcs: FakeGcs) -> None:
+    """The kubelet's SIGTERM: a checkpoint within the grace, and a second attempt that ends as an undisturbed run."""
+    apply(cluster, "halted")
+    cluster.wait("halted", lambda s: s.get("checkpoint"), "a first checkpoint", 300)
+    path = f"/apis/gemmatune.dev/v1alpha1/namespaces/{TEAM}/gemmafinetunes/halted"
+    cluster.control_plane.api.patch(path, {"spec": {"suspend": True}})
+    status = cluster.wait("halted", lambda s: s.get("phase") == "Suspended", "its suspension", 120)
+    reached = status["checkpoint"]["step"]
+    assert EVERY <= reached < STEPS
+    cluster.control_plane.api.patch(path, {"spec": {"suspend": False}})
+    status = cluster.finished("halted", 600)
+    assert status["phase"] == "Succeeded", cluster.told()
+    assert [attempt.get("fromStep") for attempt in status["attempts"]] == [None, reached], status["attempts"]
+    assert gcs.read(BUCKET, f"halted/{ADAPTER}") == gcs.read(BUCKET, f"whole/{ADAPTER}")

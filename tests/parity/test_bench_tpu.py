@@ -23,7 +23,8 @@ def trained(arm: str, devices: int, optimizer: str = "adamw_torch", **changes: A
         "compile_seconds": 12.0,
         "bytes": {"weights": [1000 // devices, 1000], "optimizer": [10, 10]},
     }
-    return {"arm": arm, "devices": devices, "optimizer": optimizer, **told, **changes}
+    part = "trainer" if optimizer == "adafactor" else arm
+    return {"part": part, "arm": arm, "devices": devices, "optimizer": optimizer, **told, **changes}
 
 
 def verdicts(raw: list[dict[str, Any]]) -> dict[str, bool]:
@@ -60,6 +61,28 @@ def test_a_slower_backend_is_no_success() -> None:
     found = verdicts([slow, trained("trainer", 8, "adafactor")])
     assert not found["backend xla: steps a second against the Trainer's"]
     assert found["backend xla: losses against the Trainer's"]
+
+
+def test_repeats_are_compared_pair_by_pair() -> None:
+    """A machine that was slow for the second pair was slow for both of it."""
+    raw = []
+    for pace in (1.0, 2.0):
+        raw.append(trained("trainer", 8, "adafactor", seconds=[9.0, 9.0, 3.0 * pace, 3.0 * pace]))
+        raw.append(trained("xla", 8, "adafactor", seconds=[9.0, 9.0, 2.0 * pace, 2.0 * pace]))
+    (found,) = [item for item in tpu.targets(raw) if "steps a second" in item["what"]]
+    assert found["measured"] == [1.5, 1.5]
+    assert [line["seconds"] for line in tpu.lines(raw)] == [[3.0, 3.0, 6.0, 6.0], [2.0, 2.0, 4.0, 4.0]]
+
+
+def test_a_part_that_is_measured_again_replaces_itself_alone() -> None:
+    def measured(commit: str, *raw: dict[str, Any]) -> dict[str, Any]:
+        return tpu.document(list(raw), tpu.QUICK, {one["part"]: {"commit": commit} for one in raw})
+
+    first = measured("a", trained("xla", 1), trained("keras", 1), trained("xla", 8, "adafactor"))
+    again = measured("b", trained("xla", 1, compilations=7))
+    found = tpu.joined(first, again, tpu.QUICK)
+    assert [part["commit"] for part in found["parts"].values()] == ["b", "a", "a"]
+    assert [(line["arm"], line["compilations"]) for line in found["lines"]] == [("xla", 7), ("keras", 3), ("xla", 3)]
 
 
 def test_the_estimate_by_hand() -> None:
