@@ -224,8 +224,9 @@ REPORTS: dict[str, Report] = {
         text="LoRA (rank 8, all linear modules, fp32, gradient checkpointing) of the real Gemma 3 270M: the same rows "
         "on 1, 2, 4 and 8 virtual devices of one CPU, a row a sequence of 64 tokens, weights divided among all devices "
         "(data x 1). Virtual devices share the machine's cores, so the work is equal and more devices cannot be "
-        "faster: what a step takes longer is what dividing costs here. No TPU was measured. The Trainer is that of "
-        "transformers 5.2.0 with xla_fsdp_v2, set up as in recipe R2 (from 5.3.0 on it makes no optimizer there).",
+        "faster: what a step takes longer is what dividing costs here. Backend torch has the same rows, on the CPU as "
+        "it is. No TPU was measured. The Trainer is that of transformers 5.2.0 with xla_fsdp_v2, set up as in recipe "
+        "R2 (from 5.3.0 on it makes no optimizer there).",
         tables=(
             TARGETS,
             Table(
