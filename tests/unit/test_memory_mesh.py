@@ -132,3 +132,16 @@ def test_a_paligemma_needs_its_tower_for_a_moment_on_every_chip() -> None:
     found = memory_mesh.estimate(large, setting, (1, 8), 1 << 40)
     without = memory_mesh.estimate(large, replace(setting, images=False), (1, 8), 1 << 40)
     assert without.activations + without.logits < moment <= found.activations + found.logits
+
+
+@pytest.mark.parametrize("found", catalog.models(), ids=lambda found: found.name)
+def test_the_parts_of_every_generation_add_up(found: GemmaModel) -> None:
+    assert memory_mesh.divided(found, (1, 1)) == found.text_parameters
+    assert found.text_parameters // 4 <= memory_mesh.divided(found, (2, 2)) < found.text_parameters
+
+
+@pytest.mark.parametrize("name", ["gemma-3n-e2b", "gemma-4-e2b", "gemma-4-26b-a4b"])
+def test_a_generation_that_keras_does_not_train_has_a_plan_all_the_same(name: str) -> None:
+    """Of a model that its URI does not name, prepare tells the generation; the planner must not stumble over it."""
+    found = fit.plan(spec("gemma-2-2b", "2x2"), model(name))
+    assert found.memory.total > 2 * memory_mesh.divided(model(name), (4, 1))
