@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gemmatune_api import names
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_operator.ports import Object
@@ -164,3 +166,34 @@ def test_a_move_in_the_pause_before_an_attempt_is_planned_and_ends_the_old_downs
     assert plan.memory.capacity > 70 * 2**30
     (container,) = play.job("quotes-t3")["spec"]["template"]["spec"]["containers"]
     assert RunConfig.from_env(container["env"][0]["value"]).training.micro_batch_size == plan.micro_batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("blocks", "path", "there"),
+    [
+        ({"qlora": {"rank": 16}}, "spec.qlora", "Write lora: {rank: 16} in its place"),
+        ({"lora": {}, "training": {"optimizer": "paged_adamw_8bit"}}, "spec.training.optimizer", "Use adamw_torch."),
+    ],
+)
+def test_what_a_tpu_has_not_is_refused_with_what_can_still_be_done(blocks: Object, path: str, there: str) -> None:
+    """Before the first attempt the block to write; afterwards it is fixed, and another resource has to be made."""
+    tpu = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}
+    fresh = Play({**SPEC, **blocks, "accelerator": tpu}).look()
+    assert (fresh.phase, fresh.reason) == ("Failed", "InvalidSpec")
+    assert (fresh.remedy or "").startswith(there)
+    play = suspended({**SPEC, **blocks})
+    status = play.change(lambda spec: spec.update(suspend=False, accelerator=tpu))
+    assert (status.phase, status.reason) == ("Failed", "InvalidSpec")
+    remedy = status.remedy or ""
+    assert remedy.startswith(f"{path} is fixed since the first attempt: put back")
+    assert "a new resource with another output.uri" in remedy
+    assert there in remedy
+    assert play.jobs() == []
+    back = play.change(lambda spec: spec.update(accelerator=SPEC["accelerator"]))
+    assert (back.phase, play.jobs()) == ("Provisioning", ["quotes-t2"])
+
+
+def test_a_field_that_may_still_change_keeps_its_remedy() -> None:
+    play = suspended({**SPEC, "lora": {}})
+    status = play.change(lambda spec: spec.update(suspend=False, accelerator={"gpu": {"type": "nvidia-l40"}}))
+    assert (status.remedy or "").startswith("Use nvidia-")
