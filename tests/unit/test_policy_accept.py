@@ -309,3 +309,13 @@ def test_a_trained_run_keeps_its_plan_without_a_word_of_a_next_attempt() -> None
     found = accept(situation(resource({"accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}, generation=2)), done)
     assert found.status.plan == plan()
     assert "keeps its plan" not in found.status.conditions[0].message
+
+
+def test_a_remedy_that_is_not_there_is_not_referred_to() -> None:
+    """Gemma 4's experts are whole on every chip: no slice of this type has room for them."""
+    tpu = {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}}
+    found = accept(situation(resource({"model": {"uri": "hf://google/gemma-4-26B-A4B"}, **tpu})), NEW)
+    assert said(found, A) == ("False", "DoesNotFit")
+    assert found.status.plan is not None
+    assert found.status.plan.remedies == []
+    assert found.remedies[A].startswith("Use a larger accelerator, or a smaller model")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gemmatune_api import catalog, fit
 from gemmatune_api.catalog import GemmaModel
-from gemmatune_api.names import REASONS, ConditionType, Reason
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.runconfig import RunConfig, RunIdentity, build
 from gemmatune_api.status import DataStatus, FineTuneStatus, Overrides, Plan
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.observe import open_attempt, open_merge, output_of, status_of, trained
-from gemmatune_operator.policies import describe, results
+from gemmatune_operator.policies import describe, remedies, results
 from gemmatune_operator.ports import Object
 from gemmatune_operator.views import mapping
 
@@ -57,7 +55,8 @@ def planned(situation: Situation, decision: Decision) -> Decision:
     plan = plan or status.plan
     if plan is not None and plan.verdict == "does not fit":
         message = f"{describe.what(spec, model)} does not fit: {describe.memory(plan)}."
-        return _refused(situation, decision, Reason.DOES_NOT_FIT, message, _one_of(plan.remedies))
+        remedy = remedies.too_large(plan.remedies, started=bool(status.attempts))
+        return _refused(situation, decision, Reason.DOES_NOT_FIT, message, remedy)
     message = f"{describe.what(spec, model)}: {describe.verdict(plan)}."
     return decision.condition(situation, ConditionType.ACCEPTED, True, Reason.VALID, message)
 
@@ -138,7 +137,6 @@ def _without_defaults(situation: Situation, decision: Decision) -> Decision:
 
 
 def _refused(situation: Situation, decision: Decision, reason: Reason, message: str, remedy: str) -> Decision:
-    remedy = remedy or REASONS[reason].remedy
     decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
     return fail(situation, decision, reason, message, remedy)
 
@@ -180,11 +178,6 @@ def _same(old: Plan, new: Plan) -> bool:
 
 def _placement(plan: Plan) -> tuple[object, ...]:
     return (plan.backend, plan.chips, plan.memory.capacity, plan.micro_batch_size, plan.gradient_checkpointing)
-
-
-def _one_of(remedies: Iterable[str]) -> str:
-    choices = list(remedies)
-    return f"One of: {'; '.join(choices)}." if choices else ""
 
 
 def _rank(raw: Object) -> tuple[bool, bool, str, str]:
