@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from gemmatune_api import checks_accelerator, checks_data, checks_images, checks_pod
+from gemmatune_api import checks_accelerator, checks_data, checks_images, checks_model, checks_pod
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import TRAINING, backend_of, optimizer_of
 from gemmatune_api.errors import Problem, either, shown
@@ -290,6 +290,8 @@ RULES: tuple[Rule, ...] = (
     checks_data.model,
     backend,
     keras,
+    checks_model.family,
+    checks_model.modules,
     checks_data.dataset,
     checks_data.templates,
     checks_images.images,
