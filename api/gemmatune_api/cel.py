@@ -88,10 +88,16 @@ def _only(field: str, rule: str, message: str) -> Rule:
     return {"rule": f"!has(self.{field}) || {rule}", "message": message, "fieldPath": f".{field}"}
 
 
+_NO_QLORA = (
+    "qlora cannot run on a TPU; before the first attempt write its rank, alpha, dropout, targetModules and dora as "
+    "lora: {...} in its place, afterwards take accelerator.gpu again, or create a new resource with another output.uri"
+)
+"""One text for both times: a messageExpression that writes the block out costs more than the API server allows."""
+
 BLOCKS: Mapping[str, Sequence[Rule]] = {
     "spec": (
         _one_of("qlora", "lora", "full"),
-        _only("qlora", "!has(self.accelerator.tpu)", "qlora cannot run on a TPU; use lora, or accelerator.gpu"),
+        _only("qlora", "!has(self.accelerator.tpu)", _NO_QLORA),
         _only(
             "backend",
             "(self.backend == 'torch' ? !has(self.accelerator.tpu) : !has(self.accelerator.gpu))",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gemmatune_api.cel import FIXED, PAUSED, PAUSED_TRAINING
@@ -14,6 +15,22 @@ _NEVER = "is fixed once the first attempt exists"
 _ONLY_PAUSED = "may change only while the run is suspended or Failed, once the first attempt exists"
 _NEW = "Put the old value back, or create a new resource with another output.uri."
 _SUSPEND = "Put the old value back, or suspend the run first."
+
+
+def once_started(problem: Problem) -> Problem:
+    """A problem of a run that has attempts: a field that is fixed by now cannot be its remedy.
+
+    What is fixed has not changed, so what contradicts it has: accelerator, backend or mesh.
+    """
+    block, _, field = problem.path.removeprefix("spec.").partition(".")
+    fixed = field not in PAUSED_TRAINING if block == _TRAINING else block in FIXED
+    if not fixed:
+        return problem
+    remedy = (
+        f"{problem.path} is fixed since the first attempt: put back what was changed since (such as accelerator or "
+        f"backend), or create a new resource with another output.uri. There: {problem.remedy}"
+    )
+    return replace(problem, remedy=remedy)
 
 
 def forbidden(old: Mapping[str, Any], new: Mapping[str, Any], status: Mapping[str, Any]) -> list[Problem]:

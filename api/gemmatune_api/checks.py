@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from gemmatune_api import checks_accelerator, checks_data, checks_images, checks_pod
+from gemmatune_api import checks_accelerator, checks_data, checks_images, checks_model, checks_pod
 from gemmatune_api.base import ApiModel, seconds
 from gemmatune_api.defaults import TRAINING, backend_of, optimizer_of
 from gemmatune_api.errors import Problem, either, shown
-from gemmatune_api.spec import FineTuneSpec
+from gemmatune_api.spec import FineTuneSpec, QloraSpec
 
 Rule = Callable[[FineTuneSpec], Iterator[Problem]]
 
@@ -48,12 +49,15 @@ def method(spec: FineTuneSpec) -> Iterator[Problem]:
         yield Problem(
             "spec.qlora",
             "qlora cannot run on a TPU: bitsandbytes has no TPU kernels",
-            "Use lora, or accelerator.gpu.",
+            f"Write {lora_instead(spec.qlora, backend_of(spec))} in its place, or use accelerator.gpu.",
             "accelerator.tpu",
         )
     elif backend_of(spec) != "torch":
         yield Problem(
-            "spec.qlora", "qlora needs backend torch", "Use lora, or backend torch.", f"backend {backend_of(spec)}"
+            "spec.qlora",
+            "qlora needs backend torch",
+            f"Write {lora_instead(spec.qlora, backend_of(spec))} in its place, or use backend torch.",
+            f"backend {backend_of(spec)}",
         )
     if spec.qlora.bits == 8:
         if spec.qlora.dora:  # PEFT 0.21 loses bitsandbytes' 8-bit scales when it computes DoRA's magnitudes
@@ -63,6 +67,23 @@ def method(spec: FineTuneSpec) -> Iterator[Problem]:
                 yield Problem(
                     f"spec.qlora.{name}", "applies to bits 4 only", "Remove it, or set bits to 4.", shown(value)
                 )
+
+
+def lora_instead(qlora: QloraSpec, backend: str) -> str:
+    """The block `lora: {...}` with those fields of a qlora block that carry over, as YAML."""
+    carried = ["rank", "alpha", "target_modules"] + ([] if backend == "keras" else ["dropout", "dora"])
+    fields = qlora.model_dump(by_alias=True, exclude_none=True, include=set(carried))
+    inner = ", ".join(f"{name}: {_flow(value)}" for name, value in fields.items())
+    return f"lora: {{{inner}}}"
+
+
+def _flow(value: object) -> str:
+    """A value in one line of YAML; a list of names without quotes."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[a-z]+[_-][a-z_-]+", value) else shown(value)
+    return shown(value)
 
 
 def backend(spec: FineTuneSpec) -> Iterator[Problem]:
@@ -269,6 +290,8 @@ RULES: tuple[Rule, ...] = (
     checks_data.model,
     backend,
     keras,
+    checks_model.family,
+    checks_model.modules,
     checks_data.dataset,
     checks_data.templates,
     checks_images.images,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from gemmatune_api import accelerators, memory, memory_mesh, mesh_remedies, scratch
+from gemmatune_api import accelerators, changes_to_fit, memory, memory_devices, memory_mesh, mesh_remedies, scratch
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, backend_of, total_steps
-from gemmatune_api.layout import Layout, layout
+from gemmatune_api.layout import Layout, layout, layouts
 from gemmatune_api.memory import GIB, Setting
-from gemmatune_api.prices import Prices, per_hour
+from gemmatune_api.prices import Prices, per_hour, units
 from gemmatune_api.spec import FineTuneSpec, QloraSpec
 from gemmatune_api.status import Plan, PlanMemory, PlanMerge
 
@@ -34,7 +34,6 @@ LOCAL_FILES = GIB
 """Disk for tokenizer, compile caches and logs."""
 UNKNOWN_DATA = GIB
 """Disk for tokenised rows whose number is not known yet."""
-REMEDY_LENGTHS = (8192, 4096, 2048, 1024, 512, 256)
 MAX_REMEDIES = 3
 MAX_NOTES = 8
 
@@ -60,6 +59,7 @@ class _Choice:
     memory: PlanMemory
     accumulation: int
     verdict: Verdict
+    laid: Layout
 
 
 def plan(
@@ -79,10 +79,12 @@ def plan(
     """
     place = _place(spec, host_memory)
     choice = _choose(spec, model, place, longest)
+    place = replace(place, laid=choice.laid)
     trained, exported = memory.trained(model, choice.setting, keras=spec.backend == "keras")
     disk = _disk(spec, model, choice.setting, rows)
     mode = spec.provisioning.mode if spec.provisioning else None
     price = per_hour(prices or {}, place.type, mode)
+    paid = units(spec.accelerator, place.laid.hosts, place.laid.chips)
     return Plan(
         backend=_set(spec.backend),
         method=spec.method,
@@ -104,7 +106,7 @@ def plan(
         verdict=choice.verdict,
         remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
         notes=_notes(spec, model, place, longest, disk),
-        cost_per_hour=None if price is None else round(price * place.laid.chips, 4),
+        cost_per_hour=None if price is None else round(price * paid, 4),
     )
 
 
@@ -155,13 +157,23 @@ def _place(spec: FineTuneSpec, host_memory: int) -> _Place:
         return _Place("cuda", label, found.capacity, laid, found.bf16, notes=notes)
     if accelerator.tpu is not None:
         tpu = accelerators.tpu(accelerator.tpu.type)
-        return _Place("tpu", accelerator.tpu.type, tpu.capacity if tpu else 0, laid, sharded=True)
+        return _Place("tpu", accelerator.tpu.type, tpu.capacity if tpu else 0, laid)
     unknown = () if host_memory else ("The node's memory is not known: whether it fits was not checked.",)
     return _Place("cpu", "cpu", host_memory, laid, notes=unknown)
 
 
 def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
-    """On several GPUs each holds a copy (DDP); full tuning, and LoRA that does not fit so, divide the model (FSDP2)."""
+    """On several GPUs each holds a copy (DDP); full tuning, and LoRA that does not fit so, divide the model (FSDP2).
+
+    Of the meshes that are possible it takes the first that fits, else the one with the least memory.
+    """
+    if place.laid.mesh is not None:
+        found: list[_Choice] = []
+        for laid in layouts(spec):
+            found.append(_cut(spec, model, replace(place, laid=laid), longest))
+            if found[-1].verdict == "fits":
+                return found[-1]
+        return min(found, key=lambda choice: choice.memory.total)
     if place.device != "cuda" or place.laid.chips == 1 or spec.method == "qlora":
         return _cut(spec, model, place, longest)
     copies = _cut(spec, model, place, longest)
@@ -224,14 +236,16 @@ def _setting(spec: FineTuneSpec, place: _Place, length: int) -> Setting:
 
 
 def _judged(spec: FineTuneSpec, model: GemmaModel, place: _Place, setting: Setting) -> _Choice:
-    mesh = place.laid.mesh if place.device == "tpu" and backend_of(spec) == "keras" else None
-    room = place.capacity
-    estimate = memory_mesh.estimate(model, setting, mesh, room) if mesh else memory.estimate(model, setting, room)
+    mesh, room = place.laid.mesh, place.capacity
+    if mesh is not None:
+        estimate = memory_devices.estimate(backend_of(spec), model, setting, mesh, room)
+    else:
+        estimate = memory.estimate(model, setting, room)
     share = max(1, _set(_set(spec.training).global_batch_size) // place.laid.replicas)
     verdict: Verdict = "fits"
     if place.capacity and estimate.total > FITS_SHARE * place.capacity:
         verdict = "tight" if estimate.total <= place.capacity else "does not fit"
-    return _Choice(setting, estimate, -(-share // setting.rows), verdict)
+    return _Choice(setting, estimate, -(-share // setting.rows), verdict, place.laid)
 
 
 def _speed(setting: Setting) -> float:
@@ -303,13 +317,19 @@ def _merge(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | 
 def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, host_memory: int) -> list[str]:
     """Up to three changes, each of which makes it fit by a plan of its own; two at once where no single one does."""
     length, found = row_length(spec, model, longest), list[str]()
-    quantised = _with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
+    quantised = changes_to_fit.with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
     divided = mesh_remedies.divided_otherwise(spec, place.laid)
-    single = [_lighter(spec), _larger(spec, place), divided, _shorter(spec, length), _more(spec)]
+    single = [
+        changes_to_fit.lighter(spec),
+        changes_to_fit.larger(spec, place.capacity),
+        divided,
+        changes_to_fit.shorter(spec, length),
+        changes_to_fit.more(spec),
+    ]
     if quantised is not None:
         single.insert(0, iter([("use qlora", quantised)]))
 
-    def add(groups: list[Iterator[_Changed]], prefix: str = "") -> None:
+    def add(groups: list[Iterator[changes_to_fit.Changed]], prefix: str = "") -> None:
         for group in groups:
             for text, changed in group:
                 if _choose(changed, model, _place(changed, host_memory), longest).verdict == "fits":
@@ -318,68 +338,12 @@ def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
 
     add(single)
     if not found and quantised is not None:
-        add([_larger(quantised, place), _shorter(quantised, length)], "use qlora and ")
+        larger, shorter = changes_to_fit.larger(quantised, place.capacity), changes_to_fit.shorter(quantised, length)
+        add([larger, shorter], "use qlora and ")
     if place.device == "cpu":
         needed = _choose(spec, model, place, longest).memory.total / FITS_SHARE
         found = [*found[: MAX_REMEDIES - 1], f"{-int(-needed // GIB)} GiB of host memory"]
     return found[:MAX_REMEDIES]
-
-
-_Changed = tuple[str, FineTuneSpec]
-"""What a change is called, and the spec with it."""
-
-
-def _lighter(spec: FineTuneSpec) -> Iterator[_Changed]:
-    """Without the batch settings that the user fixed."""
-    training = _set(spec.training)
-    if training.gradient_checkpointing is False:
-        training = training.model_copy(update={"gradient_checkpointing": True})
-        yield "training.gradientCheckpointing true", _update(spec, training=training)
-    if (training.micro_batch_size or 1) > 1:
-        both = "" if training is spec.training else "training.gradientCheckpointing true and "
-        training = training.model_copy(update={"micro_batch_size": 1})
-        yield f"{both}training.microBatchSize 1", _update(spec, training=training)
-
-
-def _larger(spec: FineTuneSpec, place: _Place) -> Iterator[_Changed]:
-    """The same on every larger GPU that has a machine with as many of them."""
-    gpu = spec.accelerator.gpu
-    for larger in accelerators.gpus() if gpu is not None else ():
-        if gpu is None or larger.capacity <= place.capacity or larger.cpu_arch != "amd64":
-            continue
-        if accelerators.machine_for(larger.type, gpu.count or 1) is not None:
-            changed = spec.accelerator.model_copy(update={"gpu": gpu.model_copy(update={"type": larger.type})})
-            yield larger.type, _update(spec, accelerator=changed)
-
-
-def _more(spec: FineTuneSpec) -> Iterator[_Changed]:
-    """The model divided among more GPUs of a node; copies of it would not get smaller."""
-    gpu, training = spec.accelerator.gpu, _set(spec.training)
-    if gpu is None or spec.method == "qlora":
-        return
-    for count in accelerators.possible_counts(gpu.type):
-        share, rest = divmod(_set(training.global_batch_size), count * (gpu.nodes or 1))
-        if count > (gpu.count or 1) and not rest and share % (training.micro_batch_size or 1) == 0:
-            changed = spec.accelerator.model_copy(update={"gpu": gpu.model_copy(update={"count": count})})
-            yield f"accelerator.gpu.count {count}", _update(spec, accelerator=changed)
-
-
-def _shorter(spec: FineTuneSpec, length: int) -> Iterator[_Changed]:
-    """The same with shorter rows."""
-    for shorter in REMEDY_LENGTHS:
-        if shorter < length:
-            dataset = spec.dataset.model_copy(update={"max_length": shorter})
-            yield f"dataset.maxLength {shorter}", _update(spec, dataset=dataset)
-
-
-def _with_qlora(spec: FineTuneSpec) -> FineTuneSpec:
-    adapter: dict[str, Any] = spec.adapter.model_dump(exclude_none=True) if spec.method == "lora" else {}
-    defaults: dict[str, Any] = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
-    return _update(spec, lora=None, full=None, qlora=QloraSpec(**{**defaults, **adapter}))
-
-
-def _update(spec: FineTuneSpec, **changes: Any) -> FineTuneSpec:
-    return spec.model_copy(update=changes)
 
 
 def _notes(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, disk: int) -> list[str]:

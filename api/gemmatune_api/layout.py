@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemmatune_api import accelerators
 from gemmatune_api.defaults import TRAINING, backend_of
@@ -48,6 +48,23 @@ def layout(spec: FineTuneSpec) -> Layout:
         return Layout(hosts, per_host, replicas=chips)
     data, model = mesh(spec.mesh or MeshSpec(), chips, rows(spec))
     return Layout(hosts, per_host, replicas=data, mesh=(data, model))
+
+
+def layouts(spec: FineTuneSpec) -> list[Layout]:
+    """The layouts that a planner may choose among: as written, else the usual mesh, then more and more along model.
+
+    Every group along data has whole rows of a step, and whole micro-batches where their size is written.
+
+    Raises:
+        ValueError: as `layout`.
+    """
+    usual = layout(spec)
+    if usual.mesh is None or (spec.mesh is not None and (spec.mesh.data or spec.mesh.model)):
+        return [usual]
+    micro = (spec.training.micro_batch_size if spec.training else None) or 1
+    sizes = (usual.chips // along for along in range(usual.mesh[1] + 1, usual.chips + 1) if usual.chips % along == 0)
+    further = [data for data in sizes if rows(spec) % data == 0 and rows(spec) // data % micro == 0]
+    return [usual, *(replace(usual, replicas=data, mesh=(data, usual.chips // data)) for data in further)]
 
 
 def rows(spec: FineTuneSpec) -> int:

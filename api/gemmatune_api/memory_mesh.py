@@ -12,6 +12,7 @@ from functools import lru_cache
 from gemmatune_api import memory
 from gemmatune_api.catalog import GemmaModel, target_names
 from gemmatune_api.memory import Setting
+from gemmatune_api.shapes import LINEAR_TARGETS
 from gemmatune_api.status import PlanMemory
 
 FINE, COARSE = 8, 128
@@ -36,12 +37,18 @@ def part(size: int, chips: int) -> int:
 
 
 def divided(model: GemmaModel, mesh: Mesh) -> int:
-    """Weights of the text decoder that one chip holds."""
+    """Weights of the text decoder that one chip holds.
+
+    Matrices beside attention and feed-forward block, which other generations have, stay whole.
+    """
     data, along = mesh
     hidden = part(model.hidden, data)
     units = {"q_proj": model.heads, "o_proj": model.heads, "k_proj": model.kv_heads, "v_proj": model.kv_heads}
-    total = part(model.vocab, along) * hidden + model.norms
+    total = part(model.vocab, along) * hidden + model.norms + model.ple + model.expert_weights
     for matrix in model.matrices():
+        if matrix.name not in LINEAR_TARGETS:
+            total += matrix.parameters
+            continue
         whole = matrix.inputs * matrix.outputs // model.hidden  # the dimension that is not the hidden one
         unit = units.get(matrix.name, whole)
         total += matrix.count * hidden * (whole // unit) * part(unit, along)

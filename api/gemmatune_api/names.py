@@ -304,7 +304,9 @@ REASONS: MappingProxyType[Reason, ReasonText] = MappingProxyType(
         ),
         Reason.INVALID_SPEC: ReasonText("The spec contradicts itself or a bound.", "Correct the field named."),
         Reason.NOT_SUPPORTED_YET: ReasonText("The field's behaviour does not exist yet.", "Remove the field."),
-        Reason.DOES_NOT_FIT: ReasonText("The run does not fit the accelerator.", "Take one of the remedies named."),
+        Reason.DOES_NOT_FIT: ReasonText(
+            "The run does not fit the accelerator.", "Take a change that is named, or a larger accelerator."
+        ),
         Reason.INVALID_DEFAULTS: ReasonText(
             "The ConfigMap gemmatune-defaults of the namespace cannot be read.",
             "Correct the key that the message names: the run then goes on by itself.",

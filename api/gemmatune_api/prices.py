@@ -47,6 +47,11 @@ def per_hour(prices: Prices, accelerator: str, mode: str | None = None) -> float
     return price
 
 
+def units(accelerator: AcceleratorSpec, hosts: int, chips: int) -> int:
+    """How many are paid for: every GPU or chip; of CPUs the nodes, however many virtual devices they have."""
+    return hosts if accelerator.cpu is not None else chips
+
+
 def type_of(accelerator: AcceleratorSpec) -> str:
     """The name under which an accelerator stands in the table."""
     found = accelerator.gpu or accelerator.tpu

@@ -318,7 +318,7 @@ def build(
         ),
         output=RunOutput(uri=spec.output.uri, overwrite=bool(spec.output.overwrite)),
         samples=_samples(spec),
-        mesh=_mesh(spec),
+        mesh=_mesh(spec, plan),
         tracking=run_tracking(spec.tracking),
         stall_seconds=seconds(spec.limits.stall_timeout) if spec.limits and spec.limits.stall_timeout else None,
     )
@@ -373,8 +373,12 @@ def _method(spec: FineTuneSpec) -> RunMethod:
     )
 
 
-def _mesh(spec: FineTuneSpec) -> RunMesh | None:
-    found = layout(spec).mesh
+def _mesh(spec: FineTuneSpec, plan: Plan | None) -> RunMesh | None:
+    """The mesh that was planned; without a plan, or with one for other chips, the usual one."""
+    laid = layout(spec)
+    found = laid.mesh
+    if found and plan is not None and plan.mesh and plan.chips == laid.chips:
+        found = plan.mesh["data"], plan.mesh["model"]
     return RunMesh(data=found[0], model=found[1]) if found else None
 
 

@@ -117,6 +117,8 @@ class Plan(StatusModel):
     """What a user should know about this model or plan."""
     cost_per_hour: float | None = None
     """Cost where a price table is given."""
+    generation: int | None = None
+    """The metadata.generation of the spec that was planned; an attempt that runs keeps the plan it began with."""
 
 
 class DataStatus(StatusModel):

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from gemmatune_api import checks, names, supported
 from gemmatune_api.base import ApiModel
+from gemmatune_api.changes import once_started
 from gemmatune_api.errors import InvalidResourceError, Problem, problems_of, shown
 from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.supported import REFUSED, Refusal
@@ -38,8 +39,14 @@ def parse(document: object, refused: Iterable[Refusal] = REFUSED) -> GemmaFineTu
     spec = resource.spec if resource else _sound_part(rest.get("spec"))
     found = [*problems, *_further(spec, problems, refused)]
     if found or resource is None:
-        raise InvalidResourceError(found)
+        raise InvalidResourceError([once_started(item) for item in found] if _attempted(document) else found)
     return resource
+
+
+def _attempted(document: object) -> bool:
+    """Whether the status of a stored resource has attempts: most of its spec is fixed then."""
+    status = document.get("status") if isinstance(document, dict) else None
+    return isinstance(status, dict) and bool(status.get("attempts"))
 
 
 def _unnamed(document: object) -> list[Problem]:

@@ -103,7 +103,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     # what does not go together
     "qlora on a TPU": (
         {"spec.qlora": {}, "spec.accelerator": {"tpu": {"type": "t", "topology": "2x4"}}},
-        "spec.qlora: Invalid value: qlora cannot run on a TPU; use lora, or accelerator.gpu",
+        "spec.qlora: Invalid value: qlora cannot run on a TPU; before the first attempt write its rank, "
+        "alpha, dropout, targetModules and dora as lora: {...} in its place, afterwards take accelerator.gpu again",
     ),
     "xla on a GPU": (
         {"spec.backend": "xla"},

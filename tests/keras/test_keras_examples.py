@@ -65,9 +65,12 @@ def test_the_model_divided_over_a_mesh(
     assert f"{trained:,}" in report
 
 
-def test_a_paligemma_asked_about_images(cache: Path, tmp_path: Path) -> None:
-    document: dict[str, Any] = next(iter(yamlio.load_all((FOLDER / "paligemma-keras.yaml").read_text())))
+@pytest.mark.parametrize("name", ["paligemma-keras", *(["paligemma-keras-tpu"] if SOAK else [])])
+def test_a_paligemma_asked_about_images(cache: Path, tmp_path: Path, name: str) -> None:
+    document: dict[str, Any] = next(iter(yamlio.load_all((FOLDER / f"{name}.yaml").read_text())))
     spec = document["spec"]
+    if "tpu" in spec["accelerator"]:
+        spec["accelerator"] = {"cpu": {"devices": 4}}
     rows = [json.loads(line) for line in write_shapes(tmp_path, 40, seed=3).read_text().splitlines()]
     data = tmp_path / "train.jsonl"
     asked = [{"file": row["file"], "question": "which colour", "answer": row["colour"]} for row in rows]

@@ -129,13 +129,40 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         {"spec.accelerator": TPU, "spec.qlora": {}},
         "spec.qlora",
         "cannot run on a TPU",
-        "Use lora, or accelerator.gpu",
+        "Write lora: {} in its place, or use accelerator.gpu",
+    ),
+    "method: a whole qlora on tpu": (
+        {
+            "spec.accelerator": TPU,
+            "spec.qlora": {
+                "rank": 16,
+                "alpha": 24,
+                "dropout": 0.05,
+                "targetModules": ["q_proj", "v_proj"],
+                "dora": True,
+                "bits": 4,
+                "doubleQuant": False,
+            },
+        },
+        "spec.qlora",
+        "cannot run on a TPU",
+        "Write lora: {rank: 16, alpha: 24, dropout: 0.05, targetModules: [q_proj, v_proj], dora: true} in its place",
+    ),
+    "method: a whole qlora on keras": (
+        {
+            "spec.accelerator": TPU,
+            "spec.backend": "keras",
+            "spec.qlora": {"rank": 16, "dropout": 0.05, "targetModules": "all-linear", "dora": True},
+        },
+        "spec.qlora",
+        "cannot run on a TPU",
+        "Write lora: {rank: 16, targetModules: all-linear} in its place",
     ),
     "method: qlora on xla": (
         {**CPU, "spec.backend": "xla", "spec.qlora": {}},
         "spec.qlora",
         "qlora needs backend torch",
-        "Use lora, or backend torch",
+        "Write lora: {} in its place, or use backend torch",
     ),
     "method: type of 8 bits": (
         {"spec.qlora": {"bits": 8, "quantType": "nf4"}},

@@ -104,6 +104,7 @@ def plan(**fields: Any) -> Plan:
         "weights_by_bits": {"4": 1},
         "disk": 1,
         "verdict": "fits",
+        "generation": 1,
     }
     return Plan(**{**usual, **fields})
 

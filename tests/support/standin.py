@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path, generation: str) -> int:
     return tokenizer.get_vocab_size()
 
 
-_FAMILIES = {"1": "gemma", "2": "gemma2", "3": "gemma3_text"}
+_FAMILIES = {"1": "gemma", "2": "gemma2", "3": "gemma3_text", "4": "gemma4_text"}
 
 
 def write_small_model(folder: Path, generation: str, **changes: Any) -> None:

@@ -329,3 +329,42 @@ def test_inspect_refuses_other_arguments(config, tmp_path):
         assert code == ExitCode.INVALID_CONFIG
         assert message is not None
         assert "inspect" in message.message
+
+
+@pytest.mark.parametrize(
+    ("generation", "settings", "words"),
+    [
+        ("2", {"tie_word_embeddings": False}, "tie_word_embeddings false"),
+        ("2", {"query_pre_attn_scalar": 17}, "query_pre_attn_scalar 17"),
+        (
+            "3",
+            {"layer_types": ["full_attention"], "rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_type 'yarn' of full_attention",
+        ),
+        ("4", {}, "backend keras does not train models of type gemma4_text"),
+    ],
+)
+def test_what_keras_cannot_compute_is_told_before_an_accelerator_starts(config, tmp_path, generation, settings, words):
+    """By config.json alone, in an environment without Keras; backend torch takes the same model."""
+    wanted = config()
+    write_small_model(tmp_path / "model", generation)
+    described = tmp_path / "model" / "config.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), **settings}))
+    with pytest.raises(InvalidConfig) as raised:
+        prepare(wanted.model_copy(update={"backend": "keras"}), StopFlag())
+    assert words in raised.value.message
+    assert "backend torch" in raised.value.remedy
+    assert not (tmp_path / "out" / "run.json").exists(), "nothing is claimed"
+    assert prepare(wanted, StopFlag()).reason == Reason.PREPARED
+
+
+@pytest.mark.parametrize(
+    ("backend", "names", "found"),
+    [("keras", ["q_proj", "lm_head"], "lm_head names no module"), ("xla", ["qproj"], "qproj names no module")],
+)
+def test_modules_that_the_model_has_not_are_told_before_an_accelerator_starts(config, backend, names, found):
+    wanted = config(target_modules=names).model_copy(update={"backend": backend})
+    with pytest.raises(InvalidConfig) as raised:
+        prepare(wanted, StopFlag())
+    assert f"lora.targetModules {found}" in raised.value.message
+    assert raised.value.remedy.startswith("Use all-linear, attention, or a list of q_proj")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gemmatune_api import checks, checks_accelerator, checks_data, checks_images, checks_pod
-from tests.support import rules_accelerator, rules_between, rules_data, rules_images, rules_pod
+from gemmatune_api import checks, checks_accelerator, checks_data, checks_images, checks_model, checks_pod
+from tests.support import rules_accelerator, rules_between, rules_data, rules_images, rules_model, rules_pod
 from tests.support.resources import problems_between_fields
 
 TABLES = {
@@ -17,6 +17,7 @@ TABLES = {
     checks_accelerator: rules_accelerator,
     checks_data: rules_data,
     checks_images: rules_images,
+    checks_model: rules_model,
     checks_pod: rules_pod,
 }
 """Modules of rules, each with its specs."""
@@ -61,7 +62,9 @@ def test_every_rule_of_the_module_is_in_the_table_and_has_a_bad_case(module: Mod
 
 
 @pytest.mark.parametrize(
-    "module", [checks_accelerator, checks_data, checks_images, checks_pod], ids=lambda module: module.__name__
+    "module",
+    [checks_accelerator, checks_data, checks_images, checks_model, checks_pod],
+    ids=lambda module: module.__name__,
 )
 def test_every_public_function_of_the_module_is_a_rule(module: ModuleType) -> None:
     functions = {value for name, value in vars(module).items() if isfunction(value) and not name.startswith("_")}

@@ -124,6 +124,19 @@ def test_paligemma_keras_is_the_recipe() -> None:
     assert (plan.chips, plan.mesh) == (8, {"data": 2, "model": 4})
 
 
+def test_paligemma_keras_tpu_is_the_recipe_on_a_published_slice() -> None:
+    """The same run on chips: what differs is where it goes, and the mesh is the planner's."""
+    here, chips = config("paligemma-keras"), config("paligemma-keras-tpu")
+    same = ("backend", "model", "dataset", "method", "checkpoint", "samples")
+    assert [name for name in same if getattr(here, name) != getattr(chips, name)] == []
+    plan = example("paligemma-keras-tpu").plan
+    assert (plan.verdict, plan.hosts, plan.chips, plan.mesh) == ("fits", 1, 4, {"data": 4, "model": 1})
+    gib = 2**30
+    told = f"{plan.memory.total / gib:.1f} of {plan.memory.capacity / gib:.1f} GiB a chip"
+    assert told in (FOLDER / "paligemma-keras-tpu.yaml").read_text(encoding="utf-8")
+    assert chips.device == "tpu"
+
+
 def test_the_sample_data_has_what_the_template_names() -> None:
     run = config("quotes-cpu")
     lines = (FOLDER / "data" / Path(run.dataset.uri).name).read_text(encoding="utf-8").splitlines()

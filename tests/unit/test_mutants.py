@@ -27,6 +27,7 @@ FILES = [
     PACKAGE / "diagnose.py",
 ]
 OTHER_TESTS = {
+    "accept": ["test_policy_accept.py", "test_policy_site_defaults.py"],
     "__init__": ["test_policy_accept.py", "test_scenarios.py"],
     "attempt": [
         "test_policy_attempt.py",

@@ -11,7 +11,7 @@ import pytest
 from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.status import Counters, DataStatus, FineTuneStatus, JobRecord
 from gemmatune_operator.decision import Decision, Situation
-from gemmatune_operator.policies.accept import accept, model_of, rival_of
+from gemmatune_operator.policies.accept import accept, model_of, replanned, rival_of
 from gemmatune_operator.settings import Settings
 from gemmatune_operator.views import JobView
 from tests.support.play import PREPARED
@@ -278,3 +278,44 @@ def test_an_odd_rival_is_none(spec: Any) -> None:
 def test_who_has_begun_is_not_asked_again() -> None:
     begun = decision(attempt(), observed_generation=0)
     assert said(accept(situation(rivals=(rival(),)), begun), A) == ("True", "Valid")
+
+
+def test_a_plan_of_this_generation_is_not_made_again_and_another_is() -> None:
+    here = situation(resource(generation=2))
+    same = decision(attempt(), plan=plan(generation=2))
+    assert replanned(here, same) is same
+    for old in (plan(generation=1), None):
+        found = replanned(here, decision(attempt(end_time="2026-03-01T12:00:00Z"), plan=old)).status.plan
+        assert found is not None
+        assert (found.generation, found.memory.capacity == plan().memory.capacity) == (2, False)
+
+
+def test_a_change_that_leaves_the_plan_is_told_as_no_other_plan() -> None:
+    first = accept(situation(), NEW)
+    running = Decision(status=first.status.model_copy(update={"attempts": [attempt()]}))
+    longer = accept(situation(resource({"limits": {"deadline": "9h"}}, generation=2)), running)
+    assert longer.status.plan is not None
+    assert longer.status.plan.generation == 2
+    assert "keeps its plan" not in longer.status.conditions[0].message
+    moved = accept(situation(resource({"accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}, generation=2)), running)
+    assert moved.status.plan == first.status.plan
+    assert "keeps its plan. The next is qlora r8 of gemma-2-2b on 1x nvidia-h100-80gb: fits" in (
+        moved.status.conditions[0].message
+    )
+
+
+def test_a_trained_run_keeps_its_plan_without_a_word_of_a_next_attempt() -> None:
+    done = decision(attempt(end_time="2026-03-01T12:00:00Z", reason=Reason.COMPLETED))
+    found = accept(situation(resource({"accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}, generation=2)), done)
+    assert found.status.plan == plan()
+    assert "keeps its plan" not in found.status.conditions[0].message
+
+
+def test_a_remedy_that_is_not_there_is_not_referred_to() -> None:
+    """Gemma 4's experts are whole on every chip: no slice of this type has room for them."""
+    tpu = {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}}
+    found = accept(situation(resource({"model": {"uri": "hf://google/gemma-4-26B-A4B"}, **tpu})), NEW)
+    assert said(found, A) == ("False", "DoesNotFit")
+    assert found.status.plan is not None
+    assert found.status.plan.remedies == []
+    assert found.remedies[A].startswith("Use a larger accelerator, or a smaller model")

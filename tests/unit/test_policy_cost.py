@@ -138,3 +138,11 @@ def test_the_estimate_goes_by_the_newest_price_that_is_known() -> None:
     runs = decision(priced, attempt(2), progress=Progress(step=1, total_steps=9, eta="1h"))
     unpriced = seen(prices={}, spec={"limits": {}})
     assert cost.shown_cost(unpriced, runs).status.cost == Cost(so_far=0.0, estimated=3.6)
+
+
+def test_a_cpu_node_is_paid_for_once_whatever_its_virtual_devices() -> None:
+    spec = {"backend": "xla", "lora": {}, "accelerator": {"cpu": {"devices": 8}}, **LIMITED}
+    eight = decision(plan=a_plan(chips=8, hosts=1))
+    assert cost.rate(seen(prices={"cpu": 1.5}, spec=spec), eight, attempt()) == 1.5
+    gpus = {"accelerator": {"gpu": {"type": "nvidia-l4", "count": 8}}}
+    assert cost.rate(seen(prices={"nvidia-l4": 0.5}, spec=gpus), eight, attempt()) == 4.0

@@ -363,3 +363,34 @@ def test_a_pause_is_never_longer_than_the_longest(ahead: float | None, rest: flo
     """An hour ahead is the word of a clock that was wrong."""
     due = None if ahead is None else rfc3339(NOW + timedelta(seconds=ahead))
     assert retry.pause(situation(), decision(next_attempt_time=due)) == rest
+
+
+@pytest.mark.parametrize(
+    ("choices", "started", "remedy"),
+    [
+        (["use qlora", "nvidia-a100-80gb"], False, "One of: use qlora; nvidia-a100-80gb."),
+        (["nvidia-a100-80gb"], True, "One of: nvidia-a100-80gb."),
+        (
+            ["use qlora", "dataset.maxLength 512", "nvidia-a100-80gb"],
+            True,
+            "One of: nvidia-a100-80gb. Or create a new resource with another output.uri, with one of: use qlora; "
+            "dataset.maxLength 512.",
+        ),
+        (
+            ["use qlora and nvidia-l4"],
+            True,
+            "Create a new resource with another output.uri, with one of: use qlora and nvidia-l4.",
+        ),
+        ([], False, "Use a larger accelerator, or a smaller model: no single change of the spec makes it fit."),
+        (
+            [],
+            True,
+            "Use a larger accelerator, or a smaller model in a new resource with another output.uri: no single change "
+            "of the spec makes it fit.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_by_what_there_is_and_may_change(
+    choices: list[str], started: bool, remedy: str
+) -> None:
+    assert remedies.too_large(choices, started=started) == remedy

@@ -48,3 +48,10 @@ def test_names_in_the_table() -> None:
     tpu = TpuSpec(type="tpu-v6e-slice", topology="2x4")
     assert prices.type_of(AcceleratorSpec(tpu=tpu)) == "tpu-v6e-slice"
     assert prices.type_of(AcceleratorSpec(cpu=CpuSpec())) == "cpu"
+
+
+def test_virtual_devices_are_no_nodes() -> None:
+    """The price of `cpu` is that of a node, whatever it pretends to have; GPUs and chips are paid for one by one."""
+    assert prices.units(AcceleratorSpec(cpu=CpuSpec(devices=8)), 1, 8) == 1
+    assert prices.units(AcceleratorSpec(gpu=GpuSpec(type="nvidia-l4", count=4)), 2, 8) == 8
+    assert prices.units(AcceleratorSpec(tpu=TpuSpec(type="tpu-v6e-slice", topology="2x4")), 2, 8) == 8

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gemmatune_api import names
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_operator.ports import Object
+from gemmatune_operator.settings import Settings
 from tests.support.play import NAMESPACE, SPEC, Play
 
 OWN_MODEL = {**SPEC, "model": {"uri": "gs://bucket/our-own-gemma"}}
@@ -95,3 +98,102 @@ def test_a_resource_that_is_deleted_while_it_moves_gets_no_job() -> None:
     play.store.remove(names.KIND, NAMESPACE, "quotes")
     play.reconcile_once(1)
     assert play.jobs() == []
+
+
+FULL = {**SPEC, "full": {}, "accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}
+
+
+def moved_while_away(play: Play, accelerator: Object) -> None:
+    """Suspended, moved and resumed between two looks of the operator."""
+    for changes in ({"suspend": True}, {"suspend": False, "accelerator": accelerator}):
+        play.store.write_spec(names.KIND, NAMESPACE, "quotes", {**play.resource["spec"], **changes}, None)
+
+
+def test_what_moved_while_the_operator_was_away_is_planned_for_the_next_attempt() -> None:
+    play = Play(FULL)
+    before = play.training().plan
+    moved_while_away(play, {"gpu": {"type": "nvidia-tesla-t4"}})
+    status = play.look()
+    assert (status.phase, status.plan) == ("Training", before), "what runs goes on by its plan"
+    (accepted,) = [condition for condition in status.conditions if condition.type == "Accepted"]
+    assert "keeps its plan" in accepted.message
+    assert "does not fit" in accepted.message
+    status = play.ends("quotes-t1", 30, {"message": "stopped", "step": 10})
+    assert (status.phase, status.reason) == ("Failed", "DoesNotFit")
+    assert play.jobs() == ["quotes-p1", "quotes-t1"], "no node is paid for"
+    fresh = Play({**FULL, "accelerator": {"gpu": {"type": "nvidia-tesla-t4"}}}).look()
+    assert status.plan is not None
+    assert fresh.plan is not None
+    assert status.plan.memory.capacity == fresh.plan.memory.capacity
+    status = play.change(lambda spec: spec.update(accelerator={"gpu": {"type": "nvidia-a100-80gb"}}))
+    assert play.attempt.job == "quotes-t2"
+    assert status.plan is not None
+    assert status.plan.verdict == "fits"
+
+
+def test_chips_and_price_of_the_next_attempt_are_those_of_what_moved_while_the_operator_was_away() -> None:
+    play = Play({**FULL, "lora": {}, "full": None})
+    play.settings = Settings(prices={"nvidia-h100-80gb": 10.0, "nvidia-l4": 1.0})
+    play.training()
+    moved_while_away(play, {"gpu": {"type": "nvidia-l4", "count": 4}})
+    play.look()
+    play.ends("quotes-t1", 30, {"message": "stopped", "step": 10})
+    assert play.attempt.job == "quotes-t2"
+    plan = play.status.plan
+    assert plan is not None
+    assert (plan.chips, plan.cost_per_hour, play.attempt.cost_per_hour) == (4, 4.0, 4.0)
+    (container,) = play.job("quotes-t2")["spec"]["template"]["spec"]["containers"]
+    config = RunConfig.from_env(container["env"][0]["value"])
+    assert config.training.micro_batch_size == plan.micro_batch_size
+
+
+def test_a_move_in_the_pause_before_an_attempt_is_planned_and_ends_the_old_downshift() -> None:
+    """The attempt is recorded, its Job is not made yet: the plan is that of the spec when it is."""
+    play = Play({**SPEC, "training": {"maxSteps": 100, "globalBatchSize": 16, "microBatchSize": 16}})
+    play.training()
+    play.ends("quotes-t1", 20, {"message": "out of memory"})
+    assert play.attempt.overrides is not None
+    assert play.attempt.overrides.micro_batch_size == 8
+    play.runs("quotes-t2")
+    play.ends("quotes-t2", 40, {"message": "storage away"})
+    assert (play.status.phase, play.jobs()) == ("Retrying", ["quotes-p1", "quotes-t1", "quotes-t2"])
+    moved_while_away(play, {"gpu": {"type": "nvidia-h100-80gb"}})
+    play.look()
+    play.wait(30)
+    assert play.attempt.job == "quotes-t3"
+    plan = play.status.plan
+    assert plan is not None
+    assert plan.memory.capacity > 70 * 2**30
+    (container,) = play.job("quotes-t3")["spec"]["template"]["spec"]["containers"]
+    assert RunConfig.from_env(container["env"][0]["value"]).training.micro_batch_size == plan.micro_batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("blocks", "path", "there"),
+    [
+        ({"qlora": {"rank": 16}}, "spec.qlora", "Write lora: {rank: 16} in its place"),
+        ({"lora": {}, "training": {"optimizer": "paged_adamw_8bit"}}, "spec.training.optimizer", "Use adamw_torch."),
+    ],
+)
+def test_what_a_tpu_has_not_is_refused_with_what_can_still_be_done(blocks: Object, path: str, there: str) -> None:
+    """Before the first attempt the block to write; afterwards it is fixed, and another resource has to be made."""
+    tpu = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}
+    fresh = Play({**SPEC, **blocks, "accelerator": tpu}).look()
+    assert (fresh.phase, fresh.reason) == ("Failed", "InvalidSpec")
+    assert (fresh.remedy or "").startswith(there)
+    play = suspended({**SPEC, **blocks})
+    status = play.change(lambda spec: spec.update(suspend=False, accelerator=tpu))
+    assert (status.phase, status.reason) == ("Failed", "InvalidSpec")
+    remedy = status.remedy or ""
+    assert remedy.startswith(f"{path} is fixed since the first attempt: put back")
+    assert "a new resource with another output.uri" in remedy
+    assert there in remedy
+    assert play.jobs() == []
+    back = play.change(lambda spec: spec.update(accelerator=SPEC["accelerator"]))
+    assert (back.phase, play.jobs()) == ("Provisioning", ["quotes-t2"])
+
+
+def test_a_field_that_may_still_change_keeps_its_remedy() -> None:
+    play = suspended({**SPEC, "lora": {}})
+    status = play.change(lambda spec: spec.update(suspend=False, accelerator={"gpu": {"type": "nvidia-l40"}}))
+    assert (status.remedy or "").startswith("Use nvidia-")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gemmatune_trainer.backends.sharding import of_weight, rows_of_host
+from gemmatune_api.sharding import of_weight
+from gemmatune_trainer.backends.sharding import rows_of_host
 
 
 @pytest.mark.parametrize(("data", "hosts"), [(8, 2), (16, 4), (8, 8)])

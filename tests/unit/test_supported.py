@@ -99,7 +99,7 @@ def test_chips_that_are_two_devices_each_are_refused() -> None:
     ("accelerator", "mesh", "hosts", "found"),
     [
         (tpu(V5E, "1x1"), None, 1, (1, 1)),
-        (tpu(V5E, "2x2"), None, 1, (4, 1)),
+        (tpu(V5E, "2x2"), {"data": 4}, 1, (4, 1)),
         (tpu(V5E, "2x4", 8), {"model": 8}, 1, (1, 8)),
         (tpu(V5E, "2x4", 4), None, 2, (8, 1)),
         (tpu(V5E, "4x4"), {"data": 2, "model": 8}, 4, (2, 8)),

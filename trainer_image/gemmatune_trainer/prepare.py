@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gemmatune_api import catalog
+from gemmatune_api import catalog, trainable
 from gemmatune_api.messages import PreparedModel, PrepareResult
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig, RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer import ownership
 from gemmatune_trainer.access import PATIENCE_SECONDS, granted, in_pod, probe
+from gemmatune_trainer.backends import keras_limits
 from gemmatune_trainer.data import images, prepared, spool
 from gemmatune_trainer.data.formats import documents, formatter
 from gemmatune_trainer.data.imagestore import ImageStore
@@ -23,7 +24,7 @@ from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import check
 from gemmatune_trainer.data.tokenize import RowTokenizer
-from gemmatune_trainer.errors import DataInvalid
+from gemmatune_trainer.errors import DataInvalid, InvalidConfig
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch, keep_copy
 from gemmatune_trainer.stop import StopFlag
@@ -43,6 +44,7 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
     formatter(config.dataset)  # a template that cannot be read is told before anything is fetched
     files = granted(config.model.uri, lambda: fetch(config.model, weights=False), seconds, namespace)
     check(config.dataset, files.model.rules)
+    trainable_here(config, files)
     tokenizer = files.tokenizer
     storage = granted(config.output.uri, lambda: _reach(config.output.uri), seconds, namespace)
     log.info("access works", model=files.model.label, revision=files.revision, output=storage.uri)
@@ -70,6 +72,23 @@ def prepare(config: RunConfig, stop: StopFlag, patience: float | None = None) ->
         ),
         data=data,
     )
+
+
+def trainable_here(config: RunConfig, files: ModelFiles) -> None:
+    """Refuses what the run's backend cannot train of this model, while no accelerator waits.
+
+    Raises:
+        InvalidConfig: by its config.json, or by the modules that the adapter names.
+    """
+    refused = trainable.family_refused(config.backend, files.model)
+    if refused is not None:
+        raise InvalidConfig(f"model.uri: {refused[0]}", refused[1])
+    if config.backend == "keras":
+        keras_limits.check(files.config)
+    targets = config.method.target_modules
+    wrong = trainable.modules_refused(config.backend, targets, files.model) if isinstance(targets, list) else None
+    if wrong is not None:
+        raise InvalidConfig(f"{config.method.kind}.targetModules {', '.join(wrong[0])} {wrong[1]}", wrong[2])
 
 
 def summary(data: DataStatus) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gemmatune_api import catalog, fit
 from gemmatune_api.catalog import GemmaModel
-from gemmatune_api.names import REASONS, ConditionType, Reason
+from gemmatune_api.names import ConditionType, Reason
 from gemmatune_api.runconfig import RunConfig, RunIdentity, build
-from gemmatune_api.status import DataStatus, Overrides, Plan
+from gemmatune_api.status import DataStatus, FineTuneStatus, Overrides, Plan
 from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.observe import open_attempt, open_merge, output_of, status_of, trained
-from gemmatune_operator.policies import describe, results
+from gemmatune_operator.policies import describe, remedies, results
 from gemmatune_operator.ports import Object
 from gemmatune_operator.views import mapping
 
@@ -41,20 +39,52 @@ def accept(situation: Situation, decision: Decision) -> Decision:
 def planned(situation: Situation, decision: Decision) -> Decision:
     """With the plan of the current spec, as far as the model and the data are known, and Accepted by its verdict.
 
-    A running attempt keeps its plan: a new one holds from the next attempt on. So does a run that has been trained.
+    An attempt that has a Job keeps its plan: a new one holds from the next attempt on. So does a run that has been
+    trained.
     """
     spec, status = situation.spec, decision.status
     model = model_of(situation, decision)
-    plan = status.plan
-    fixed = plan is not None and (open_attempt(status) is not None or trained(status))
-    if model is not None and not fixed:
-        plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
-        decision = _with_plan(decision, plan)
     decision = decision.update(summary=describe.summary(spec, model))
-    if plan is not None and plan.verdict == "does not fit" and not fixed:
+    plan = None
+    if model is not None and not trained(status):
+        plan = _plan(situation, model, status.data if results.current(situation.observed, status) else None)
+    if status.plan is not None and (trained(status) or underway(situation, status)):
+        return _kept(situation, decision, model, status.plan, plan)
+    if plan is not None:
+        decision = _with_plan(decision, plan)
+    plan = plan or status.plan
+    if plan is not None and plan.verdict == "does not fit":
         message = f"{describe.what(spec, model)} does not fit: {describe.memory(plan)}."
-        return _refused(situation, decision, Reason.DOES_NOT_FIT, message, _one_of(plan.remedies))
+        remedy = remedies.too_large(plan.remedies, started=bool(status.attempts))
+        return _refused(situation, decision, Reason.DOES_NOT_FIT, message, remedy)
     message = f"{describe.what(spec, model)}: {describe.verdict(plan)}."
+    return decision.condition(situation, ConditionType.ACCEPTED, True, Reason.VALID, message)
+
+
+def replanned(situation: Situation, decision: Decision) -> Decision:
+    """With a plan of the spec as it is now, for an attempt that has no Job yet."""
+    plan = decision.status.plan
+    if plan is not None and plan.generation == situation.observed.generation:
+        return decision
+    return planned(situation, decision)
+
+
+def underway(situation: Situation, status: FineTuneStatus) -> bool:
+    """Whether an attempt is open that has, or had, a Job: it was made by the plan that there is."""
+    attempt = open_attempt(status)
+    return attempt is not None and (attempt.start_time is not None or attempt.job in situation.observed.jobs)
+
+
+def _kept(
+    situation: Situation, decision: Decision, model: GemmaModel | None, plan: Plan, following: Plan | None
+) -> Decision:
+    """The plan of an attempt that runs, or of a run that is trained; and what the spec now asks of the next attempt."""
+    what = describe.what(situation.spec, model)
+    if following is None or _same(plan, following):
+        decision = decision.update(plan=following or plan)
+        message = f"{what}: {describe.verdict(plan)}."
+    else:
+        message = f"The attempt that runs keeps its plan. The next is {what}: {describe.verdict(following)}."
     return decision.condition(situation, ConditionType.ACCEPTED, True, Reason.VALID, message)
 
 
@@ -107,7 +137,6 @@ def _without_defaults(situation: Situation, decision: Decision) -> Decision:
 
 
 def _refused(situation: Situation, decision: Decision, reason: Reason, message: str, remedy: str) -> Decision:
-    remedy = remedy or REASONS[reason].remedy
     decision = decision.condition(situation, ConditionType.ACCEPTED, False, reason, message, remedy)
     return fail(situation, decision, reason, message, remedy)
 
@@ -121,7 +150,7 @@ def _second(situation: Situation, decision: Decision, rival: str) -> Decision:
 
 def _plan(situation: Situation, model: GemmaModel, data: DataStatus | None) -> Plan:
     settings = situation.settings
-    return fit.plan(
+    plan = fit.plan(
         situation.spec,
         model,
         rows=data.rows if data else None,
@@ -129,6 +158,7 @@ def _plan(situation: Situation, model: GemmaModel, data: DataStatus | None) -> P
         host_memory=settings.host_memory,
         prices=settings.prices or None,
     )
+    return plan.model_copy(update={"generation": situation.observed.generation})
 
 
 def _with_plan(decision: Decision, plan: Plan) -> Decision:
@@ -140,13 +170,14 @@ def _with_plan(decision: Decision, plan: Plan) -> Decision:
     return decision.update(plan=plan)
 
 
+def _same(old: Plan, new: Plan) -> bool:
+    """Whether two plans differ in nothing but the generation they were made for, and the price table."""
+    ignored = {"generation": None, "cost_per_hour": None}
+    return old.model_copy(update=ignored) == new.model_copy(update=ignored)
+
+
 def _placement(plan: Plan) -> tuple[object, ...]:
     return (plan.backend, plan.chips, plan.memory.capacity, plan.micro_batch_size, plan.gradient_checkpointing)
-
-
-def _one_of(remedies: Iterable[str]) -> str:
-    choices = list(remedies)
-    return f"One of: {'; '.join(choices)}." if choices else ""
 
 
 def _rank(raw: Object) -> tuple[bool, bool, str, str]:

@@ -18,7 +18,7 @@ from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt, trained
 from gemmatune_operator.policies import cost, deadline, describe, provisioning, queue, remedies, retry
-from gemmatune_operator.policies.accept import config_of, planned
+from gemmatune_operator.policies.accept import config_of, replanned
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
 from gemmatune_operator.policies.outcome import GOES_ON, STOPPED, Outcome
@@ -73,6 +73,9 @@ def _recorded(situation: Situation, decision: Decision) -> Decision:
     """The next attempt, recorded: from here the spec is fixed, and its Job may write the trainer's fields."""
     if (ended := _over(situation, decision)) is not None:
         return ended
+    decision = replanned(situation, decision)
+    if decision.settled:
+        return decision
     last = decision.status.attempts[-1] if decision.status.attempts else None
     number = decision.counters.attempts + 1
     checkpoint = decision.status.checkpoint
@@ -102,8 +105,7 @@ def _start(situation: Situation, decision: Decision) -> Decision:
         return decision  # a broken spec was not recorded
     if (ended := _over(situation, decision)) is not None:
         return ended
-    if decision.status.plan is None:
-        decision = planned(situation, decision)  # somebody has changed the status by hand
+    decision = replanned(situation, decision)  # the spec may have changed since the attempt was recorded
     if decision.settled or (plan := decision.status.plan) is None:
         return decision if decision.settled else fail(situation, decision, Reason.INVALID_SPEC, *_NO_PLAN)
     if situation.observed.refusal is not None:
@@ -117,6 +119,7 @@ def _start(situation: Situation, decision: Decision) -> Decision:
     changes = {
         "provisioning": provisioning.mode(situation, decision),
         "from_step": checkpoint.step if checkpoint else None,  # the one before may have saved one at its very end
+        "overrides": retry.carried(decision, current),
     }
     current = current.model_copy(update=changes)
     current = current.model_copy(update={"cost_per_hour": cost.rate(situation, decision, current)})

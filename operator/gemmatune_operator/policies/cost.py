@@ -39,7 +39,11 @@ def rate(situation: Situation, decision: Decision, attempt: Attempt) -> float | 
     plan = decision.status.plan
     name = prices.type_of(situation.spec.accelerator)
     price = prices.per_hour(situation.settings.prices, name, attempt.provisioning)
-    return None if price is None or plan is None else round(price * plan.chips, 6)
+    return (
+        None
+        if price is None or plan is None
+        else round(price * prices.units(situation.spec.accelerator, plan.hosts, plan.chips), 6)
+    )
 
 
 def used_up(situation: Situation, decision: Decision) -> Cause | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gemmatune_api.handover import OTHER_IMAGE
 from gemmatune_api.names import Reason
 from gemmatune_operator.diagnose import Answer, Cause
 from gemmatune_operator.settings import TRY_AGAIN
 
-_NEW_RESOURCE = "Create a new resource with another output.uri"
+_ANOTHER_OUTPUT = "with another output.uri"
+_NEW_RESOURCE = f"Create a new resource {_ANOTHER_OUTPUT}"
 _MOVE = (
     "Pick a larger accelerator (it may change while the run is Failed), or create a new resource with another "
     "output.uri and a lower dataset.maxLength."
@@ -32,6 +35,8 @@ _GIVEN_UP: dict[Reason, str] = {
     Reason.RESULT_MISSING: "Read the pod's log: the trainer ended without naming a manifest.",
 }
 """Remedies of causes that are retried by themselves, once the retries are used up."""
+_FIXED_CHANGES = ("use qlora", "dataset.")
+"""How remedies of the planner begin, or go on after `and`, that change what is fixed once an attempt exists."""
 _SUSPENDED = "Most fields may change only while the run is suspended: set spec.suspend: true, {}, then suspend: false."
 _WHILE_OPEN: dict[Reason, str] = {
     Reason.IMAGE_PULL_FAILED: _SUSPENDED.format("correct pod.image or add pod.imagePullSecrets"),
@@ -106,6 +111,25 @@ def final(cause: Cause, *, started: bool, again: str = TRY_AGAIN) -> str:
     if again in remedy or cause.reason in _FINAL:
         return remedy  # before the first attempt a corrected spec starts anew by itself
     return f"{remedy} Then {again}.".strip()
+
+
+def too_large(choices: Sequence[str], *, started: bool) -> str:
+    """The remedy of a run that does not fit, by the planner's choices; `started`: some of them are fixed by now."""
+    fixed = [choice for choice in choices if started and _is_fixed(choice)]
+    free = [choice for choice in choices if choice not in fixed]
+    if not choices:
+        smaller = f"a smaller model in a new resource {_ANOTHER_OUTPUT}" if started else "a smaller model"
+        return f"Use a larger accelerator, or {smaller}: no single change of the spec makes it fit."
+    told = [f"One of: {'; '.join(free)}."] if free else []
+    if fixed:
+        told.append(
+            f"{'Or c' if free else 'C'}reate a new resource {_ANOTHER_OUTPUT}, with one of: {'; '.join(fixed)}."
+        )
+    return " ".join(told)
+
+
+def _is_fixed(choice: str) -> bool:
+    return any(part.startswith(_FIXED_CHANGES) for part in choice.split(" and "))
 
 
 _MORE_MEMORY = "Add CPU nodes with more memory: status.plan.merge tells what the merge needs."

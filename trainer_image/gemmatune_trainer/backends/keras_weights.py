@@ -13,7 +13,8 @@ import numpy as np
 from keras_hub.src.utils.transformers import convert_gemma, convert_gemma3
 from safetensors import safe_open
 
-from gemmatune_trainer.backends import keras_mesh
+from gemmatune_trainer.backends import keras_limits, keras_mesh
+from gemmatune_trainer.backends.keras_limits import SLIDING, epsilon, rope_of, text_config
 from gemmatune_trainer.errors import InvalidConfig
 
 Form = Literal["same", "transposed", "heads", "heads-out", "convolution"]
@@ -21,8 +22,7 @@ EMBEDDING = "embed_tokens.weight"
 _PATCHES = "embeddings.patch_embedding.weight"
 _PROJECTOR = "multi_modal_projector.linear.weight"
 _FORMS: Mapping[str, Form] = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "o_proj": "heads-out"}
-_SLIDING = "sliding_attention"
-_BASES = {_SLIDING: ("rope_local_base_freq", 10_000.0), "full_attention": ("rope_theta", 1_000_000.0)}
+_BASES = {SLIDING: ("rope_local_base_freq", 10_000.0), "full_attention": ("rope_theta", 1_000_000.0)}
 """Older names of Gemma 3's RoPE bases, and their defaults."""
 
 
@@ -70,12 +70,11 @@ def build(config: Mapping[str, Any], dtype: str) -> Any:
     Raises:
         InvalidConfig: KerasHub's layers cannot compute what config.json asks for.
     """
-    family = str(config.get("model_type"))
-    text = text_config(config)
-    _check(family, text, config)
+    keras_limits.check(config)
+    family, text = str(config.get("model_type")), text_config(config)
     if family in ("gemma", "gemma2"):
         backbone = keras_hub.models.GemmaBackbone(
-            **convert_gemma.convert_backbone_config(dict(config)), layer_norm_epsilon=_epsilon(text), dtype=dtype
+            **convert_gemma.convert_backbone_config(dict(config)), layer_norm_epsilon=epsilon(text), dtype=dtype
         )
     elif family in ("gemma3", "gemma3_text"):
         settings = convert_gemma3.convert_backbone_config({**text, "model_type": "gemma3_text"})
@@ -93,30 +92,16 @@ def _mend(block: Any, index: int, family: str, text: Mapping[str, Any]) -> None:
     attention.query_head_dim_normalize = block.query_head_dim_normalize
     kinds = text.get("layer_types")
     if kinds is not None and hasattr(attention, "use_sliding_window_attention"):
-        attention.use_sliding_window_attention = kinds[index] == _SLIDING
+        attention.use_sliding_window_attention = kinds[index] == SLIDING
     if family == "paligemma" and attention.use_sliding_window_attention:
         # Image and prefix see each other whole, which the attention's own window would not let them.
         block.window, attention.use_sliding_window_attention = attention.sliding_window_size, False
     if kinds is None or family not in ("gemma3", "gemma3_text"):
         return
-    found = (text.get("rope_parameters") or {}).get(kinds[index]) or {}
+    found, kind, factor = rope_of(text, kinds[index])
     name, default = _BASES[kinds[index]]
-    scaling = found if found else (text.get("rope_scaling") or {}) if kinds[index] != _SLIDING else {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "linear"):
-        raise _otherwise(f"rope_type {kind!r} of", kinds[index], "default and linear")
     attention.rope_layer.max_wavelength = float(found.get("rope_theta") or text.get(name) or default)
-    attention.rope_layer.scaling_factor = float(scaling.get("factor", 1.0)) if kind == "linear" else 1.0
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json's part on the text decoder."""
-    text = config.get("text_config")
-    return text if isinstance(text, Mapping) else config
-
-
-def _epsilon(text: Mapping[str, Any]) -> float:
-    return float(text.get("rms_norm_eps", 1e-6))
+    attention.rope_layer.scaling_factor = factor if kind == "linear" else 1.0
 
 
 def _paligemma(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +112,7 @@ def _paligemma(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = convert_gemma.convert_backbone_config(filled)
     return {
         **settings,
-        "layer_norm_epsilon": _epsilon(text),
+        "layer_norm_epsilon": epsilon(text),
         "image_size": vision.get("image_size", 224),
         "vit_patch_size": vision["patch_size"],
         "vit_num_heads": vision["num_attention_heads"],
@@ -135,45 +120,6 @@ def _paligemma(config: Mapping[str, Any]) -> dict[str, Any]:
         "vit_num_layers": vision["num_hidden_layers"],
         "vit_intermediate_dim": vision["intermediate_size"],
     }
-
-
-def _check(family: str, text: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuses what KerasHub's layers have built in otherwise."""
-    if family not in ("gemma", "gemma2", "gemma3", "gemma3_text", "paligemma"):
-        raise InvalidConfig(
-            f"backend keras does not train models of type {family!r}",
-            "Use a Gemma 1, 2, 3 or PaliGemma model, or backend torch.",
-        )
-    if config.get("tie_word_embeddings", text.get("tie_word_embeddings", True)) is False:
-        raise InvalidConfig(
-            "config.json says tie_word_embeddings false, and KerasHub's Gemma has one matrix for both",
-            "Use backend torch.",
-        )
-    if family == "paligemma":
-        _check_paligemma(text, config["vision_config"])
-    heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
-    scalar = text.get("query_pre_attn_scalar")
-    if scalar is not None and float(scalar) not in (float(text.get("head_dim", 256)), float(hidden // heads)):
-        raise _otherwise("query_pre_attn_scalar", scalar, "head_dim or hidden_size / num_attention_heads")
-
-
-def _check_paligemma(text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
-    """PaliGemma's blocks and tower have their numbers built in, as all published models have them."""
-    built_in = (
-        ("text_config.rms_norm_eps", _epsilon(text), 1e-6),
-        ("vision_config.layer_norm_eps", vision.get("layer_norm_eps", 1e-6), 1e-6),
-        ("vision_config.hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
-        ("vision_config.image_size % patch_size", vision.get("image_size", 224) % vision["patch_size"], 0),
-    )
-    for name, found, wanted in built_in:
-        if found != wanted:
-            raise InvalidConfig(
-                f"config.json says {name} {found}, KerasHub's PaliGemma has {wanted}", "Use a published PaliGemma."
-            )
-
-
-def _otherwise(name: str, found: object, built_in: str) -> InvalidConfig:
-    return InvalidConfig(f"config.json says {name} {found}, KerasHub's layers have {built_in}", "Use backend torch.")
 
 
 class Checkpoint:

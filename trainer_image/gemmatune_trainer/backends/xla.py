@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.sharding import Spec, of_weight
 from gemmatune_trainer.backends import adapter, whole, xla_device, xla_forward
 from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Training, Verification
 from gemmatune_trainer.backends.fixed import LOOKED_AT, FixedBatches
-from gemmatune_trainer.backends.sharding import Spec, of_rows, of_weight
+from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.backends.xla_loop import Loop, Tally, placed
 from gemmatune_trainer.backends.xla_optimizer import Optimizer

@@ -22,7 +22,8 @@ from torch_xla.core import xla_model
 from torch_xla.distributed import spmd
 from torch_xla.utils.checkpoint import checkpoint
 
-from gemmatune_trainer.backends.sharding import DATA, MODEL, Spec, rows_of_host
+from gemmatune_api.sharding import DATA, MODEL, Spec
+from gemmatune_trainer.backends.sharding import rows_of_host
 from gemmatune_trainer.errors import InvalidConfig
 
 _STATM, _PAGE_BYTES = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")

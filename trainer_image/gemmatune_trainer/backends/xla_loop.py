@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers.trainer_pt_utils import safe_globals
 
+from gemmatune_api.sharding import Spec
 from gemmatune_trainer.backends import xla_device
 from gemmatune_trainer.backends.base import Snapshot, Step, Training
 from gemmatune_trainer.backends.fixed import FixedBatches, FixedStep
-from gemmatune_trainer.backends.sharding import Spec, of_rows
+from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.backends.xla_optimizer import Optimizer, shared
 from gemmatune_trainer.data.pack import Batch

@@ -12,8 +12,8 @@ from transformers.optimization import Adafactor
 from transformers.trainer_pt_utils import get_parameter_names
 
 from gemmatune_api.runconfig import RunTraining
+from gemmatune_api.sharding import Spec, whole
 from gemmatune_trainer.backends import xla_device
-from gemmatune_trainer.backends.sharding import Spec, whole
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.ranks import Ranks
