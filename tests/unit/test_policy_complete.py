@@ -13,7 +13,7 @@ from gemmatune_operator.decision import Decision
 from gemmatune_operator.diagnose import cause
 from gemmatune_operator.policies.complete import completion, late, succeeded, verified
 from gemmatune_operator.views import JobView
-from tests.support.situations import NOW, attempt, decision, ended_pod, failed_job, job, resource, said, situation
+from tests.support.situations import NOW, attempt, decision, ended_pod, failed_job, job, pod, resource, said, situation
 
 NAMED = '{"message": "done", "step": 100, "manifest": "gs://bucket/quotes/manifest.json"}'
 MANIFEST = Artifacts(manifest="gs://bucket/quotes/manifest.json", adapter="gs://bucket/quotes/adapter")
@@ -39,6 +39,9 @@ def test_success_needs_a_manifest() -> None:
         (complete(), MANIFEST, True),
         (complete(), None, False),
         (failed_job(30), MANIFEST, True),  # deleted when all was done
+        (job("quotes-t1", ended_pod(0, termination_message=NAMED), deleting=True), None, True),
+        (job("quotes-t1", ended_pod(0, termination_message="{}"), deleting=True), None, False),
+        (job("quotes-t1", pod(termination_message=NAMED)), None, False),
         (failed_job(30), None, False),
         (job(), None, False),
         (job(), MANIFEST, True),
@@ -84,6 +87,18 @@ def test_only_what_was_suspended_is_looked_at_again(last: Attempt | None) -> Non
     assert not looked(last, artifacts=MANIFEST).settled
     assert looked(last, artifacts=MANIFEST).status.attempts == ([last] if last else [])
     assert looked(STOPPED).status.attempts == [STOPPED], "no manifest, no success"
+
+
+def test_a_resumption_that_came_before_the_end_needs_no_attempt() -> None:
+    """The next attempt is recorded, and waits for the pod that then succeeds."""
+    coming = attempt(2, start_time=None)
+    stopping = job("quotes-t1", ended_pod(0, termination_message=NAMED), deleting=True)
+    before = decision(STOPPED, coming, job="quotes-t2")
+    found = late(situation(jobs=[stopping]), before)
+    assert said(found, ConditionType.SUCCEEDED) == ("True", "Completed")
+    assert [(item.number, item.reason) for item in found.status.attempts] == [(1, "Completed")]
+    assert found.status.job == "quotes-t1"
+    assert late(situation(jobs=[stopping, job("quotes-t2")]), before) is before, "its Job is made already"
 
 
 def test_a_merge_still_follows() -> None:

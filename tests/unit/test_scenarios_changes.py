@@ -178,6 +178,23 @@ def test_only_the_merge_of_a_finished_run_is_suspended() -> None:
     assert play.jobs() == ["quotes-m1", "quotes-p1", "quotes-t1"]
 
 
+def test_a_run_that_is_resumed_while_it_still_stops_and_then_completes(play: Play) -> None:
+    """The next attempt is recorded, and waits for the pod of the one before, which ends well."""
+    play.training()
+    spec = play.resource["spec"]
+    play.store.write_spec(play.resource["kind"], NAMESPACE, play.name, {**spec, "suspend": True}, None)
+    play.reconcile_once()
+    name = play.pod("quotes-t1")["metadata"]["name"]
+    play.store.write_spec(play.resource["kind"], NAMESPACE, play.name, spec, None)
+    play.reconcile_once()
+    assert (play.attempt.number, play.jobs()) == (2, ["quotes-p1", "quotes-t1"])
+    play.store.write_status("Pod", NAMESPACE, name, ended(0, DONE, "", play.now))
+    play.reconcile_once()
+    assert (play.status.phase, play.attempt.number, play.attempt.reason) == ("Succeeded", 1, "Completed")
+    play.gone("quotes-t1")
+    assert "quotes-t2" not in play.jobs()
+
+
 # --- spot, and what speaks against it ---
 
 
@@ -222,3 +239,12 @@ def test_a_node_that_is_paid_for_is_not_hidden_by_an_invalid_spec(play: Play) ->
     assert play.condition(ConditionType.ACCEPTED) == ("False", "InvalidSpec")
     assert (play.status.phase, play.status.reason) == ("Training", "Running")
     assert play.jobs() == ["quotes-p1", "quotes-t1"]
+
+
+def test_an_attempt_that_waits_for_its_node_does_not_hide_an_invalid_spec(play: Play) -> None:
+    play.prepared()
+    play.change(lambda spec: spec.update(limits={"maxCost": 5.0}))
+    assert (play.status.phase, play.status.reason) == ("Pending", "InvalidSpec")
+    assert play.jobs() == ["quotes-p1", "quotes-t1"], "it goes on all the same"
+    play.change(lambda spec: spec.pop("limits"))
+    assert play.status.phase == "Provisioning"

@@ -27,7 +27,8 @@ def changed(situation: Situation, decision: Decision) -> Decision:
     decision = decision.update(resolved=after)
     if before is None:
         return decision
-    decision = _preparation(situation, decision, before)
+    if not decision.status.attempts:
+        return _preparation(situation, decision, before)
     if _differ(before, after, MACHINE):
         decision = _machine(situation, decision)
     if _differ(before, after, MARKET):
@@ -39,7 +40,7 @@ def _preparation(situation: Situation, decision: Decision, before: Mapping[str, 
     """Whether the recorded preparation holds for the new spec: it was the one of the spec before, which differs only
     in fields that no preparation reads. Otherwise it is nobody's, and another one is made."""
     record, after = decision.status.prepare, decision.status.resolved or {}
-    if record is None or record.generation is None or decision.status.attempts:
+    if record is None or record.generation is None:
         return decision
     last = situation.observed.status.observed_generation
     holds = record.generation == last and not _differ(before, after, {*before, *after} - UNPREPARED)
@@ -53,7 +54,7 @@ def _machine(situation: Situation, decision: Decision) -> Decision:
     current = open_attempt(decision.status)
     coming = current is not None and current.start_time is None and current.job not in situation.observed.jobs
     made = decision.counters.attempts - coming
-    decision = decision.update(budget_base=decision.budget_base.model_copy(update={"attempts": made or None}))
+    decision = decision.update(budget_base=decision.budget_base.model_copy(update={"attempts": made}))
     if current is None or not coming:
         return decision
     current = current.model_copy(update={"overrides": retry.without_grants(current.overrides)})

@@ -23,26 +23,30 @@ def verified(decision: Decision, ending: Cause) -> Cause:
 def completion(decision: Decision, job: JobView | None) -> Cause | None:
     """The success of an attempt that is asked to stop, or was; None where it has none.
 
-    The manifest is the last thing that a trainer names: with it the attempt has completed, however its Job ends.
+    The manifest is the last thing that a trainer names: with it the attempt has completed, however its Job ends, which
+    never becomes Complete where it is being deleted.
     """
-    ending = diagnose.ended(job) if job is not None else None
-    if ending is not None and verified(decision, ending).answer is Answer.SUCCEED:
-        return ending
+    done = diagnose.completed(job) if job is not None else None
+    if done is not None and done.said is not None and done.said.manifest:
+        return done
     return cause(Reason.COMPLETED) if _manifest(decision) else None
 
 
 def late(situation: Situation, decision: Decision) -> Decision:
     """With the success of an attempt that was suspended too late to stop it: nothing is left to be trained."""
-    last = decision.status.attempts[-1] if decision.status.attempts else None
+    attempts, jobs = decision.status.attempts, situation.observed.jobs
+    if attempts and attempts[-1].start_time is None and attempts[-1].job not in jobs:
+        attempts = attempts[:-1]  # recorded by a resumption that came before the end: it is not needed
+    last = attempts[-1] if attempts else None
     if last is None or last.end_time is None or last.reason != Reason.SUSPENDED:
         return decision
-    done = completion(decision, situation.observed.jobs.get(last.job))
+    done = completion(decision, jobs.get(last.job))
     if done is None:
         return decision
     progress = decision.status.progress
     reached = done.step if done.step is not None else progress.step if progress else last.to_step
     words = {"reason": done.reason.value, "message": done.message, "remedy": done.remedy, "to_step": reached}
-    decision = decision.update(attempts=[*decision.status.attempts[:-1], last.model_copy(update=words)])
+    decision = decision.update(attempts=[*attempts[:-1], last.model_copy(update=words)], job=last.job)
     return succeeded(situation, decision, done.said)
 
 
