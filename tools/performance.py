@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmatune_api.docgen import table
-from tools import bars
+from tools import bars, held
 
 HEADER = "<!-- Generated from bench/results by `make generate`; do not edit. -->\n"
 MIB = 2**20
@@ -63,7 +63,7 @@ TARGETS = Table(
         "What": lambda row: row["what"],
         "Target": lambda row: row["target"],
         "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
-        "Met": lambda row: "yes" if row["met"] else "no",
+        "Met": lambda row: {True: "yes", False: "no", None: "not shown"}[row["met"]],
     },
     title="Targets",
 )
@@ -293,6 +293,11 @@ REPORTS: dict[str, Report] = {
         tables=(
             TARGETS,
             Table(
+                rows=held.missed,
+                columns={"Target": lambda row: row["what"], "What holds it": lambda row: row["why"]},
+                title="What holds those that are not met",
+            ),
+            Table(
                 rows=lambda found: [found["ceiling"]],
                 columns={
                     "First Jobs a second": lambda row: spread(row["burst_per_second"], 0),
@@ -326,10 +331,17 @@ REPORTS: dict[str, Report] = {
                 columns={
                     "Process": lambda row: row["process"],
                     "Resident (MiB)": lambda row: _mib(row["resident"]),
-                    "Processor seconds": lambda row: f"{row['progress_cpu_seconds']:.1f}",
-                    "In seconds": lambda row: f"{row['progress_seconds']:.0f}",
                 },
-                title="Memory, and processor time under progress writes",
+                title="Memory",
+            ),
+            Table(
+                rows=lambda found: found["progress_processor"],
+                columns={
+                    "Process": lambda row: row["process"],
+                    "Processor seconds": lambda row: f"{row['seconds']:.1f}",
+                    "Milliseconds a write": lambda row: f"{row['per_write_ms']:.1f}",
+                },
+                title="Processor time under progress writes",
             ),
         ),
     ),

@@ -159,10 +159,14 @@ class Counters(StatusModel):
     """Out-of-memory downshifts."""
     stalls: int = 0
     """Stalled attempts."""
+    queue_evictions: int | None = None
+    """Preemptions among them that were Kueue's; absent: as many as the attempts shown tell."""
+    capacity_fallbacks: int | None = None
+    """Spot attempts that waited for their node in vain; absent: as many as the attempts shown tell."""
 
 
 class BudgetBase(StatusModel):
-    """Counters at the last retry on demand."""
+    """Counters at the last retry on demand, or at a later change of the spec that gives a new budget."""
 
     retries: int = 0
     """Counted retries before it."""
@@ -170,6 +174,12 @@ class BudgetBase(StatusModel):
     """Preemptions before it."""
     out_of_memory: int = 0
     """Downshifts before it."""
+    spot_losses: int | None = None
+    """Preemptions but Kueue's before it, or before the last change of accelerator or provisioning."""
+    capacity_fallbacks: int | None = None
+    """Waits for spot nodes in vain before it, or before the last change of accelerator or provisioning."""
+    attempts: int | None = None
+    """Attempts before the last change of machine or pod.resources: what they were granted holds no longer."""
 
 
 class Overrides(StatusModel):
