@@ -195,6 +195,51 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert "cannot be read" in error("samples", str(tmp_path / "none.yaml"))
 
 
+NOT_OURS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("run", {}, "run: Field required"),
+    ("run.name", {"run": {"name": 7}}, "run.name: Input should be a valid string (found 7)"),
+    ("samples", {"samples": [{"before": "x"}]}, "samples.0.prompt: Field required"),
+    ("evaluations", {"evaluations": [{"step": 1}]}, "evaluations.0.loss: Field required"),
+    ("settings", {"settings": ["x"]}, "settings: Input should be a valid dictionary"),
+    ("artifacts", {"artifacts": "x"}, "artifacts: Input should be a valid dictionary"),
+    ("memory", {"memory": "x"}, "memory: Input should be a valid number"),
+    ("base", {"base": None}, "base: Input should be a valid dictionary"),
+)
+
+
+@pytest.mark.parametrize(("changes", "problem"), [case[1:] for case in NOT_OURS], ids=[case[0] for case in NOT_OURS])
+def test_a_manifest_that_somebody_else_wrote(changes: dict[str, Any], problem: str, write: Write) -> None:
+    folder = write()
+    (folder / "manifest.json").write_text(json.dumps({**manifest(), **changes} if changes else {}))
+    for command in (("report",), ("samples",), ("serve-command",), ("compare", str(folder))):
+        text = error(*command, str(folder))
+        assert "manifest.json is not what gemmatune writes: " in text
+        assert problem in text
+
+
+def test_samples_that_somebody_else_wrote(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    for odd in ({}, {"prompts": "Who?", "answers": []}, {"prompts": [{"text": 1}], "answers": []}):
+        (tmp_path / "samples/before.json").write_text(json.dumps(odd))
+        assert "before.json is not what gemmatune writes: " in error("samples", tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("name", ["../../.config/autostart", "-h", "a/b", "a b", "", "x" * 46, "quotes\n"])
+@pytest.mark.parametrize("how", ["vllm", "transformers", "merged"])
+def test_a_name_that_would_be_a_path_serves_nothing(name: str, how: str, write: Write) -> None:
+    folder = write(run={"name": name})
+    (folder / "merged").mkdir()
+    (folder / "merged/manifest.json").write_text("{}")
+    found = gft("serve-command", str(folder), "--with", how)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "the manifest names the run" in found.stderr
+
+
+@pytest.mark.parametrize("base", [{"name": "--config=x"}, {"name": "google/gemma", "revision": "--x"}])
+def test_a_base_that_would_be_an_option_serves_nothing(base: dict[str, str], write: Write) -> None:
+    assert "would be an option" in error("serve-command", str(write(base=base)))
+
+
 @pytest.fixture(scope="module")
 def gcs() -> Iterator[FakeGcs]:
     server = FakeGcs()
