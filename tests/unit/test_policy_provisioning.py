@@ -9,7 +9,7 @@ import pytest
 from gemmatune_api.names import Reason
 from gemmatune_api.status import BudgetBase, Counters, Timers
 from gemmatune_operator.conditions import rfc3339
-from gemmatune_operator.policies.provisioning import mode, no_spot_node, renewed
+from gemmatune_operator.policies.provisioning import mode, no_spot_node, renewed, waits_in_vain
 from tests.support.situations import NOW, attempt, decision, job, pod, resource, situation
 
 SPOT = {"provisioning": {"mode": "spot", "fallback": {"afterPreemptions": 2, "afterPending": "10m"}}}
@@ -69,8 +69,28 @@ def test_a_status_of_an_earlier_version_tells_by_its_attempts() -> None:
 def test_a_new_market() -> None:
     used = Counters(preemptions=9, queue_evictions=2, capacity_fallbacks=1)
     found = renewed(decision(counters=used, budget_base=BudgetBase(preemptions=1, out_of_memory=2)))
-    assert found == BudgetBase(preemptions=1, out_of_memory=2, spot_losses=7, capacity_fallbacks=1)
-    assert mode(situation(resource(SPOT)), decision(counters=used, budget_base=found)) == "spot"
+    assert found.budget_base == BudgetBase(preemptions=1, out_of_memory=2, spot_losses=7, capacity_fallbacks=1)
+    assert found.counters == used
+    assert mode(situation(resource(SPOT)), found) == "spot"
+    assert renewed(decision()).status.counters is None, "nothing was counted"
+
+
+def test_what_only_the_attempts_tell_is_counted_when_the_market_changes() -> None:
+    """They are shown no more when it counts."""
+    rows = [
+        attempt(number, end_time=rfc3339(NOW), reason=reason)
+        for number, reason in enumerate((Reason.EVICTED_BY_QUEUE, Reason.CAPACITY_UNAVAILABLE), 1)
+    ]
+    for shown in (rows, rows[:1], rows[1:]):
+        found = renewed(decision(*shown, counters=Counters(preemptions=4))).update(attempts=[])
+        queued, waits = int(rows[0] in shown), int(rows[1] in shown)
+        assert (found.counters.queue_evictions or 0, found.counters.capacity_fallbacks or 0) == (queued, waits)
+        assert mode(situation(resource(SPOT)), found) == "spot"
+        for more, expected in ((1, "spot"), (2, "onDemand")):
+            lost = found.counters.model_copy(update={"preemptions": 4 + more})
+            assert mode(situation(resource(SPOT)), found.update(counters=lost)) == expected
+        again = found.counters.model_copy(update={"capacity_fallbacks": waits_in_vain(found) + 1})
+        assert mode(situation(resource(SPOT)), found.update(counters=again)) == "onDemand"
 
 
 def test_defaults_fall_back_after_three() -> None:

@@ -184,7 +184,6 @@ class Reporter:
             history_steps=[point.step for point in thinned],
             history_loss=[_digits(point.loss) or 0.0 for point in thinned],
         )
-        self._reported = True
         self._set("progress", text.model_dump(by_alias=True, exclude_none=True), urgent)
 
     def alive(self) -> None:
@@ -246,6 +245,7 @@ class Reporter:
     def _set(self, name: str, value: Any, urgent: bool) -> None:
         with self._lock:
             self._fields[name] = value
+            self._reported = self._reported or name == "progress"
             self._dirty = True
             self._urgent = self._urgent or urgent
         if urgent:

@@ -32,7 +32,7 @@ def changed(situation: Situation, decision: Decision) -> Decision:
     if _differ(before, after, MACHINE):
         decision = _machine(situation, decision)
     if _differ(before, after, MARKET):
-        decision = decision.update(budget_base=provisioning.renewed(decision))
+        decision = provisioning.renewed(decision)
     return decision
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gemmatune_api.base import seconds
 from gemmatune_api.names import Reason
 from gemmatune_api.placement import FallbackSpec, ProvisioningSpec
-from gemmatune_api.status import Attempt, BudgetBase
+from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import cause, waiting
@@ -29,10 +29,16 @@ def mode(situation: Situation, decision: Decision) -> str:
     return fallback.mode or ON_DEMAND if waited else SPOT
 
 
-def renewed(decision: Decision) -> BudgetBase:
-    """The base of budgets with all that speaks against spot so far forgotten; limits.maxPreemptions goes on."""
-    changes = {"spot_losses": _losses(decision), "capacity_fallbacks": waits_in_vain(decision)}
-    return decision.budget_base.model_copy(update=changes)
+def renewed(decision: Decision) -> Decision:
+    """With all that speaks against spot so far forgotten; limits.maxPreemptions goes on.
+
+    What only the attempts tell is counted now, while they are shown.
+    """
+    waits, queued = waits_in_vain(decision), evictions(decision)
+    base = {"spot_losses": _losses(decision), "capacity_fallbacks": waits}
+    decision = decision.update(budget_base=decision.budget_base.model_copy(update=base))
+    counted = {"capacity_fallbacks": waits or None, "queue_evictions": queued or None}
+    return decision.update(counters=decision.counters.model_copy(update=counted)) if waits or queued else decision
 
 
 def evictions(decision: Decision) -> int:

@@ -136,7 +136,8 @@ def carried(decision: Decision, attempt: Attempt | None) -> Overrides | None:
 
 def without_grants(overrides: Overrides | None) -> Overrides | None:
     """Without the memory and disk that failures have raised."""
-    return overrides and overrides.model_copy(update={"memory": None, "ephemeral_storage": None})
+    kept = (overrides or Overrides()).model_copy(update={"memory": None, "ephemeral_storage": None})
+    return kept if kept != Overrides() else None
 
 
 def _outdated(decision: Decision, attempt: Attempt) -> bool:
@@ -256,10 +257,10 @@ def on_demand(situation: Situation, decision: Decision) -> Decision:
     if merge is not None:
         decision = merge_again(situation, decision, merge.model_copy(update={"retries": 0, "preemptions": 0}))
     budgets = {"retries": used.retries, "preemptions": used.preemptions, "out_of_memory": used.out_of_memory}
-    base = provisioning.renewed(decision).model_copy(update=budgets)
+    decision = provisioning.renewed(decision)
     return decision.update(
         observed_retry=observed.retry,
         observed_generation=None,  # everything is looked at anew
-        budget_base=base,
+        budget_base=decision.budget_base.model_copy(update=budgets),
         prepare=prepare,
     )
