@@ -206,31 +206,31 @@ def test_an_api_server_that_says_nothing(command: tuple[str, ...], serve: Any) -
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_wait_ends_where_the_watch_falls_silent(serve: Any) -> None:
+@pytest.mark.parametrize("silence", [None, (200, None)], ids=["before an answer", "within it"])
+def test_a_wait_ends_where_the_watch_falls_silent(silence: Answer, serve: Any) -> None:
     training = run("Training", message="Attempt 1 trains.")
-    with serve(lambda method, path: None if "watch=True" in path else (200, training)) as api:
+    with serve(lambda method, path: silence if "watch=true" in path else (200, training)) as api:
         start = time.monotonic()
         done = gft("wait", "quotes", "--timeout", "3s")
         assert time.monotonic() - start < 30
-        assert [path for path in api.asked if "watch=True" not in path][1:], "it has looked anew"
+        assert [path for path in api.asked if "watch=true" not in path][1:], "it has looked anew"
     assert done.exit_code == 2
     assert "has not ended within 3s: it is Training. Attempt 1 trains." in done.stderr
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_watch_that_falls_silent_hides_no_end(serve: Any) -> None:
+@pytest.mark.parametrize("silence", [None, (200, None)], ids=["before an answer", "within it"])
+def test_a_watch_that_falls_silent_hides_no_end(silence: Answer, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 1)
     answers = [run("Training"), run("Succeeded", message="It is written.")]
 
     def answer(method: str, path: str) -> Answer:
-        if "watch=True" in path:
-            return None
+        if "watch=true" in path:
+            return silence
         return 200, answers.pop(0) if len(answers) > 1 else answers[0]
 
     with serve(answer):
-        monkey = pytest.MonkeyPatch()
-        monkey.setattr(remote, "WATCH_SECONDS", 1)
         done = gft("wait", "quotes")
-        monkey.undo()
     assert (done.exit_code, "It is written." in done.stdout) == (0, True)
 
 
@@ -266,7 +266,7 @@ def test_a_failure_that_is_corrected_or_tried_again_is_no_end(found: dict[str, A
     found = json.loads(json.dumps(found))
     if retry := found.pop("retry", None):
         found["metadata"]["annotations"] = {names.ANNOTATION_RETRY: retry}
-    with serve(lambda method, path: (200, {"items": []} if "/pods" in path or "watch=" in path else found)):
+    with serve(lambda method, path: (200, {"items": []} if "/pods" in path or "watch=true" in path else found)):
         done = gft("wait", "quotes", "--timeout", "1s")
         assert done.exit_code == code, done.output
         assert ("no operator has looked at the correction or the retry yet" in done.stderr) == (code == 2)
