@@ -14,7 +14,7 @@ from kubernetes.config import kube_config
 from typer.testing import CliRunner, Result
 
 from gemmatune_api import names
-from gemmatune_cli import remote
+from gemmatune_cli import logs, remote
 from gemmatune_cli.main import app
 from tests.support.oddapi import Answer, OddApi, refusal
 from tests.support.resources import resource
@@ -159,6 +159,22 @@ def test_doctor_takes_a_run_that_the_cluster_knows(
     assert "hf-token has HF_TOKEN" in done.stdout
 
 
+def test_an_operator_of_another_version_is_no_problem_of_the_run(serve: Any, tmp_path: Path) -> None:
+    container = {"name": "operator", "args": ["--trainer-tolerations=of another shape"]}
+    deployment = {
+        "metadata": {"name": "o", "namespace": "o"},
+        "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [container]}}},
+        "status": {"readyReplicas": 1},
+    }
+    with serve(lambda method, path: (200, {"items": [deployment]}) if "deployments" in path else healthy(method, path)):
+        done = gft("doctor")
+    assert done.exit_code == 0, done.output
+    assert (
+        "unknown  operator        the arguments of Deployment o/o cannot be read: --trainer-tolerations" in done.stdout
+    )
+    assert "unknown  defaults" in done.stdout
+
+
 RBAC = (
     'gemmafinetunes.gemmatune.dev "quotes" is forbidden: User "{}" cannot {} resource "gemmafinetunes" in API group '
     '"gemmatune.dev" in the namespace "team"'
@@ -272,3 +288,19 @@ def test_a_failure_that_is_corrected_or_tried_again_is_no_end(found: dict[str, A
         assert ("no operator has looked at the correction or the retry yet" in done.stderr) == (code == 2)
         suspended = gft("suspend", "quotes")
         assert ("has ended" in suspended.stderr) == (code != 2)
+
+
+def test_a_log_is_followed_over_a_retry(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "PAUSE_SECONDS", 0.01)
+    retried = run("Failed", **ENDED)
+    retried["metadata"]["annotations"] = {names.ANNOTATION_RETRY: "b"}
+    answers = [retried, retried, retried, run("Succeeded")]
+
+    def answer(method: str, path: str) -> Answer:
+        if "/pods" in path:
+            return 200, {"items": []}
+        return 200, answers.pop(0) if len(answers) > 1 else answers[0]
+
+    with serve(answer):
+        assert gft("logs", "quotes", "--follow").exit_code == 0
+    assert answers == [run("Succeeded")], "it has asked until the run had ended for good"
