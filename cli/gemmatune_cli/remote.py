@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 import urllib3
@@ -85,9 +86,28 @@ def connect(context: str) -> Connection:
 def _configuration() -> Any:
     found = client.Configuration()
     found.keep_alive = True  # the kernel asks whether the other side is there, where a connection is silent
-    # What was not answered in its time is not asked again in silence: four requests would take four times as long.
-    found.retries = urllib3.Retry(total=3, read=False)
+    found.retries = _Once(3)
     return found
+
+
+class _Once(urllib3.Retry):
+    """Repeats a request whose connection broke, as by default, but none that was not answered in its time.
+
+    Four that nobody answers would take four times as long.
+    """
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: urllib3.connectionpool.ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            raise error
+        return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
 def _bounded(api: Any) -> Any:

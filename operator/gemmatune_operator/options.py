@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -71,12 +71,15 @@ def elsewhere(
     Raises:
         ValueError: the operator cannot have started with these arguments. What only a newer one knows is left out.
     """
-    parser = _parser(environment, exit_on_error=False)
-    try:
-        found, _ = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    found, _ = _parser(environment, _Raising).parse_known_args(arguments)
     return _settings(found, text), _namespaces(found)
+
+
+class _Raising(argparse.ArgumentParser):
+    """Ends no process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _settings(found: argparse.Namespace, text: Callable[[str], str]) -> Settings:
@@ -109,9 +112,10 @@ def _election(found: argparse.Namespace) -> Terms | None:
     )
 
 
-def _parser(environment: Mapping[str, str], *, exit_on_error: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        exit_on_error=exit_on_error,
+def _parser(
+    environment: Mapping[str, str], kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    parser = kind(
         prog="python -m gemmatune_operator",
         description="Runs GemmaFineTune resources. Every option can be set as GEMMATUNE_OPERATOR_NAME_OF_OPTION.",
     )

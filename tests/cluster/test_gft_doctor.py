@@ -202,7 +202,7 @@ def test_the_pod_is_as_the_installation_makes_it(
     file = tmp_path / "quotes.json"
     file.write_text(json.dumps(resource(changes=TPU)))
     pods = f"/api/v1/namespaces/{namespace}/pods"
-    doctor = ("doctor", str(file), "-n", namespace, "--patience", "8")
+    doctor = ("doctor", str(file), "-n", namespace, "--patience", "3")
     named = ("--image", "registry.example/other:2")
     for image, more in (("registry.example/xla:1", ()), ("registry.example/other:2", named)):
         with ThreadPoolExecutor(1) as threads:

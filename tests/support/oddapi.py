@@ -14,8 +14,8 @@ import yaml
 
 from tests.support.loopback import LoopbackServer
 
-Answer = tuple[int, dict[str, Any]] | None
-"""Status and body; None: silence until the end of the test."""
+Answer = tuple[int, dict[str, Any] | None] | None
+"""Status and body; None in place of the body, or of both: silence until the end of the test."""
 
 
 class OddApi:
@@ -39,15 +39,23 @@ class OddApi:
                 asked.append(f"{self.command} {self.path}")
                 found = answer(self.command, self.path)
                 if found is None:
-                    over.wait()
-                    self.close_connection = True
+                    self._say_nothing()
                     return
-                body = json.dumps(found[1]).encode()
-                self.send_response(found[0])
+                status, content = found
+                body = json.dumps(content).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if content is None:
+                    self._say_nothing()
+                else:
+                    self.wfile.write(body)
+
+            def _say_nothing(self) -> None:
+                self.wfile.flush()
+                over.wait()
+                self.close_connection = True
 
             do_GET = do_POST = do_PATCH = do_DELETE = _handle
 

@@ -14,7 +14,7 @@ from kubernetes.config import kube_config
 from typer.testing import CliRunner, Result
 
 from gemmatune_api import names
-from gemmatune_cli import remote
+from gemmatune_cli import logs, remote
 from gemmatune_cli.main import app
 from tests.support.oddapi import Answer, OddApi, refusal
 from tests.support.resources import resource
@@ -159,6 +159,22 @@ def test_doctor_takes_a_run_that_the_cluster_knows(
     assert "hf-token has HF_TOKEN" in done.stdout
 
 
+def test_an_operator_of_another_version_is_no_problem_of_the_run(serve: Any, tmp_path: Path) -> None:
+    container = {"name": "operator", "args": ["--trainer-tolerations=of another shape"]}
+    deployment = {
+        "metadata": {"name": "o", "namespace": "o"},
+        "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": [container]}}},
+        "status": {"readyReplicas": 1},
+    }
+    with serve(lambda method, path: (200, {"items": [deployment]}) if "deployments" in path else healthy(method, path)):
+        done = gft("doctor")
+    assert done.exit_code == 0, done.output
+    assert (
+        "unknown  operator        the arguments of Deployment o/o cannot be read: --trainer-tolerations" in done.stdout
+    )
+    assert "unknown  defaults" in done.stdout
+
+
 RBAC = (
     'gemmafinetunes.gemmatune.dev "quotes" is forbidden: User "{}" cannot {} resource "gemmafinetunes" in API group '
     '"gemmatune.dev" in the namespace "team"'
@@ -206,31 +222,31 @@ def test_an_api_server_that_says_nothing(command: tuple[str, ...], serve: Any) -
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_wait_ends_where_the_watch_falls_silent(serve: Any) -> None:
+@pytest.mark.parametrize("silence", [None, (200, None)], ids=["before an answer", "within it"])
+def test_a_wait_ends_where_the_watch_falls_silent(silence: Answer, serve: Any) -> None:
     training = run("Training", message="Attempt 1 trains.")
-    with serve(lambda method, path: None if "watch=True" in path else (200, training)) as api:
+    with serve(lambda method, path: silence if "watch=true" in path else (200, training)) as api:
         start = time.monotonic()
         done = gft("wait", "quotes", "--timeout", "3s")
         assert time.monotonic() - start < 30
-        assert [path for path in api.asked if "watch=True" not in path][1:], "it has looked anew"
+        assert [path for path in api.asked if "watch=true" not in path][1:], "it has looked anew"
     assert done.exit_code == 2
     assert "has not ended within 3s: it is Training. Attempt 1 trains." in done.stderr
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_watch_that_falls_silent_hides_no_end(serve: Any) -> None:
+@pytest.mark.parametrize("silence", [None, (200, None)], ids=["before an answer", "within it"])
+def test_a_watch_that_falls_silent_hides_no_end(silence: Answer, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 1)
     answers = [run("Training"), run("Succeeded", message="It is written.")]
 
     def answer(method: str, path: str) -> Answer:
-        if "watch=True" in path:
-            return None
+        if "watch=true" in path:
+            return silence
         return 200, answers.pop(0) if len(answers) > 1 else answers[0]
 
     with serve(answer):
-        monkey = pytest.MonkeyPatch()
-        monkey.setattr(remote, "WATCH_SECONDS", 1)
         done = gft("wait", "quotes")
-        monkey.undo()
     assert (done.exit_code, "It is written." in done.stdout) == (0, True)
 
 
@@ -266,9 +282,25 @@ def test_a_failure_that_is_corrected_or_tried_again_is_no_end(found: dict[str, A
     found = json.loads(json.dumps(found))
     if retry := found.pop("retry", None):
         found["metadata"]["annotations"] = {names.ANNOTATION_RETRY: retry}
-    with serve(lambda method, path: (200, {"items": []} if "/pods" in path or "watch=" in path else found)):
+    with serve(lambda method, path: (200, {"items": []} if "/pods" in path or "watch=true" in path else found)):
         done = gft("wait", "quotes", "--timeout", "1s")
         assert done.exit_code == code, done.output
         assert ("no operator has looked at the correction or the retry yet" in done.stderr) == (code == 2)
         suspended = gft("suspend", "quotes")
         assert ("has ended" in suspended.stderr) == (code != 2)
+
+
+def test_a_log_is_followed_over_a_retry(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "PAUSE_SECONDS", 0.01)
+    retried = run("Failed", **ENDED)
+    retried["metadata"]["annotations"] = {names.ANNOTATION_RETRY: "b"}
+    answers = [retried, retried, retried, run("Succeeded")]
+
+    def answer(method: str, path: str) -> Answer:
+        if "/pods" in path:
+            return 200, {"items": []}
+        return 200, answers.pop(0) if len(answers) > 1 else answers[0]
+
+    with serve(answer):
+        assert gft("logs", "quotes", "--follow").exit_code == 0
+    assert answers == [run("Succeeded")], "it has asked until the run had ended for good"

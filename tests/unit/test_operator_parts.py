@@ -260,7 +260,9 @@ def test_an_operator_elsewhere_is_read_with_its_own_files() -> None:
     assert namespaces == ("a", "b")
 
 
-@pytest.mark.parametrize("wrong", ["--workers=many", "--trainer-env=A", "--trainer-tolerations=dedicated"])
+@pytest.mark.parametrize(
+    "wrong", ["--workers=many", "--trainer-env=A", "--trainer-tolerations=dedicated", "--trainer=ambiguous"]
+)
 def test_wrong_arguments_of_an_operator_elsewhere_end_no_process(wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong.split("=")[0]):
         options.elsewhere([wrong], {}, str)
