@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from google.cloud import storage
 from google.cloud.storage import transfer_manager
 from google.cloud.storage.exceptions import DataCorruption
 
-from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, naming, text_of
+from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, identity_away, naming, text_of
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject
 
 Result = TypeVar("Result")
@@ -41,7 +42,9 @@ _NO_BUCKET = "bucket does not exist"
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, _TRANSIENT) or getattr(error, "code", None) == _REQUEST_TIMEOUT_STATUS
+    if getattr(error, "code", None) == _REQUEST_TIMEOUT_STATUS or identity_away(error):
+        return True
+    return isinstance(error, _TRANSIENT)
 
 
 class GcsStorage:
@@ -56,7 +59,7 @@ class GcsStorage:
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience
         with naming(self.uri):
-            self._client = _client(endpoint)
+            self._client = self._ask("opening", "", lambda: _client(endpoint))
         self._bucket = self._client.bucket(bucket)
 
     def locate(self, name: str) -> str:
@@ -221,8 +224,15 @@ def _client(endpoint: str | None) -> storage.Client:
         return storage.Client(
             project="gemmatune", credentials=credentials, client_options=ClientOptions(api_endpoint=endpoint)
         )
+    credentials, project = _login()
+    options = ClientOptions(api_endpoint=f"https://storage.{credentials.universe_domain}")
+    return storage.Client(project=project, credentials=credentials, client_options=options)
+
+
+@functools.cache
+def _login() -> tuple[Any, str | None]:
+    """Who this process is; found once, so that a metadata server that is away later ends no process that had it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's own login without a quota project, which storage does not need
         credentials, project = google.auth.default(scopes=storage.Client.SCOPE)
-    options = ClientOptions(api_endpoint=f"https://storage.{credentials.universe_domain}")
-    return storage.Client(project=project, credentials=credentials, client_options=options)
+    return credentials, project
