@@ -24,7 +24,6 @@ from tests.support.faultygcs import FaultyGcs
 from tests.support.loopback import LoopbackServer
 from tests.trainer.conftest import run_config
 
-
 _ANSWERS = {
     "/token": {"access_token": "t", "expires_in": 1, "token_type": "Bearer"},
     "/service-accounts/": {"email": "trainer@example.com", "scopes": ["all"]},
@@ -95,16 +94,14 @@ def test_a_metadata_server_that_stays_away_is_no_refusal(
     storage = bucket(0.5)
     storage.write("a", b"1")
     metadata.away = 1_000_000
-    with pytest.raises(StorageUnavailable, match="writing .*run/b failed for 0 s: RefreshError"):
+    with pytest.raises(StorageUnavailable, match=r"writing .*run/b failed for 0 s: RefreshError"):
         storage.write("b", b"2")
     with pytest.raises(Exception) as caught:
         compute_engine.Credentials().refresh(Request())
     assert isinstance(explain(caught.value), StorageUnavailable)
 
 
-def test_an_account_that_may_have_no_token_is_a_refusal(
-    bucket: Callable[[float], Storage], metadata: Metadata
-) -> None:
+def test_an_account_that_may_have_no_token_is_a_refusal(bucket: Callable[[float], Storage], metadata: Metadata) -> None:
     """The metadata server answers: asking for longer helps nobody, and the remedy is a grant."""
     storage = bucket(30.0)
     metadata.refuses = 403

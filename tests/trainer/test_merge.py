@@ -193,8 +193,8 @@ from gemmatune_trainer.backends import merger
 from gemmatune_trainer.storage_file import FileStorage
 merger.SHARD = "100KB"
 plain, uploads = FileStorage.upload, []
-def upload(self, files):
-    plain(self, files)
+def upload(self, files, new=False):
+    plain(self, files, new)
     uploads.extend(files)
     if sum(name.endswith(".safetensors") for name in uploads) == 2:
         os.kill(os.getpid(), signal.SIGKILL)

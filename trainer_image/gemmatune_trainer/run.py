@@ -298,7 +298,7 @@ class Attempt:
         started = self._schedule.time = time.monotonic()
         try:
             start = self._start.folder if self._start else None
-            if self._evaluation.missed(self._step, self.history):
+            if self._evaluation.missed(self._step, self._total_steps, self.history):
                 if start:
                     self._backend.restore_weights(start)
                 self._evaluate()
