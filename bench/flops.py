@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+Shape = Sequence[int]
 _aten = torch.ops.aten
-IN_PLACE = {_aten.addmm_: addmm_flop, _aten.baddbmm_: baddbmm_flop}
+
+
+def _product(into: Shape, one: Shape, other: Shape, *_: Any, **__: Any) -> int:
+    """Of [.., rows, inner] and [.., inner, columns]; the addition is not counted, as torch does not count it either."""
+    return 2 * math.prod(one) * other[-1]
+
+
+IN_PLACE = {_aten.addmm_: _product, _aten.baddbmm_: _product}
 """What writes a product into one of its inputs, with the formula of what does not: torch counts nothing for it."""
 _PRODUCTS = ("mm", "mv", "dot", "attention", "conv", "linear", "outer", "ger", "addr")
 """Parts of the names of everything that multiplies matrices or vectors."""

@@ -65,6 +65,8 @@ def expected(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
         if ".lora_A." not in name:
             continue
         target = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
+        if target not in weights:  # Gemma 3 with images is published under the names of its first release
+            target = target.replace("model.language_model.", "language_model.model.")
         delta = tensors[name.replace(".lora_A.", ".lora_B.")] @ down * scale
         weights[target] = (weights[target].float() + delta).bfloat16()
         merged += 1

@@ -78,8 +78,8 @@ class Storage(Protocol):
     def upload(self, files: Mapping[str, Path], new: bool = False) -> None:
         """Writes local files as objects (name -> file), several at a time.
 
-        With `new` only under names that hold nothing: else PreconditionFailed is raised, once the others are written.
-        A name that holds exactly the file's bytes counts as written by this call, which may have had to repeat it.
+        With `new` only under names that hold nothing: else PreconditionFailed is raised, and the others may be
+        written. A name that holds exactly the file's bytes counts as written by this call, which may have repeated it.
         """
 
     def download(self, files: Mapping[str, Path]) -> None:
