@@ -6,7 +6,7 @@ Gemma 3 4B, 12B and 27B and all of Gemma 4 are of these classes; the other tests
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ CLASSES = {
     "4": "Gemma4ForCausalLM",
     "4-images": "Gemma4ForConditionalGeneration",
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a tiny model, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def trained(config: RunConfig) -> tuple[Any, Watcher]:
