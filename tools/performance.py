@@ -213,6 +213,7 @@ REPORTS: dict[str, Report] = {
                     "What": lambda row: row["what"],
                     "Measured": lambda row: f"{row['value']:.3g} {row['unit']}",
                     "At most": lambda row: f"{row['most']:g} {row['unit']}" if "most" in row else "",
+                    "Met": lambda row: ("yes" if row["value"] <= row["most"] else "no") if "most" in row else "",
                 },
                 title="Costs",
             ),

@@ -144,6 +144,12 @@ class DataStatus(StatusModel):
     """Longest row in tokens, before cutting."""
     eval_rows: int | None = None
     """Rows kept for evaluation, which are not trained."""
+    eval_truncated_rows: int | None = None
+    """Rows for evaluation cut at maxLength."""
+    eval_cut_tokens: int | None = None
+    """Tokens cut off rows for evaluation."""
+    eval_dropped_rows: int | None = None
+    """Rows for evaluation dropped as too long."""
 
 
 class Counters(StatusModel):

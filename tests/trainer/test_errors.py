@@ -43,6 +43,7 @@ def answer(status: int) -> httpx2.Response:
         (google.Unauthorized("no"), Reason.ACCESS_DENIED),
         (DefaultCredentialsError("none"), Reason.ACCESS_DENIED),
         (RefreshError("expired"), Reason.ACCESS_DENIED),
+        (RefreshError("later", retryable=True), Reason.STORAGE_UNAVAILABLE),
         (google.NotFound("The specified bucket does not exist."), Reason.INVALID_CONFIG),
         (google.ServiceUnavailable("later"), Reason.STORAGE_UNAVAILABLE),
         (google.TooManyRequests("later"), Reason.STORAGE_UNAVAILABLE),

@@ -118,6 +118,34 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     assert "note" not in found.classes
 
 
+def test_attempts_of_a_resource_that_was_created_again(result: Result) -> None:
+    """Their numbers begin anew: each has its own row, in order."""
+    result.history = History(1)
+    for attempt, begin in ((1, 0), (3, 100), (1, 250)):
+        result.history.begin(attempt, begin, "cuda")
+    result.total_steps = 400
+    found = [(attempt, begin, end) for attempt, _, _, begin, end in report.attempts(result)]
+    assert found == [
+        ("1", "0", "100"),
+        ("2", "", "left no checkpoint"),
+        ("3", "100", "250"),
+        ("1", "250", "400"),
+    ]
+
+
+def test_the_report_says_what_became_of_rows_for_evaluation(result: Result) -> None:
+    names = dict(report.data(result))
+    assert names["Rows kept for evaluation"] == "20"
+    assert "Rows for evaluation dropped as too long" not in names, "a preparation of before did not count them"
+    result.data = result.data.model_copy(
+        update={"eval_truncated_rows": 3, "eval_cut_tokens": 1400, "eval_dropped_rows": 0}
+    )
+    names = dict(report.data(result))
+    assert names["Of these cut at maxLength"] == "3"
+    assert names["Tokens cut off these"] == "1,400"
+    assert names["Rows for evaluation dropped as too long"] == "0"
+
+
 def test_an_adapter_that_is_no_better_is_told(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     log = SimpleNamespace(warning=lambda event, warning: logged.append(warning))

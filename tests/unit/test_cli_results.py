@@ -180,6 +180,21 @@ def test_a_bucket_is_copied_before_it_is_served() -> None:
     compile(program, "program", "exec")
 
 
+def test_a_folder_whose_name_is_written_otherwise_in_a_uri(tmp_path: Path) -> None:
+    """Programs open paths, which know of no percent signs."""
+    where = tmp_path / "Müller runs" / "50%"
+    served = Served(name="q", base=(where / "base").as_uri(), where=(where / "adapter").as_uri())
+    words = shlex.split(serving.vllm(served))
+    assert words[:3] == ["vllm", "serve", f"{where}/base"]
+    assert f"q={where}/adapter" in words
+    assert words[words.index("--generation-config") + 1] == f"{where}/adapter"
+    assert f"{where}/adapter" in shlex.split(serving.transformers(served))
+    merged = serving.merged(Served(name="q", base="b", where="x", merged=(where / "merged").as_uri()))
+    assert f"{where}/merged" in shlex.split(merged or "")
+    images = Served(name="q", base=served.base, where=served.where, images=True)
+    assert f"from_pretrained({str(where / 'base')!r})" in shlex.split(serving.transformers(images))[2]
+
+
 @pytest.mark.parametrize("command", ["report", "serve-command"])
 def test_a_run_that_has_not_finished(command: str, tmp_path: Path) -> None:
     text = error(command, tmp_path.as_uri())

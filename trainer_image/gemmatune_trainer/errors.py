@@ -223,8 +223,27 @@ def _hub(error: BaseException, names: set[str]) -> TrainerError | None:
     return HubUnavailable(message) if "HfHubHTTPError" in names else None
 
 
+def identity_away(error: BaseException) -> bool:
+    """Whether a token was not refreshed because who gives it did not answer; an answer that refuses is not meant.
+
+    google-auth wraps what the metadata server did into a RefreshError, its answer, where there was one, as an argument.
+    """
+    if not any(kind.__name__ == "RefreshError" for kind in type(error).__mro__):
+        return False
+    transport = next((link for link in _chain(error) if type(link).__name__ == "TransportError"), None)
+    if transport is None:
+        return bool(getattr(error, "retryable", False))
+    status = getattr(transport.args[1], "status", None) if len(transport.args) > 1 else None
+    return not (isinstance(status, int) and 400 <= status < 500 and status not in _TRY_AGAIN)
+
+
+_TRY_AGAIN = (408, 429)
+
+
 def _google(error: BaseException, names: set[str]) -> TrainerError | None:
     message = text_of(error)
+    if identity_away(error):
+        return StorageUnavailable(message)
     if names & {"Forbidden", "Unauthorized", "DefaultCredentialsError", "RefreshError"}:
         return AccessDenied(
             message, "Grant roles/storage.objectUser on the bucket to the pod's ServiceAccount, or log in locally."

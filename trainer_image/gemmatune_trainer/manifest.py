@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,17 +15,19 @@ from gemmatune_api.serving import Served
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
 from gemmatune_trainer.data.templates import chat_template
+from gemmatune_trainer.errors import Interrupted, StorageUnavailable
 from gemmatune_trainer.generation import write_generation_config
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
 from gemmatune_trainer.result import Result
-from gemmatune_trainer.storage import ObjectMissing, Storage, files_below
+from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, files_below, generation_of
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
 MODEL = "model"
 REPORT = "report/report.html"
 _VERSION = 1
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,10 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
     (folder / "README.md").write_text(card.render(result), encoding="utf-8")
     page = scratch / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
-    fence.check()
+    manifest = generation_of(storage, NAME)  # one that vouches for nothing of this run, or none
     files = files_below(folder, result.kind)
-    stale = {item.name for item in storage.list(f"{result.kind}/")} - set(files)
-    storage.upload({**files, REPORT: page})
-    storage.delete(sorted(stale))
+    put_anew(storage, fence, f"{result.kind}/", files)
+    put_anew(storage, fence, REPORT, {REPORT: page})
     listed = [ResultFile(name, path.stat().st_size, _sha256(path)) for name, path in files.items()]
     where = {result.kind: storage.locate(result.kind)}
     artifacts = Artifacts(
@@ -85,8 +87,36 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
         serve_command=serve_command(result, storage.locate(result.kind)),
     )
     fence.check()
-    storage.write(NAME, json.dumps(_document(result, listed, artifacts), indent=2, ensure_ascii=False).encode())
+    text = json.dumps(_document(result, listed, artifacts), indent=2, ensure_ascii=False).encode()
+    try:
+        storage.write(NAME, text, if_generation_match=manifest)
+    except PreconditionFailed as error:
+        fence.check()
+        raise Interrupted(f"another process has written {storage.locate(NAME)}") from error
     return artifacts
+
+
+def put_anew(storage: Storage, fence: Fence, prefix: str, files: Mapping[str, Path]) -> None:
+    """Uploads files in the place of what lies below `prefix`, and of nothing that a newer attempt writes there.
+
+    What lies there is found before the look at the fence, and only those generations are deleted: a process that is
+    held up after the look, for however long, finds its successor's files to be others, or their names taken.
+
+    Raises:
+        Interrupted: a newer attempt has taken over.
+    """
+    for _ in range(_TRIES):
+        there = storage.list(prefix)
+        fence.check()
+        storage.delete_found(there)
+        try:
+            storage.upload(files, new=True)
+        except PreconditionFailed as error:
+            taken = error
+            continue
+        return
+    fence.check()
+    raise StorageUnavailable(f"{taken} changes all the time: another process writes there")
 
 
 def digest_of(files: list[ResultFile]) -> str:

@@ -13,7 +13,7 @@ from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
-from gemmatune_trainer import backends, manifest, ownership, report
+from gemmatune_trainer import access, backends, manifest, ownership, report
 from gemmatune_trainer.backends.base import Backend, Snapshot, Step
 from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
@@ -51,7 +51,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
-    storage, claimed = _claimed(config)
+    storage, claimed = _claimed(config, stop)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
         return _finished_before(config, storage, Reporter(open_sink(config.run)), finished)
@@ -153,11 +153,11 @@ def _verify(
         result.after = samples.answers(backend, "after")
 
 
-def _claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
+def _claimed(config: RunConfig, stop: StopFlag) -> tuple[Storage, ownership.Claim]:
     """The run's prefix and its owner's record; before that, whether this image can train it at all."""
     backends.check(config.backend)
-    storage = open_storage(config.output.uri)
-    return storage, ownership.read_claim(storage, config)
+    with stop.at_once("reading the output"):
+        return access.claimed(config)
 
 
 def _finished_before(
@@ -298,7 +298,7 @@ class Attempt:
         started = self._schedule.time = time.monotonic()
         try:
             start = self._start.folder if self._start else None
-            if self._evaluation.missed(self._step, self.history):
+            if self._evaluation.missed(self._step, self._total_steps, self.history):
                 if start:
                     self._backend.restore_weights(start)
                 self._evaluate()
