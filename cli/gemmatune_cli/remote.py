@@ -139,7 +139,7 @@ def look(resource: dict[str, Any]) -> Look:
     """What a resource shows now."""
     meta, status = resource["metadata"], status_of(resource.get("status"))
     asked = (meta.get("annotations") or {}).get(names.ANNOTATION_RETRY)
-    retried = asked is None or asked == status.observed_retry
+    retried = not asked or asked == status.observed_retry
     return Look(status, retried and meta.get("generation") == status.observed_generation)
 
 

@@ -49,7 +49,9 @@ class Manifest(_Shape):
     base: _Base = _Base()
     method: _Method = _Method()
     artifacts: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    source: dict[str, Any] = {}
+    model: dict[str, Any] | list[Any] = {}
+    """What was tuned, as in `source`, which older manifests have not; of full tuning the files of the result."""
     settings: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     data: dict[str, Any] = {}

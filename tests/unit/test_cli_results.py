@@ -143,6 +143,24 @@ def test_compare(write: Write) -> None:
     assert not any(row.startswith(("lora.rank", "output.uri")) for row in rows), "what is equal, or always differs"
 
 
+FILES = [{"name": "model/model.safetensors", "size": 1, "sha256": "00"}]
+
+
+@pytest.mark.parametrize("source", [{"source": {"name": "gemma-2-2b", "revision": "c0ffee"}}, {}])
+def test_full_tuning(write: Write, source: dict[str, Any]) -> None:
+    """Its manifest lists the files of the result as `model`; those before `source` was there name the base alone."""
+    full = {"model": FILES, "method": {"kind": "full", "text": "full"}, "artifacts": {"model": "gs://bucket/q/model"}}
+    folder = str(write("full", **full, **source))
+    for command in ("samples", "report", "serve-command"):
+        found = gft(command, folder)
+        assert found.exit_code == 0, found.output
+    shown = gft("compare", folder, str(write("adapter")))
+    assert shown.exit_code == 0, shown.output
+    rows = [" ".join(line.split()) for line in shown.output.splitlines()]
+    assert f"model {'gemma-2-2b' if source else 'google/gemma-2-2b'} gemma-2-2b" in rows
+    assert not any(row.startswith("model revision") for row in rows), "it is the same"
+
+
 def test_compare_says_that_nothing_differs(write: Write) -> None:
     folder = str(write())
     assert "none" in gft("compare", folder, folder).output.split("Results")[0]

@@ -136,6 +136,7 @@ def _sha256(path: Path) -> str:
 def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> dict[str, Any]:
     last = result.history.points[-1] if result.history.points else None
     verification = result.verification
+    source = {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label}
     return {
         "version": _VERSION,
         "run": result.config.run.model_dump(by_alias=True),
@@ -143,7 +144,8 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "resumeHash": result.claim.resume_hash,
         "dataHash": result.claim.data_hash,
-        "model": {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label},
+        "source": source,
+        MODEL: source,  # of full tuning the files of the result stand here, below
         "base": {"name": result.files.published_name[0], "revision": result.files.published_name[1]},
         "method": {
             "kind": result.config.method.kind,
