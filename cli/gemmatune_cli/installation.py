@@ -115,12 +115,13 @@ def _watched(deployment: Any) -> tuple[str, ...]:
 
 
 def _told(cluster: Connection, deployment: Any, missing: list[str]) -> tuple[Settings, tuple[str, ...]]:
-    """What an operator was told; files that may not be read are noted as missing. Raises ValueError."""
+    """What an operator was told; files of defaults that may not be read are noted as missing. Raises ValueError."""
     container = _container(deployment)
+    prices = {item.partition("=")[2] for item in container.args or [] if item.startswith("--prices=")}
 
     def text(file: str) -> str:
         found = _file(cluster, deployment, container, file)
-        if found is None:
+        if found is None and file not in prices:  # of which nothing is said here
             missing.append(f"{file} of {_name(deployment)}")
         return _NOTHING if found is None else found
 

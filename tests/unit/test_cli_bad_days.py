@@ -274,12 +274,13 @@ ENDED = {"observedGeneration": 1, "reason": "DataInvalid", "message": "Row 7 is 
         ({**run("Failed", **ENDED), "retry": "b"}, 2),
         ({**run("Failed", **ENDED, observedRetry="a"), "retry": "b"}, 2),
         ({**run("Failed", **ENDED, observedRetry="b"), "retry": "b"}, 1),
+        ({**run("Failed", **ENDED), "retry": ""}, 1),
     ],
-    ids=["failed", "corrected", "succeeded", "retried", "retried again", "failed again"],
+    ids=["failed", "corrected", "succeeded", "retried", "retried again", "failed again", "nothing asked"],
 )
 def test_a_failure_that_is_corrected_or_tried_again_is_no_end(found: dict[str, Any], code: int, serve: Any) -> None:
     found = json.loads(json.dumps(found))
-    if retry := found.pop("retry", None):
+    if (retry := found.pop("retry", None)) is not None:
         found["metadata"]["annotations"] = {names.ANNOTATION_RETRY: retry}
     with serve(lambda method, path: (200, {"items": []} if "/pods" in path or "watch=true" in path else found)):
         done = gft("wait", "quotes", "--timeout", "1s")
