@@ -87,6 +87,8 @@ class Checkpoints:
         self._passed_over: dict[int, str] = {}
         self.last_step: int | None = None
         """Step of the newest checkpoint of this attempt whose manifest has landed."""
+        self.remark = ""
+        """What is to be said of the checkpoint that is used."""
         self.blocked = 0.0
         """Seconds that training has waited for checkpoints."""
 
@@ -115,8 +117,9 @@ class Checkpoints:
 
     @property
     def note(self) -> str:
-        """A sentence on each checkpoint that `newest` has passed over, for people; "" where there was none."""
-        return " ".join(f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items())
+        """For people: a sentence on each checkpoint that `newest` has passed over, and `remark`; "" where all is well."""
+        passed = [f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items()]
+        return " ".join([*passed, self.remark]).strip()
 
     def _fetch(self, step: int, sizes: Mapping[str, int], folder: Path) -> str:
         """Downloads a checkpoint; what is wrong with it, "" where nothing is."""
