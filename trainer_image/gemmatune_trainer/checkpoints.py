@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemmatune_trainer.backends.base import Snapshot
+from gemmatune_trainer.backends.forms import begins_anew
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
@@ -115,9 +116,17 @@ class Checkpoints:
             self._passed_over[step] = fault
             shutil.rmtree(folder, ignore_errors=True)
 
+    def newest_for(self, backend: str) -> Restored | None:
+        """The same; what the backend cannot take over of another's is said in the attempt's message."""
+        found = self.newest()
+        self.remark = begins_anew(found.folder, backend) if found is not None else ""
+        if self.remark:
+            log.warning("the optimizer begins anew", why=self.remark)
+        return found
+
     @property
     def note(self) -> str:
-        """For people: a sentence on each checkpoint that `newest` has passed over, and `remark`; "" where all is well."""
+        """A sentence on each checkpoint that `newest` has passed over, and `remark`, for people; often ""."""
         passed = [f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items()]
         return " ".join([*passed, self.remark]).strip()
 

@@ -216,7 +216,7 @@ def _operating_system(error: BaseException) -> TrainerError | None:
 
 
 def _of_xla(error: BaseException) -> bool:
-    """Whether an exception is JAX's, or a RuntimeError in whose trace PyTorch/XLA stands: it has no class of its own."""
+    """Whether an exception is JAX's, or a RuntimeError that came through PyTorch/XLA, which has no class of its own."""
     if any(kind.__module__.split(".")[0] in ("jax", "jaxlib") for kind in type(error).__mro__):
         return True
     if not isinstance(error, RuntimeError):

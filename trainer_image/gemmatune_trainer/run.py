@@ -15,7 +15,6 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import backends, manifest, ownership, report
 from gemmatune_trainer.backends.base import Backend, Snapshot, Step, Tally
-from gemmatune_trainer.backends.forms import begins_anew
 from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
@@ -67,7 +66,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     try:
         reporter.start()
         with stop.at_once("reading checkpoint, data and model"):
-            newest = _newest(checkpoints, config.backend)
+            newest = checkpoints.newest_for(config.backend)
             reporter.resumed((newest.step, newest.uri) if newest else None, checkpoints.note)
             rows = prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
             files = fetch(config.model, weights=True, revision=claimed.model_revision)
@@ -119,15 +118,6 @@ def _fenced(config: RunConfig, storage: Storage, claimed: ownership.Claim, ranks
 def _reporter(config: RunConfig, fence: ownership.Fence) -> Reporter:
     """Writes the status as long as the fence lets it, which it looks at through a client of its own."""
     return Reporter(open_sink(config.run), fence.beside(open_storage(config.output.uri, LOOK_PATIENCE)).check)
-
-
-def _newest(checkpoints: Checkpoints, backend: str) -> Restored | None:
-    """The checkpoint to go on from; what a backend cannot take over of another's is said in the attempt's message."""
-    found = checkpoints.newest()
-    checkpoints.remark = begins_anew(found.folder, backend) if found is not None else ""
-    if checkpoints.remark:
-        log.warning("the optimizer begins anew", why=checkpoints.remark)
-    return found
 
 
 def _report_end(reporter: Reporter, result: Result, artifacts: Artifacts) -> None:

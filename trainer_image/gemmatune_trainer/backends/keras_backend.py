@@ -14,7 +14,15 @@ import numpy as np
 from gemmatune_api.catalog import target_names
 from gemmatune_api.memory_mesh import padded_length
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends import forms, keras_images, keras_lora, keras_mesh, keras_state, keras_weights, keras_whole
+from gemmatune_trainer.backends import (
+    forms,
+    keras_images,
+    keras_lora,
+    keras_mesh,
+    keras_state,
+    keras_weights,
+    keras_whole,
+)
 from gemmatune_trainer.backends.base import Placement, Rows, Snapshot, Step, Tally, Training, Verification
 from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of
 from gemmatune_trainer.backends.keras_steps import Steps, optimizer

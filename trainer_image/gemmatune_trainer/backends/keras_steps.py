@@ -44,7 +44,7 @@ class Steps:
         trained: Sequence[Any] | None = None,
         further: Sequence[Any] = (),
     ) -> None:
-        """`trained`: what is trained, where that is no part of the backbone; `further`: frozen variables of the kind."""
+        """`trained`: what is trained, where no part of the backbone; `further`: frozen variables that are none."""
         self.backbone = backbone
         self.trained = list(backbone.trainable_variables if trained is None else trained)
         self.frozen = [*backbone.non_trainable_variables, *further]

@@ -129,9 +129,7 @@ def widened(saved: dict[str, Any], groups: int) -> dict[str, Any]:
 def forward(schedule: Any, step: int) -> None:
     """Puts a fresh schedule, which accelerate may have wrapped, where it is after an optimizer step."""
     inner = getattr(schedule, "scheduler", schedule)
-    rates = [
-        base * function(step) for base, function in zip(inner.base_lrs, inner.lr_lambdas, strict=True)
-    ]
+    rates = [base * function(step) for base, function in zip(inner.base_lrs, inner.lr_lambdas, strict=True)]
     inner.last_epoch, inner._step_count, inner._last_lr = step, step + 1, rates
     for group, rate in zip(inner.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

@@ -227,7 +227,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
             return
         folder, found = Path(checkpoint), None
         if self._ranks.main and (folder / OPTIMIZER_NAME).exists():
-            saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=self._ranks.size > 1)
+            saved = torch.load(
+                folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=self._ranks.size > 1
+            )
             optimizer, converted = moments.fitting(saved, self.optimizer)
             schedule = torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True)
             found = {"optimizer": optimizer, "schedule": moments.widened(schedule, len(self.optimizer.param_groups))}
