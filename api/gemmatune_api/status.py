@@ -294,7 +294,7 @@ class CheckpointStatus(StatusModel):
     uri: str
     """Its prefix."""
     note: str | None = None
-    """Which newer ones this attempt found damaged and did not use, and what of this one it could not take over."""
+    """Which newer ones this attempt found damaged, and what of this one its backend could not take over."""
 
 
 class Artifacts(StatusModel):
