@@ -108,8 +108,8 @@ class Verification:
     `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that
     training makes against the base: an adapter to the logits, full tuning to a weight. `exported` is the number of
     weights in the result's files, where that is another than the number of trained ones (`parameters`), and `rank` the
-    largest rank of an adapter's modules there: one that keras began has a larger one than the run's. `placed` is where weights and
-    optimizer variables lay, where a mesh divides them.
+    largest rank of an adapter's modules there: one that keras began has a larger one than the run's. `placed` is where
+    weights and optimizer variables lay, where a mesh divides them.
     """
 
     largest_difference: float
