@@ -312,7 +312,7 @@ class CheckpointStatus(StatusModel):
     uri: str
     """Its prefix."""
     note: str | None = None
-    """Which newer ones this attempt found damaged and did not use."""
+    """Which newer ones this attempt found damaged, and what of this one its backend could not take over."""
 
 
 class Artifacts(StatusModel):

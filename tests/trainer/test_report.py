@@ -18,7 +18,7 @@ from gemmatune_api import catalog
 from gemmatune_api.spec import TextFormat
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer import card, report
-from gemmatune_trainer.backends.base import Step, Verification
+from gemmatune_trainer.backends.base import Step, Tally, Verification
 from gemmatune_trainer.charts import Series, chart, number, ticks, whole_ticks
 from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
@@ -84,6 +84,16 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+
+
+def test_the_report_tells_what_was_compiled_and_padded(result: Result) -> None:
+    assert "Compilations" not in report.render(result), "torch compiles nothing"
+    result.tally = Tally(compilations=3, late=0, seconds=41.25, padding=0.1234)
+    page = report.render(result)
+    assert "3 in 41.2 s, none after step 2" in page
+    assert "12.3% of the computed tokens" in page
+    result.tally = Tally(compilations=5, late=2, seconds=41.25, padding=0.0)
+    assert "5 in 41.2 s, 2 after step 2" in report.render(result)
 
 
 def test_the_report_is_whole_and_opens_offline(result: Result) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemmatune_trainer.backends.base import Snapshot
+from gemmatune_trainer.backends.forms import begins_anew
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
@@ -95,6 +96,8 @@ class Checkpoints:
         self._passed_over: dict[int, str] = {}
         self.last_step: int | None = None
         """Step of the newest checkpoint of this attempt whose manifest has landed."""
+        self.remark = ""
+        """What is to be said of the checkpoint that is used."""
         self.blocked = 0.0
         """Seconds that training has waited for checkpoints."""
 
@@ -121,10 +124,19 @@ class Checkpoints:
             self._passed_over[step] = fault
             shutil.rmtree(folder, ignore_errors=True)
 
+    def newest_for(self, backend: str) -> Restored | None:
+        """The same; what the backend cannot take over of another's is said in the attempt's message."""
+        found = self.newest()
+        self.remark = begins_anew(found.folder, backend) if found is not None else ""
+        if self.remark:
+            log.warning("the optimizer begins anew", why=self.remark)
+        return found
+
     @property
     def note(self) -> str:
-        """A sentence on each checkpoint that `newest` has passed over, for people; "" where there was none."""
-        return " ".join(f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items())
+        """A sentence on each checkpoint that `newest` has passed over, and `remark`, for people; often ""."""
+        passed = [f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items()]
+        return " ".join([*passed, self.remark]).strip()
 
     def _fetch(self, step: int, sizes: Mapping[str, int], folder: Path) -> str:
         """Downloads a checkpoint; what is wrong with it, "" where nothing is."""

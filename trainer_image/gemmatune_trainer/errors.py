@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -113,6 +114,19 @@ _NO_MEMORY = (
     "Ran out of memory in memory space hbm",
 )
 """What PyTorch, and XLA while it compiles or runs, say of an accelerator's memory."""
+_NOT_COMPILED = (
+    "UNIMPLEMENTED:",
+    "INVALID_ARGUMENT:",
+    "memory space vmem",
+    "Compilation failure",
+    "compilation failed",
+    "failed to compile",
+)
+"""What XLA says of a program that it cannot make for the chips: the next attempt would end the same way."""
+_COMPILE_REMEDY = (
+    "Set mesh, training.microBatchSize, dataset.maxLength or gradientCheckpointing otherwise, or another backend; the "
+    "pod's log has all of XLA's text."
+)
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
@@ -196,7 +210,19 @@ def _operating_system(error: BaseException) -> TrainerError | None:
         )
     if isinstance(error, RuntimeError) and any(words in message for words in _NO_MEMORY):
         return AcceleratorOutOfMemory(message)
+    if _of_xla(error) and any(words in message for words in _NOT_COMPILED):
+        return InvalidConfig(f"XLA cannot make the run's program for these devices: {message}", _COMPILE_REMEDY)
     return None
+
+
+def _of_xla(error: BaseException) -> bool:
+    """Whether an exception is JAX's, or a RuntimeError that came through PyTorch/XLA, which has no class of its own."""
+    if any(kind.__module__.split(".")[0] in ("jax", "jaxlib") for kind in type(error).__mro__):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    names = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith(("torch_xla", "gemmatune_trainer.backends.xla")) for name in names)
 
 
 def _torch(error: BaseException, names: set[str]) -> TrainerError | None:

@@ -14,6 +14,7 @@ from gemmatune_api import serving
 from gemmatune_api.serving import Served
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
+from gemmatune_trainer.backends.base import Tally
 from gemmatune_trainer.data.templates import chat_template
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable
 from gemmatune_trainer.generation import write_generation_config
@@ -163,6 +164,7 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         ],
         "tokensPerSecond": result.history.median_speed,
         "memory": result.history.highest_memory,
+        "compiled": _compiled(result.tally) if result.tally else None,
         "steps": result.total_steps,
         "step": result.step,
         "firstLoss": result.history.points[0].loss if last else None,
@@ -181,6 +183,11 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "artifacts": artifacts.model_dump(by_alias=True, exclude_none=True),
         "versions": result.versions,
     }
+
+
+def _compiled(tally: Tally) -> dict[str, float]:
+    told = tally.told
+    return {"afterStep2": told.pop("after_step_2"), **told}
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")

@@ -90,6 +90,10 @@ def facts(result: Result) -> list[tuple[str, str]]:
         found.append(("Median speed", f"{number(result.history.median_speed or 0)} tokens/s"))
     if most := result.history.highest_memory:
         found.append(("Highest memory", f"{number(most / _GIB)} GiB"))
+    if tally := result.tally:
+        late = f"{tally.late} after step 2" if tally.late else "none after step 2"
+        found.append(("Compilations of the last attempt", f"{tally.compilations} in {tally.seconds:.1f} s, {late}"))
+        found.append(("Padding", f"{tally.padding:.1%} of the computed tokens"))
     return found
 
 

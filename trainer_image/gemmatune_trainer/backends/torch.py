@@ -127,6 +127,8 @@ class TorchBackend:
 
     def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
         """Trains up to `total_steps`, from the state in folder `start` where one is given."""
+        if start:  # first: an adapter that keras began brings shapes of its own
+            self.restore_weights(start)
         copies = self._ranks.size > 1 and not self._divided
         setting = Setting(self._config, self._ranks, copied(self._shell) if copies else self._shell)
         self._trainer = make_trainer(
@@ -135,8 +137,6 @@ class TorchBackend:
         self._kind.check_dtypes(self._model)
         # Last: transformers' Trainer seeds every rank alike, and copies shall not leave out the same of their rows.
         seed_everything(self._config.training.seed + self._ranks.rank)
-        if start:
-            self.restore_weights(start)
         self._trainer.run(start)
 
     @torch.no_grad()
