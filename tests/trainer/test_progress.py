@@ -116,6 +116,12 @@ def test_a_sign_of_life_before_the_first_report_claims_no_speed(tmp_path: Path) 
     assert renewed.pop("heartbeat") > left["heartbeat"]
     assert renewed.keys() == left.keys() - {"heartbeat", "tokensPerSecond", "eta"}
     assert renewed["step"] == 3
+    path.write_text(json.dumps({"progress": left}))
+    merging = Reporter(FileSink(path), training=False)
+    merging.start()
+    merging.alive()
+    merging.close()
+    assert json.loads(path.read_text())["progress"].keys() == left.keys(), "a merge takes nothing away"
     third = Reporter(FileSink(path))
     third.start()
     third.progress(4, 40, 40, history(1), urgent=True)

@@ -49,7 +49,7 @@ def merge(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         raise InvalidConfig(f"{storage.locate(manifest.NAME)} is no manifest of this run: there is nothing to merge")
     sha256 = finished.artifacts.sha256 or ""
     inputs = Inputs(claimed.resume_hash, config.model.uri, claimed.model_revision, sha256)
-    reporter = Reporter(open_sink(config.run))
+    reporter = Reporter(open_sink(config.run), training=False)
     scores = merged.find(storage, inputs)
     if scores is not None:
         log.info("the merge is finished already", manifest=storage.locate(merged.NAME))

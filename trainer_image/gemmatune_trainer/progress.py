@@ -135,8 +135,10 @@ class Reporter:
     Interrupted, the status is another attempt's, nothing more is written, and `poll` ends training.
     """
 
-    def __init__(self, sink: Sink | None, may_write: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, sink: Sink | None, may_write: Callable[[], None] = lambda: None, training: bool = True) -> None:
+        """`training`: an attempt, whose steps are its own; a merge leaves what training has said as it is."""
         self._sink = sink
+        self._training = training
         self._may_write = may_write
         self._looked = -math.inf
         self._taken_over: Interrupted | None = None
@@ -195,7 +197,11 @@ class Reporter:
         with self._lock:
             if "progress" in self._fields:
                 old = self._fields["progress"]
-                kept = old if self._reported else {name: old[name] for name in old if name not in _SPEED}
+                kept = (
+                    old
+                    if self._reported or not self._training
+                    else {name: old[name] for name in old if name not in _SPEED}
+                )
                 self._fields["progress"] = {**kept, "heartbeat": _now()}
                 self._dirty = True
 

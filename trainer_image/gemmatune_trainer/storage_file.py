@@ -124,7 +124,7 @@ class FileStorage:
         """Deletes files of a listing, as long as they are the generations that it had.
 
         A file leaves its name before it is looked at for the last time, and gets it back where it is another one: a
-        lock around both could be held by a process that is frozen.
+        lock around both could be held by a process that is frozen. Meanwhile another one has no name for a moment.
         """
         for item in items:
             path = self._path(item.name)
