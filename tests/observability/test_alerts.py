@@ -66,6 +66,18 @@ def test_another_installation_does_not_hide_that_this_one_is_away(tmp_path: Path
     promtool("test", "rules", str(tmp_path / "test.yaml"))
 
 
+def test_the_pod_of_a_long_release_is_seen() -> None:
+    """The API server cuts what it makes a pod's name from at 58 characters, and adds five of its own."""
+    release = "machine-learning-platform-production"
+    rendered = chart.render({"monitoring.alerts": True}, release=release)
+    (rule,) = [item for item in rendered if item["kind"] == "PrometheusRule"]
+    (deployment,) = [item for item in rendered if item["kind"] == "Deployment"]
+    pod = f"{deployment['metadata']['name']}-5d8f7c9b6d-"[:58] + "x2x4z"
+    found = re.search(r'pod=~"([^"]+)"', yaml.safe_dump(rule["spec"], width=10_000))
+    assert found is not None
+    assert re.fullmatch(found[1], pod)
+
+
 _AWAY = {
     "summary": "No gemmatune operator works: gemmatune-operator in namespace gemmatune-system",
     "description": "Training goes on, but nothing is started, retried or diagnosed: "

@@ -269,6 +269,6 @@ def test_a_file_that_changes_while_it_is_deleted_stays(tmp_path: Path) -> None:
                 storage.write("a", b"1")
                 storage.write("a", b"22")
                 # It may be looked at just now, and then has no name for a moment.
-                wait_for(lambda: [item.size for item in storage.list()] == [2], "the newer file", 5)
+                wait_for(lambda: [item.size for item in storage.list()] == [2], "the newer file", seconds=5)
         finally:
             deleting.kill()

@@ -59,9 +59,14 @@ def test_the_backstop_ends_only_a_run_that_is_over(
     assert backstop(seen, decision(), recorded, over, other) is other
 
 
-def test_a_job_that_never_ran_is_over_with_its_backstop() -> None:
-    waited = job("quotes-t1", failed=True)
-    assert backstop(situation(resource(LIMITED)), decision(), attempt(), waited, JOB_OVER) is JOB_OVER
+@pytest.mark.parametrize(("limit", "reason"), [("24h", Reason.DEADLINE_EXCEEDED), ("72h", Reason.INTERRUPTED)])
+def test_a_job_that_never_ran_is_over_with_the_wait_that_it_has(limit: str, reason: Reason) -> None:
+    """Its activeDeadlineSeconds count an earlier limits.pendingDeadline, which may have been raised."""
+    limits = {"deadline": "30m", "pendingDeadline": limit}
+    seen = situation(resource({"limits": limits}), now=NOW + timedelta(hours=24, minutes=31))
+    timers = Timers(pending_since=rfc3339(NOW))
+    found = backstop(seen, decision(timers=timers), attempt(), job("quotes-t1", failed=True), JOB_OVER)
+    assert found.reason is reason
 
 
 def test_waiting_does_not_count() -> None:

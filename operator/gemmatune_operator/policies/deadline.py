@@ -29,16 +29,20 @@ def training(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
 
 
 def backstop(situation: Situation, decision: Decision, attempt: Attempt, job: JobView, ending: Cause) -> Cause:
-    """The end of a Job by its activeDeadlineSeconds, which it was made with: no end of a run whose limits.deadline was
-    raised since, and that has not trained for so long. Its trainer got SIGTERM, as in an interruption."""
-    limit = situation.limits.deadline
+    """The end of a Job by its activeDeadlineSeconds, which it was made with: no end of a run whose limits were raised
+    since, and that has neither trained nor waited for so long. Its trainer got SIGTERM, as in an interruption."""
+    if ending.reason is not Reason.DEADLINE_EXCEEDED:
+        return ending
     began = training_time(attempt, job)
-    if ending.reason is not Reason.DEADLINE_EXCEEDED or began is None:
+    if began is None:
+        limit, since = situation.limits.pending_deadline, parse_time(decision.timers.pending_since)
+        spent = (situation.now - since).total_seconds() if since is not None else 0.0
+    else:
+        limit = situation.limits.deadline
+        spent = decision.timers.active_seconds + seconds_trained(situation, began, job)
+    if limit is not None and spent >= seconds(limit):
         return ending
-    trained = decision.timers.active_seconds + seconds_trained(situation, began, job)
-    if limit is not None and trained >= seconds(limit):
-        return ending
-    message = f"The Job {job.name} reached its activeDeadlineSeconds, which it was given by an earlier limits.deadline."
+    message = f"The Job {job.name} reached its activeDeadlineSeconds, which it was given by earlier limits."
     return cause(Reason.INTERRUPTED, message)
 
 
