@@ -139,6 +139,8 @@ def test_paligemma_keras_is_the_recipe() -> None:
     assert (run.dataset.image_text.image, run.dataset.image_text.prefix) == ("file", "answer en {question}")
     assert not run.dataset.packing
     assert (plan.chips, plan.mesh) == (8, {"data": 2, "model": 4})
+    told = f"about {plan.memory.total / 2**30:.0f} GiB"
+    assert told in (FOLDER / "paligemma-keras.yaml").read_text(encoding="utf-8")
 
 
 def test_paligemma_keras_tpu_is_the_recipe_on_a_published_slice() -> None:

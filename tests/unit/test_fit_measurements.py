@@ -1,4 +1,4 @@
-"""The planner against measured runs, of others on GPUs and of our own trainer on a CPU.
+"""The planner against measured runs, of others on GPUs and of our own trainers on a CPU.
 
 Others: max_memory_reserved() of twelve runs of Unsloth's notebooks (2026-08-18). Their trainer checkpoints activations
 and computes the logits of every position; the length is a cap, so each peak is a lower bound at that length. GPUs
@@ -14,7 +14,7 @@ import pytest
 
 from bench.memory import ABOVE, BELOW, RESULTS, SETTINGS, planned
 from bench.memory import Setting as RunSetting
-from gemmatune_api import catalog, memory
+from gemmatune_api import catalog, memory, memory_devices
 from gemmatune_api.accelerators import GIB
 from gemmatune_api.memory import Setting
 
@@ -107,3 +107,17 @@ def test_our_runs_vary_what_matters() -> None:
     for values in zip(*((item.length, item.rows, item.method, item.checkpointing) for item in SETTINGS), strict=True):
         assert len(set(values)) == 2
     assert len(SETTINGS) >= 6
+
+
+VIRTUAL = [("keras", 1, 3590), ("keras", 2, 8038), ("xla", 1, 3936)]
+"""Backend, virtual devices along data, and the largest resident size of `train` in MiB: LoRA of the real Gemma 3 270M
+in bf16, one row of 64 tokens a device, without checkpointing (that of xla after its first step)."""
+
+
+@pytest.mark.parametrize(("backend", "devices", "peak"), VIRTUAL)
+def test_virtual_devices_take_what_is_planned(backend: str, devices: int, peak: int) -> None:
+    model = catalog.by_name("gemma-3-270m")
+    assert model is not None
+    wanted = Setting(method="lora", rows=1, length=64, checkpointing=False, device="cpu")
+    planned = memory_devices.estimate(backend, model, wanted, (devices, 1), 0).total
+    assert BELOW <= planned / (peak * 1024**2) - 1 <= ABOVE

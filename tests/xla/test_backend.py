@@ -12,6 +12,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler, set_seed
 from transformers.optimization import Adafactor
 
+from gemmatune_api import memory_xla
+from gemmatune_api.memory import Setting
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer import backends
 from gemmatune_trainer.backends import adapter, forward, whole, xla_forward
@@ -118,6 +120,23 @@ def check_division(backend: XlaBackend, large: int, moments: bool) -> None:
                 assert on_one <= 1.15 * of_all / DEVICES, name
 
 
+def check_planned(backend: XlaBackend, config: RunConfig) -> None:
+    """A chip holds what the planner counts, to the byte: of the base, of the adapter, and of AdamW's moments."""
+    model, method, mesh = fetch(config.model, weights=True).model, config.method, config.mesh
+    assert mesh is not None
+    chips, wide = (mesh.data, mesh.model), 4 if method.kind == "full" or config.training.precision == "fp32" else 2
+    held = {name: on_one for name, (on_one, _) in backend.device_bytes().items()}
+    base = sum(size for name, size in held.items() if ".lora_" not in name)
+    assert base == wide * memory_xla.divided(model, chips)
+    own = {"rank": method.rank, "targets": method.target_modules, "dora": method.dora} if method.rank else {}
+    setting = Setting(method=method.kind, rows=1, length=16, checkpointing=False, device="tpu", **own)
+    trained = memory_xla.trained(model, setting, chips)
+    if method.kind == "lora":
+        assert sum(held.values()) - base == 4 * trained
+    if config.training.optimizer == "adamw_torch":
+        assert sum(on_one for on_one, _ in backend.optimizer_bytes().values()) == 2 * 4 * trained
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig, case: str) -> None:
     """fp32, relative difference at most 1e-4; nothing is compiled after step 2; large weights are divided evenly."""
@@ -133,6 +152,7 @@ def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig
     assert tally.late == 0
     assert 0 < tally.compilations <= 4
     check_division(backend, 4096, moments=case in ("full 1", "full 2", "full 3"))
+    check_planned(backend, config)
 
 
 RESUMED: list[dict[str, Any]] = [
