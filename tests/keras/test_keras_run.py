@@ -60,13 +60,14 @@ def check_tally(config: RunConfig, done: TrainerProcess, compiled: dict[str, Any
     computed = shape["sequences"] * shape["passes"] * shape["length"] * 4
     data = json.loads((output(config) / "manifest.json").read_text())["data"]
     assert (compiled["compilations"], compiled["afterStep2"]) == (logged["compilations"], 0)
-    assert 2 <= compiled["compilations"] <= 20, "the pass and the update, and small ones"
+    assert 1 <= compiled["compilations"] <= 20, "pass, update and what is small, but for what the cache had"
     assert compiled["seconds"] > 0
     mean = data["tokens"] / data["rows"]
     assert compiled["padding"] == pytest.approx(1 - 16 * mean / computed, abs=0.25), "four steps of four rows"
     assert 0 < compiled["padding"] < 1
     page = (output(config) / "report" / "report.html").read_text()
-    assert f"{compiled['padding']:.1%} of the computed tokens" in page
+    (share,) = re.findall(r"([0-9.]+)% of the computed tokens", page)
+    assert float(share) == pytest.approx(100 * compiled["padding"], abs=0.1)
 
 
 BLOCK = "decoder_block_*"
