@@ -27,7 +27,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: release-state soak-upgrade soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
+.PHONY: release-state soak-upgrade test-images soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,9 @@ test-parity: setup setup-xla setup-keras ## The same run by torch, xla and keras
 
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
+
+test-images: setup ## Build the operator's image as root, and run it without root, network or a writable system
+	$(call step,images,$(PYTEST) -s tests/images)
 
 soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; takes 35 GB of disk
 	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images tests/e2e/test_real_trainer.py)

@@ -108,14 +108,15 @@ class Turns:
 
 
 class Measure:
-    """Floating-point work (torch's FlopCounterMode) and the most live tensor bytes, from here to `finish`."""
+    """Floating-point work (bench/flops.py) and the most live tensor bytes, from here to `finish`."""
 
     def __init__(self) -> None:
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
+
+        from bench import flops
 
         self._resident = sum(_storages())
-        self._flops = FlopCounterMode(display=False)
+        self._flops = flops.counter()
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
         self._profile.__enter__()
         self._flops.__enter__()

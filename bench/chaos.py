@@ -1,17 +1,15 @@
 """What checkpoints cost a run, and what kills cost it: the chaos suite's full counts, and the real Gemma 3 270M.
 
 `python -m bench.chaos` runs the suite with 30 kills, trains with a checkpoint every few steps into fake-gcs-server, and
-writes bench/results/chaos.json. It fails where a kill loses more than two intervals, or a step waits too long.
+writes bench/results/chaos.json. It fails where a kill loses more than two intervals, a step waits too long, or
+checkpoints, progress and samples together take more of the run than they may.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import about
+from bench import about, checkpoint_cost
 from bench.memory import DATA, RunFailed
 from gemmatune_api import catalog, fit
 from gemmatune_api.defaults import resolve
@@ -31,10 +29,6 @@ from tests.support.quotes import quote_rows
 
 RESULTS = Path(__file__).parent / "results" / "chaos.json"
 STEPS, INTERVAL, ROWS = 60, 10, 8
-MOST_OF_A_STEP = 0.05
-"""Longest wait for a checkpoint, as a share of a step."""
-MOST_OF_THE_TIME = 0.03
-"""Largest share of training that checkpoints, status and samples may take."""
 
 
 def kills(scratch: Path) -> list[dict[str, Any]]:
@@ -53,10 +47,7 @@ def kills(scratch: Path) -> list[dict[str, Any]]:
 
 
 def cost(model: Path, scratch: Path) -> list[dict[str, Any]]:
-    """One run of the real model on quotes, with a checkpoint every INTERVAL steps.
-
-    Steps with an upload beside them are held against the others of the same run: a busy machine slows both.
-    """
+    """One run of the real model on quotes, with a checkpoint every INTERVAL steps, and what they cost it."""
     rows = [{"text": f"Quote: {row['text']}\nAuthor: {row['from']}"} for row in quote_rows()[: STEPS * ROWS]]
     (scratch / DATA).write_text("".join(json.dumps(row) + "\n" for row in rows))
     with FakeGcs() as gcs:
@@ -87,51 +78,24 @@ def cost(model: Path, scratch: Path) -> list[dict[str, Any]]:
             ENV_STATUS_FILE: str(scratch / "status.json"),
             ENV_GCS_ENDPOINT: gcs.endpoint,
         }
-        _run("prepare", environment, scratch)
-        return _figures(_run("train", environment, scratch))
+        _run("prepare", environment, scratch, {})
+        lines, readings = _run("train", environment, scratch, {"storage": gcs.pid})
+        return checkpoint_cost.figures(lines, readings, INTERVAL)
 
 
-def _run(role: str, environment: Mapping[str, str], scratch: Path) -> list[dict[str, Any]]:
-    """Runs a role to its end; its log."""
-    done = subprocess.run(
+def _run(
+    role: str, environment: Mapping[str, str], scratch: Path, beside: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], dict[str, list[checkpoint_cost.Reading]]]:
+    """Runs a role to its end; its log, and the processor time of it (`trainer`) and of the processes beside it."""
+    started = subprocess.Popen(
         [sys.executable, "-m", "gemmatune_trainer", role],
-        env=dict(environment), cwd=scratch, capture_output=True, text=True, check=False,
+        env=dict(environment), cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if done.returncode:
-        raise RunFailed(f"{role} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-
-
-def _figures(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds of the steps with and without an upload beside them, and what training has waited for."""
-    ends = [_time(line) for line in lines if line.get("event") == "step"]
-    saved = [line for line in lines if line.get("event") == "checkpoint saved"]
-    waits = [late["training_waited"] - early["training_waited"] for early, late in itertools.pairwise(saved)]
-    uploads = [(_time(line) - line["seconds"], _time(line)) for line in saved]
-    alone, beside = [], []
-    for begin, end in itertools.pairwise(ends[2:]):  # the first steps warm up
-        busy = any(begin < until and since < end for since, until in uploads)
-        (beside if busy else alone).append(end - begin)
-    (trained,) = (line for line in lines if line.get("event") == "trained")
-    step, upload = statistics.median(alone), statistics.median(line["seconds"] for line in saved)
-    lost = sum(max(0.0, seconds - step) for seconds in beside) / sum(alone + beside)
-    return [
-        {"what": "A step, no upload beside it", "unit": "s", "value": step},
-        {"what": "A step, an upload beside it", "unit": "s", "value": statistics.median(beside)},
-        {"what": "A checkpoint", "unit": "MB", "value": saved[-1]["megabytes"]},
-        {"what": "From snapshot to manifest", "unit": "s", "value": upload},
-        {"what": "Training waits for a checkpoint (largest)", "unit": "ms", "value": 1000 * max(waits)},
-        {"what": "The same as a share of a step", "unit": "%", "value": 100 * max(waits) / step,
-         "most": 100 * MOST_OF_A_STEP},
-        {"what": "Waiting for checkpoints and status, share of training", "unit": "%",
-         "value": 100 * trained["for_checkpoints_and_status"] / trained["seconds"], "most": 100 * MOST_OF_THE_TIME},
-        {"what": f"Steps slowed by an upload every {INTERVAL} steps, share of training", "unit": "%",
-         "value": 100 * lost},
-    ]  # fmt: skip
-
-
-def _time(line: Mapping[str, Any]) -> float:
-    return datetime.datetime.fromisoformat(line["timestamp"]).timestamp()
+    with started, checkpoint_cost.Processors({"trainer": started.pid, **beside}) as processors:
+        _, text = started.communicate()
+    if started.returncode:
+        raise RunFailed(f"{role} ended with {started.returncode}:\n{text[-2000:]}")
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")], processors.readings
 
 
 def main() -> None:
@@ -146,8 +110,8 @@ def main() -> None:
         print(json.dumps(costs, indent=1), flush=True)
         runs = kills(Path(folder))
     write(runs, costs, arguments.output)
-    over = [row["what"] for row in costs if row["value"] > row.get("most", float("inf"))]
-    sys.exit(f"too much: {', '.join(over)}" if over else 0)
+    over = checkpoint_cost.missed(costs)
+    sys.exit(f"not met: {', '.join(over)}" if over else 0)
 
 
 def write(runs: list[dict[str, Any]], costs: list[dict[str, Any]], output: Path) -> None:

@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench import about
 from bench.load import Client, Object, Paths, Population, Server, Watched, each, paced, stages, until
 from bench.verdict import document, table
-from bench.worker import PATIENCE, QUICK, Bench, Sizes, Worker, difference, writes
+from bench.worker import PATIENCE, QUICK, Bench, Sizes, Worker, difference, processor_seconds, writes
 from gemmatune_api import names
 from tests.support.controlplane import ADMIN, ControlPlane
 
@@ -184,7 +186,8 @@ async def living(bench: Bench) -> None:
 
 
 async def progress(bench: Bench, population: Population, worker: Worker, floor: Worker) -> Object:
-    """Progress writes at a steady rate: processor time of both, what of it arrived, and requests by the operator."""
+    """Progress writes at a steady rate: processor time of all processes, what of it arrived, and requests by the
+    operator."""
     sizes, last = bench.sizes, dict.fromkeys(names_of(bench.sizes.live), 0)
     turns = {name: asyncio.Lock() for name in last}
     plan = [f"run-{number % sizes.live}" for number in range(int(sizes.progress_seconds * sizes.rate))]
@@ -195,17 +198,26 @@ async def progress(bench: Bench, population: Population, worker: Worker, floor: 
             last[name] = number
             await population.progress(name, number)
 
-    requests, mine, empty = worker.requests(), worker.cpu(), floor.cpu()
+    def spent() -> dict[str, float]:
+        others = {name: psutil.Process(pid) for name, pid in bench.plane.pids.items()}
+        return {
+            "operator": worker.cpu(),
+            "floor": floor.cpu(),
+            **{name: processor_seconds(process) for name, process in {**others, "load": psutil.Process()}.items()},
+        }
+
+    requests, before = worker.requests(), spent()
     began = time.perf_counter()
     await paced(list(enumerate(plan, 1)), write, sizes.rate)
     seconds = time.perf_counter() - began
     await asyncio.sleep(1.0)
-    cpu = {"operator": worker.cpu() - mine, "floor": floor.cpu() - empty}
+    cpu = {name: seconds_ - before[name] for name, seconds_ in spent().items()}
     calls = difference(worker.requests(), requests)
     stored = (await bench.client.get(population.paths.runs))["items"]
     lost = sum(run["status"]["progress"]["step"] != last[run["metadata"]["name"]] for run in stored)
     changed = sum(run["status"].get("phase") != "Training" for run in stored)
-    return {"writes": len(plan), "seconds": seconds, "cpu": cpu, "lost": lost, "harmed": changed, "calls": calls}
+    counts = {"lost": lost, "harmed": changed, "calls": calls}
+    return {"writes": len(plan), "rate": sizes.rate, "seconds": seconds, "cpu": cpu, **counts}
 
 
 async def measure(bench: Bench) -> None:

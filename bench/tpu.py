@@ -1,8 +1,8 @@
 """The backends for TPUs on virtual devices: scaling at equal work, what lies on a device, and transformers' Trainer.
 
 `python -m bench.tpu` trains the same rows on 1, 2, 4 and 8 virtual devices of a CPU, once by backend xla, by backend
-keras, and by transformers' Trainer with xla_fsdp_v2, and writes bench/results/tpu.json; `--only` measures a part of it,
-and `--quick` does a little of it.
+keras, and by transformers' Trainer with xla_fsdp_v2, and by backend torch on the CPU as it is. It writes
+bench/results/tpu.json; `--only` measures a part of it, and `--quick` does a little of it.
 Virtual devices share the machine's cores: they show what dividing a model costs, not how fast a TPU is.
 """
 
@@ -29,10 +29,15 @@ from tools.performance import MIB, spread
 RESULTS = Path(__file__).parent / "results" / "tpu.json"
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path(__file__).parent / "tpu_trainer.txt"
-NAMES = {"xla": "backend xla", "keras": "backend keras", "trainer": "transformers.Trainer, xla_fsdp_v2"}
+NAMES = {
+    "torch": "backend torch",
+    "xla": "backend xla",
+    "keras": "backend keras",
+    "trainer": "transformers.Trainer, xla_fsdp_v2",
+}
 SAME_LOSS, EVEN = 1e-4, 1.15
-PARTS = ("xla", "keras", "trainer")
-"""Scaling of each backend, and the comparison with the Trainer."""
+PARTS = ("torch", "xla", "keras", "trainer")
+"""Each backend, and the comparison with the Trainer."""
 PAIR: tuple[Arm, Arm] = ("trainer", "xla")
 Found = dict[str, Any]
 
@@ -42,7 +47,7 @@ class Plan:
     """How much is measured."""
 
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    arms: tuple[Arm, ...] = ("xla", "keras")
+    arms: tuple[Arm, ...] = ("torch", "xla", "keras")
     against: int = 8
     """Devices of the comparison with the Trainer; 0 leaves it out."""
     repeats: int = 3
@@ -65,7 +70,9 @@ def measure(plan: Plan, model: Path, work: Path, only: Collection[str] = PARTS) 
     first = Settings("xla", 1, str(model), str(rows), str(ordered), plan.batch, plan.length, plan.steps, "adafactor")
     # Backend keras has AdamW alone; R2, and so the comparison with the Trainer, has Adafactor.
     wanted: list[tuple[str, Settings]] = [
-        (arm, replace(first, arm=arm, devices=n, optimizer="adamw_torch")) for arm in plan.arms for n in plan.devices
+        (arm, replace(first, arm=arm, devices=n, optimizer="adamw_torch"))
+        for arm in plan.arms
+        for n in (plan.devices if arm != "torch" else plan.devices[:1])
     ]
     if plan.against:
         wanted += [("trainer", replace(first, arm=arm, devices=plan.against)) for arm in PAIR * plan.repeats]
@@ -100,6 +107,8 @@ def _run(settings: Settings, flags: str) -> Found:
     if settings.arm == "keras":
         count = f"--xla_force_host_platform_device_count={settings.devices}"
         device = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{count} {flags}".strip()}
+    elif settings.arm == "torch":
+        device = {}
     else:
         device = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(settings.devices), "OMP_NUM_THREADS": "1"}
         device |= {"XLA_FLAGS": flags} if flags else {}
@@ -181,6 +190,12 @@ def targets(found: list[Found]) -> list[Found]:
             row(f"{NAMES[arm]}: weights of a device x devices / all weights", f"<= {EVEN:g}", [max(most)],
                 lambda v: v <= EVEN, digits=3),
         ]  # fmt: skip
+    alone = {one["arm"]: one for one in found if one["devices"] == 1 and one["optimizer"] == "adamw_torch"}
+    if {"torch", "xla"} <= alone.keys():  # keras draws another adapter
+        made.append(
+            row("backend xla: losses against those of backend torch", f"<= {SAME_LOSS:g}",
+                [_apart(alone["xla"], alone["torch"])], lambda v: v <= SAME_LOSS, digits=7)
+        )  # fmt: skip
     theirs, mine = ([one for one in found if one["part"] == "trainer" and one["arm"] == arm] for arm in PAIR)
     if theirs and mine:
         pairs = list(zip(theirs, mine, strict=True))

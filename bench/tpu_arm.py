@@ -1,4 +1,4 @@
-"""Backend xla or keras as an arm of the TPU benchmark: a training on virtual devices, in the backend's environment.
+"""A backend as an arm of the TPU benchmark: a training in its environment, by xla and keras on virtual devices.
 
 `python -m bench.tpu_arm SETTINGS` prints one line of JSON: loss and seconds of each step, what was compiled, and the
 bytes that weights and optimizer take of a device and as a whole.
@@ -66,11 +66,11 @@ def run_config(settings: Settings) -> Any:
         "training": training,
         "dataset": dataset,
         "backend": settings.arm,
-        "accelerator": {"cpu": {"devices": settings.devices}},
+        "accelerator": {"cpu": {} if settings.arm == "torch" else {"devices": settings.devices}},
     }
     config = arms.build_config(common, len(Rows.read(Path(settings.rows)).train), settings.length, **blocks)
     # Weights are divided along data alone, as fully_shard divides them.
-    mesh = RunMesh(data=settings.devices, model=1)
+    mesh = None if settings.arm == "torch" else RunMesh(data=settings.devices, model=1)
     return config.model_copy(update={"mesh": mesh, "training": config.training.model_copy(update=_fixed(settings))})
 
 
@@ -93,15 +93,24 @@ def _compiled_by_jax() -> Any:
     return lambda: (len(seconds), sum(seconds))
 
 
-def _bytes_of_xla(backend: Any) -> Bytes:
-    weights = backend.device_bytes().values()
-    moments = backend.optimizer_bytes().values()
-    return {"weights": _sum(weights), "optimizer": _sum(moments)}
+def _compiled(arm: str) -> Any:
+    """A function that gives number and seconds of what was compiled so far."""
+    if arm == "xla":
+        from gemmatune_trainer.backends import xla_device
+
+        return xla_device.compilations
+    return _compiled_by_jax() if arm == "keras" else lambda: (0, 0.0)
 
 
-def _bytes_of_keras(backend: Any, weights: int) -> Bytes:
-    pairs = [(item.device_bytes, item.bytes) for item in backend.placed]
-    return {"weights": _sum(pairs[:weights]), "optimizer": _sum(pairs[weights:])}
+def _bytes(arm: str, backend: Any, weights: int) -> Bytes:
+    """`weights`: how many of what keras has placed are weights."""
+    if arm == "xla":
+        held = {"weights": backend.device_bytes().values(), "optimizer": backend.optimizer_bytes().values()}
+        return {name: _sum(pairs) for name, pairs in held.items()}
+    if arm == "keras":
+        pairs = [(item.device_bytes, item.bytes) for item in backend.placed]
+        return {"weights": _sum(pairs[:weights]), "optimizer": _sum(pairs[weights:])}
+    return {"weights": _sum((value.nbytes, value.nbytes) for value in backend._model.parameters())}
 
 
 def _sum(pairs: Any) -> tuple[int, int]:
@@ -121,19 +130,13 @@ def main() -> None:
 
     config = run_config(settings)
     backend: Any = backends.make(config, fetch(config.model, weights=True), StopFlag(), Ranks())
-    if settings.arm == "xla":
-        from gemmatune_trainer.backends import xla_device
-
-        compiled = xla_device.compilations
-    else:
-        compiled = _compiled_by_jax()
+    compiled = _compiled(settings.arm)
     backend.load()
     before, before_seconds = compiled()
     weights = len(backend.placed) if settings.arm == "keras" else 0
     rows, watcher = Rows.read(Path(settings.rows)), Watcher(compiled)
     backend.train(rows, len(rows.train), settings.steps, None, watcher)
     after, after_seconds = compiled()
-    bytes_ = _bytes_of_xla(backend) if settings.arm == "xla" else _bytes_of_keras(backend, weights)
     found = {
         "losses": [step.loss for step in watcher.steps],
         "seconds": [step.seconds for step in watcher.steps],
@@ -141,7 +144,7 @@ def main() -> None:
         "compilations": after - before,
         "late": after - watcher.early,
         "compile_seconds": after_seconds - before_seconds,
-        "bytes": bytes_,
+        "bytes": _bytes(settings.arm, backend, weights),
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(found), file=answers, flush=True)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Arm = Literal["xla", "keras", "trainer"]
+Arm = Literal["torch", "xla", "keras", "trainer"]
 RANK, ALPHA, LEARNING_RATE, SEED = 8, 16, 2e-4, 42
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MAY_COMPILE = 2

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import checkpoint_cost
 from bench.arms import Settings, build_config, run_config
 from bench.trainer_rows import Rows
 
@@ -23,7 +24,8 @@ CHECKPOINT_EVERY = 10
 def story(settings: Settings, output: Path) -> Any:
     """The RunConfig of a whole run."""
     checkpoint = {"everySteps": CHECKPOINT_EVERY}
-    return build_config(settings, 300, 200, output={"uri": output.as_uri()}, checkpoint=checkpoint)
+    samples = {"prompts": ["Quote: Imagination is"], "maxNewTokens": 20}
+    return build_config(settings, 300, 200, output={"uri": output.as_uri()}, checkpoint=checkpoint, samples=samples)
 
 
 class Listed:
@@ -37,44 +39,89 @@ class Listed:
         return self._rows[index]
 
 
-def whole(settings: Settings) -> dict[str, Any]:
-    """A run by the trainer's own story, in this process: seconds of its beginning, and the share lost between steps.
+class Times:
+    """Where the time of a run goes: looks on at an Attempt's callbacks and at the samples."""
 
-    Lost is what is spent in the callbacks of micro-batches and steps: progress, checkpoints and their polling.
-    """
+    def __init__(self) -> None:
+        self.first_begins = self.first = self.last = 0.0
+        """When the first micro-batch began, the first step ended, the last callback was through."""
+        self.waiting = self.samples = 0.0
+        self.alone: list[float] = []
+        self.beside: list[float] = []
+        """Seconds of the steps between callbacks, without and with an upload beside them."""
+        self._computed = 0.0
+        self._uploading = False
+
+    def look_at(self, kind: Any, name: str, note: Any) -> None:
+        """Calls `note(self of the call, begin, end)` after every call of a method."""
+        inner = getattr(kind, name)
+
+        def outer(instance: Any, *arguments: Any) -> Any:
+            began = time.time()
+            try:
+                return inner(instance, *arguments)
+            finally:
+                note(instance, began, time.time())
+
+        setattr(kind, name, outer)
+
+    def sampled(self, samples: Any, began: float, ended: float) -> None:
+        """Samples were made."""
+        self.samples += ended - began
+
+    def micro_batch(self, attempt: Any, began: float, ended: float) -> None:
+        """A callback before a forward pass."""
+        self.first_begins = self.first_begins or began
+        self._between(attempt, began, ended)
+
+    def step_done(self, attempt: Any, began: float, ended: float) -> None:
+        """The callback after a step."""
+        if not self.first:
+            self.first = began
+            self.last = ended
+            return
+        self._between(attempt, began, ended)
+        (self.beside if self._uploading else self.alone).append(self._computed)
+        self._computed, self._uploading = 0.0, _uploads(attempt)
+
+    def _between(self, attempt: Any, began: float, ended: float) -> None:
+        if not self.first:
+            return
+        self._computed += began - self.last
+        self._uploading = self._uploading or _uploads(attempt)
+        self.waiting += ended - began
+        self.last = ended
+
+    def lost(self) -> dict[str, float]:
+        """Shares of the run: waiting, slower steps beside uploads, samples, and all together."""
+        whole = self.last - self.first + self.samples
+        slower = checkpoint_cost.more(self.beside, self.alone) if self.alone else 0.0
+        parts = {"waiting": self.waiting / whole, "slowed": slower / whole, "samples": self.samples / whole}
+        return {"lost": sum(parts.values()), **parts}
+
+
+def _uploads(attempt: Any) -> bool:
+    return any(not upload.done() for upload in list(attempt._checkpoints._uploads.values()))
+
+
+def whole(settings: Settings) -> dict[str, Any]:
+    """A run by the trainer's own story, in this process: seconds of its beginning, and the share that steps lose."""
     from gemmatune_api.names import ENV_RUN
     from gemmatune_trainer import run
     from gemmatune_trainer.__main__ import main
 
-    spent = {"lost": 0.0, "first": 0.0, "first_begins": 0.0, "last": 0.0}
-
-    def timed(name: str) -> None:
-        inner = getattr(run.Attempt, name)
-
-        def outer(self: Any, *arguments: Any) -> Any:
-            began = time.time()
-            spent["first_begins"] = spent["first_begins"] or began
-            if name == "step_done":
-                spent["first"] = spent["first"] or began
-            try:
-                return inner(self, *arguments)
-            finally:
-                spent["last"] = time.time()
-                if began > spent["first"] > 0 and began != spent["first"]:
-                    spent["lost"] += spent["last"] - began
-
-        setattr(run.Attempt, name, outer)
-
-    timed("micro_batch")
-    timed("step_done")
+    times = Times()
+    times.look_at(run.Attempt, "micro_batch", times.micro_batch)
+    times.look_at(run.Attempt, "step_done", times.step_done)
+    times.look_at(run.Samples, "answers", times.sampled)
     assert os.environ[ENV_RUN]
     code = main(["train"])
     if code:
         sys.exit(code)
     return {
-        "first_step_begins": spent["first_begins"] - settings.started,
-        "first_step": spent["first"] - settings.started,
-        "lost": spent["lost"] / (spent["last"] - spent["first"]),
+        "first_step_begins": times.first_begins - settings.started,
+        "first_step": times.first - settings.started,
+        **times.lost(),
         "steps": settings.steps,
         "checkpoint_every": CHECKPOINT_EVERY,
     }

@@ -146,8 +146,7 @@ class Worker:
 
     def cpu(self) -> float:
         """Seconds of processor time."""
-        times = self.usage.cpu_times()
-        return float(times.user + times.system)
+        return processor_seconds(self.usage)
 
     def resident(self) -> int:
         """Bytes."""
@@ -174,6 +173,12 @@ class Worker:
 
     def stop(self) -> None:
         self.process.stop(10.0)
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """Seconds of processor time that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 WRITES = ("create", "apply", "delete", "replace")

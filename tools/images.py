@@ -81,7 +81,7 @@ def why_not_buildkit() -> str:
     if sys.platform != "linux":
         return "BuildKit needs Linux"
     if os.geteuid() != 0:
-        return "neither docker nor podman answers, and BuildKit needs root"
+        return "BuildKit needs root (make image takes docker or podman, where one answers)"
     missing = [name for name in debian.PROGRAMS if shutil.which(name) is None]
     return f"{', '.join(missing)}: not here; the base image is made of packages of Debian or Ubuntu" if missing else ""
 

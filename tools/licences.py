@@ -41,7 +41,7 @@ def document(program: Path, environments: Mapping[str, Path], beside: Mapping[st
     """
     places: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name, python in environments.items():
-        command = [str(program), "--format=json", f"--python={python}"]
+        command = [str(program), "--format=json", "--with-system", f"--python={python}"]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         for item in found:
             places[item["Name"], item["Version"], item["License"].splitlines()[0]].append(name)

@@ -272,7 +272,8 @@ _VISION_KEYS = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_
 def planner_shape(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `by_config` reads of a config.json, small enough for a termination message (PreparedModel.shape)."""
     text = _text_config(config)
-    kept = {key: text[key] for key in _TEXT_KEYS if text.get(key) is not None}
+    filled = _with_global_heads(text)
+    kept = {key: filled[key] for key in _TEXT_KEYS if filled.get(key) is not None}
     if isinstance(kept.get("intermediate_size"), list):
         kept["intermediate_size"] = kept["intermediate_size"][0]
     every = _global_every(text)
@@ -293,6 +294,16 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return text if isinstance(text, Mapping) else config
 
 
+def _with_global_heads(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same where transformers has written what differs in single layers, those with global attention, by layer."""
+    layers = text.get("per_layer_config")
+    differs = next(iter(layers.values()), None) if isinstance(layers, Mapping) else None
+    if not isinstance(differs, Mapping):
+        return text
+    names = {"global_head_dim": "head_dim", "num_global_key_value_heads": "num_key_value_heads"}
+    return {**{name: differs.get(key) for name, key in names.items()}, **text}
+
+
 def _global_every(text: Mapping[str, Any]) -> int | None:
     """Every how many layers one attends to everything, from layer_types or sliding_window_pattern."""
     types = text.get("layer_types")
@@ -311,6 +322,7 @@ def _shape(text: Mapping[str, Any], generation: str) -> DecoderShape:
     """The decoder's shape from config.json's text part; KeyError where a number is missing."""
     if generation == "paligemma":
         generation = "2" if text.get("model_type") == "gemma2" else "1"
+    text = _with_global_heads(text)
     ffn = text["intermediate_size"]
     every = _global_every(text)
     newer = generation in ("3", "3n", "4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
@@ -46,7 +47,7 @@ def vllm(served: Served) -> str:
     if served.kind == "model":
         return f"{fetch}vllm serve {shlex.quote(path)} --served-model-name {name}"
     rank = next((size for size in LORA_RANKS if size >= served.rank), LORA_RANKS[-1])
-    parts = [f"{fetch}vllm serve {shlex.quote(served.base.removeprefix('file://'))}"]
+    parts = [f"{fetch}vllm serve {shlex.quote(_path(served.base))}"]
     if served.revision:
         parts.append(f"--revision {shlex.quote(served.revision)}")
     parts.append(f"--enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(f'{served.name}={path}')}")
@@ -87,7 +88,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 def _about_image(served: Served) -> str:
     """A program that answers one prompt about an image; the base's own processor puts the image before the text."""
-    base, revision = served.base.removeprefix("file://"), f", revision={served.revision!r}" if served.revision else ""
+    base, revision = _path(served.base), f", revision={served.revision!r}" if served.revision else ""
     load, further = "Model.from_pretrained(folder)", ""
     if served.kind == "adapter":
         load = f"PeftModel.from_pretrained(Model.from_pretrained({base!r}{revision}), folder)"
@@ -106,7 +107,12 @@ print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 def _local(uri: str, name: str) -> tuple[str, str]:
     """What copies a prefix here, and the path where it then is."""
     if not uri.startswith("gs://"):
-        return "", uri.removeprefix("file://")
+        return "", _path(uri)
     path = f"./{name}"
     copy = f"mkdir -p {shlex.quote(path)} && gcloud storage cp -r {shlex.quote(f'{uri}/*')} {shlex.quote(path)} && "
     return copy, path
+
+
+def _path(uri: str) -> str:
+    """The path of a file:// URI, as programs open it; any other name as it is."""
+    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri

@@ -144,6 +144,12 @@ class DataStatus(StatusModel):
     """Longest row in tokens, before cutting."""
     eval_rows: int | None = None
     """Rows kept for evaluation, which are not trained."""
+    eval_truncated_rows: int | None = None
+    """Rows for evaluation cut at maxLength."""
+    eval_cut_tokens: int | None = None
+    """Tokens cut off rows for evaluation."""
+    eval_dropped_rows: int | None = None
+    """Rows for evaluation dropped as too long."""
 
 
 class Counters(StatusModel):
@@ -159,10 +165,14 @@ class Counters(StatusModel):
     """Out-of-memory downshifts."""
     stalls: int = 0
     """Stalled attempts."""
+    queue_evictions: int | None = None
+    """Preemptions among them that were Kueue's; absent: as many as the attempts shown tell."""
+    capacity_fallbacks: int | None = None
+    """Spot attempts that waited for their node in vain; absent: as many as the attempts shown tell."""
 
 
 class BudgetBase(StatusModel):
-    """Counters at the last retry on demand."""
+    """Counters at the last retry on demand, or at a later change of the spec that gives a new budget."""
 
     retries: int = 0
     """Counted retries before it."""
@@ -170,6 +180,12 @@ class BudgetBase(StatusModel):
     """Preemptions before it."""
     out_of_memory: int = 0
     """Downshifts before it."""
+    spot_losses: int | None = None
+    """Preemptions but Kueue's before it, or before the last change of accelerator or provisioning."""
+    capacity_fallbacks: int | None = None
+    """Waits for spot nodes in vain before it, or before the last change of accelerator or provisioning."""
+    attempts: int | None = None
+    """Attempts before the last change of machine or pod.resources: what they were granted holds no longer."""
 
 
 class Overrides(StatusModel):
@@ -296,7 +312,7 @@ class CheckpointStatus(StatusModel):
     uri: str
     """Its prefix."""
     note: str | None = None
-    """Which newer ones this attempt found damaged and did not use."""
+    """Which newer ones this attempt found damaged, and what of this one its backend could not take over."""
 
 
 class Artifacts(StatusModel):

@@ -13,9 +13,10 @@ from kubernetes import client
 
 from gemmatune_api import names
 from gemmatune_api.messages import TerminationMessage, from_text
-from gemmatune_cli.checkup import Finding, Verdict
+from gemmatune_cli.checkup import Finding, Verdict, may_not
 from gemmatune_cli.console import harmless
-from gemmatune_cli.remote import Connection, reason
+from gemmatune_cli.refusals import FORBIDDEN, reason, remedy
+from gemmatune_cli.remote import Connection
 
 LABELS = {"app.kubernetes.io/name": "gemmatune-doctor"}
 RUN_SECONDS = 60
@@ -37,13 +38,16 @@ def access(cluster: Connection, namespace: str, template: dict[str, Any], patien
     try:
         cluster.core.create_namespaced_pod(namespace, pod)
     except client.ApiException as error:
-        remedy = "Ask for the right to create pods, or leave this check out with --no-pod."
-        yield Finding(Verdict.UNKNOWN, "pod", f"it cannot be created: {reason(error)}", remedy)
+        if error.status != FORBIDDEN:
+            yield may_not("pod", error, "create pods")
+            return
+        what = f"{remedy(error)} --no-pod leaves this check out."
+        yield Finding(Verdict.UNKNOWN, "pod", f"it cannot be created: {reason(error)}", what)
         return
     try:
         yield from _ended(cluster, namespace, name, patience)
     except client.ApiException as error:
-        yield Finding(Verdict.UNKNOWN, "pod", f"the API server answered {error.status} {reason(error)}")
+        yield may_not("pod", error, "read pods")
     finally:
         with contextlib.suppress(client.ApiException):  # it may be gone already
             cluster.core.delete_namespaced_pod(name, namespace, grace_period_seconds=0)

@@ -11,10 +11,9 @@ from kubernetes import client
 
 from gemmatune_api import names
 from gemmatune_api.quantity import parse
-from gemmatune_cli.remote import Connection, reason
+from gemmatune_cli.refusals import FORBIDDEN, UNAUTHORIZED, api_error, reason
+from gemmatune_cli.remote import Connection
 
-OPERATOR_LABELS = "app.kubernetes.io/name=gemmatune"
-IMAGE_OPTION = "--trainer-image="
 _NODE_LABELS = ("cloud.google.com/gke-accelerator", "cloud.google.com/gke-tpu-accelerator")
 _REQUESTED = ("requests.", "limits.")
 
@@ -39,8 +38,14 @@ class Finding:
 
 
 def may_not(subject: str, error: Any, what: str) -> Finding:
-    """A check that the user's rights do not allow, or that the API server did not answer."""
-    if error.status in (401, 403):
+    """A check that the user's rights do not allow, or that the API server did not answer.
+
+    Raises:
+        CommandError: the API server does not know the user at all: no other check would say more.
+    """
+    if error.status == UNAUTHORIZED:
+        raise api_error(error, subject) from error
+    if error.status == FORBIDDEN:
         remedy = f"Ask somebody who may {what}."
         return Finding(Verdict.UNKNOWN, subject, f"you may not {what}", remedy)
     return Finding(Verdict.UNKNOWN, subject, f"the API server answered {error.status} {reason(error)}")
@@ -63,7 +68,11 @@ def resource_kind(cluster: Connection) -> Finding:
 
 def rights(cluster: Connection, namespace: str) -> Finding:
     """Whether the user may make, follow and change runs."""
-    missing = [verb for verb in ("create", "get", "watch", "patch", "delete") if not _may(cluster, namespace, verb)]
+    verbs = ("create", "get", "watch", "patch", "delete")
+    try:
+        missing = [verb for verb in verbs if not _may(cluster, namespace, verb)]
+    except client.ApiException as error:
+        return may_not("rights", error, "ask the API server what you may do")
     if missing:
         message = f"you may not {', '.join(missing)} {names.PLURAL} in namespace {namespace}"
         return Finding(Verdict.PROBLEM, "rights", message, "Ask for a Role with these verbs.")
@@ -75,36 +84,6 @@ def _may(cluster: Connection, namespace: str, verb: str) -> bool:
     review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
     found = client.AuthorizationV1Api(cluster.client).create_self_subject_access_review(review)
     return bool(found.status.allowed)
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The operator as its Deployments show it."""
-
-    finding: Finding
-    image: str = ""
-    """Trainer image that it gives to runs; "" where unknown."""
-
-
-def operator(cluster: Connection) -> Operator:
-    """Whether an operator is there and ready."""
-    try:
-        listed = client.AppsV1Api(cluster.client).list_deployment_for_all_namespaces(label_selector=OPERATOR_LABELS)
-    except client.ApiException as error:
-        return Operator(may_not("operator", error, "list Deployments of all namespaces"))
-    found = listed.items
-    if not found:
-        remedy = "Install the chart; an operator that runs outside the cluster is not seen from here."
-        return Operator(Finding(Verdict.WARNING, "operator", f"no Deployment has the label {OPERATOR_LABELS}", remedy))
-    first = found[0]
-    where = f"Deployment {first.metadata.namespace}/{first.metadata.name}"
-    arguments = [word for item in first.spec.template.spec.containers for word in item.args or []]
-    image = next((word.removeprefix(IMAGE_OPTION) for word in arguments if word.startswith(IMAGE_OPTION)), "")
-    ready = first.status.ready_replicas or 0
-    if not ready:
-        remedy = f"kubectl describe deployment {first.metadata.name} -n {first.metadata.namespace}"
-        return Operator(Finding(Verdict.PROBLEM, "operator", f"{where} has no ready pod", remedy), image)
-    return Operator(Finding(Verdict.OK, "operator", f"{where} is ready ({ready} of {first.spec.replicas})"), image)
 
 
 def service_account(cluster: Connection, namespace: str, name: str) -> Finding:

@@ -42,15 +42,23 @@ def differences(one: Manifest, other: Manifest) -> Iterator[tuple[str, str, str]
 
 def _settings(manifest: Manifest) -> dict[str, str]:
     found = {str(name): str(value) for name, value in manifest.get("settings", {}).items() if name != "output.uri"}
-    found["model revision"] = str(manifest.get("model", {}).get("revision", "-"))
+    found["model revision"] = str(_source(manifest).get("revision", "-"))
     found["data hash"] = str(manifest.get("dataHash", "-"))
     return found | {f"version of {name}": str(value) for name, value in manifest.get("versions", {}).items()}
+
+
+def _source(manifest: Manifest) -> dict[str, Any]:
+    """What was tuned: its URI, revision and name."""
+    model = manifest.get("model")
+    older = model if isinstance(model, dict) else manifest.get("base", {})
+    found: dict[str, Any] = manifest.get("source") or older
+    return found
 
 
 def figures(one: Manifest, other: Manifest) -> Iterator[tuple[str, str, str]]:
     """What came out, as text; `-` where a run does not know it."""
     rows: dict[str, Callable[[Manifest], Any]] = {
-        "model": lambda found: found.get("model", {}).get("name"),
+        "model": lambda found: _source(found).get("name"),
         "method": lambda found: found.get("method", {}).get("text"),
         "steps": lambda found: found.get("steps"),
         "attempts": lambda found: found.get("attempt"),

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import urllib3
 from rich.text import Text
 
-from gemmatune_api import names
-from gemmatune_cli import checkpod, checkup
+from gemmatune_api import names, site_defaults
+from gemmatune_api.names import Phase
+from gemmatune_cli import checkpod, checkup, installation
 from gemmatune_cli.checkup import Finding, Verdict
 from gemmatune_cli.console import FAILED, CommandError, output
 from gemmatune_cli.documents import fine_tunes
-from gemmatune_cli.planning import planned, require_output
+from gemmatune_cli.installation import Installation
+from gemmatune_cli.planning import planned, with_image
+from gemmatune_cli.refusals import answers
 from gemmatune_cli.remote import Connection, Context, connect
 from gemmatune_cli.render import objects
+from gemmatune_operator.observe import status_of
 from gemmatune_operator.settings import Settings
 
 if TYPE_CHECKING:
     from gemmatune_api.spec import GemmaFineTune
 
+_ANYWHERE = "gs://not-known/yet"
+"""Output of a run of which nobody has said where its results go, so that the rest can be checked."""
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red", Verdict.UNKNOWN: "yellow"}
 
 
@@ -37,7 +43,7 @@ def command(
         bool, typer.Option("--pod/--no-pod", help="Whether a short pod checks access to bucket, model and data.")
     ] = True,
     image: Annotated[
-        str, typer.Option("--image", help="The trainer's image, where the operator's Deployment may not be read.")
+        str, typer.Option("--image", help="Image of the resource's backend, where the Deployment may not be read.")
     ] = "",
     model: Annotated[str | None, typer.Option(help="Model of the catalog, where the URI does not tell.")] = None,
     patience: Annotated[
@@ -56,17 +62,13 @@ def command(
     chosen = namespace or written or cluster.namespace
     console = output()
     wrong = False
-    try:
-        for finding in _findings(cluster, chosen, resource, pod=pod, image=image, model=model, patience=patience):
+    with answers(f"what a run in namespace {chosen} needs"):
+        for finding in _findings(cluster, chosen, resource, _Ways(pod, image, model, patience)):
             wrong = wrong or finding.verdict is Verdict.PROBLEM
             word = Text(f"{finding.verdict.value:<8}", _STYLES[finding.verdict])
             console.print(Text.assemble(word, f" {finding.subject:<15} {finding.message}"))
             for line in finding.remedy.splitlines():
                 console.print(Text(f"{'':<24} {line}", "dim"))
-    except urllib3.exceptions.HTTPError as error:
-        raise CommandError(
-            f"the API server does not answer: {error}", "Check the kubeconfig and the network."
-        ) from error
     if wrong:
         raise typer.Exit(FAILED)
 
@@ -82,43 +84,82 @@ def _given(resource: GemmaFineTune) -> set[str]:
     return resource.metadata.model_fields_set
 
 
-def _findings(
-    cluster: Connection,
-    namespace: str,
-    resource: GemmaFineTune | None,
-    *,
-    pod: bool,
-    image: str,
-    model: str | None,
-    patience: int,
-) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How to check, as the options say."""
+
+    pod: bool
+    image: str
+    model: str | None
+    patience: int
+
+
+def _findings(cluster: Connection, namespace: str, resource: GemmaFineTune | None, ways: _Ways) -> Iterator[Finding]:
     yield checkup.resource_kind(cluster)
     yield checkup.rights(cluster, namespace)
-    operator = checkup.operator(cluster)
-    yield operator.finding
-    if resource is None:
-        yield checkup.service_account(cluster, namespace, names.TRAINER_SERVICE_ACCOUNT)
-        yield checkup.nodes(cluster, None)
-        yield from checkup.quotas(cluster, namespace, None)
+    installed = installation.look(cluster, namespace)
+    yield from installed.findings
+    if resource is not None:
+        meta = resource.metadata.model_copy(update={"namespace": namespace})
+        yield from _of_run(cluster, resource.model_copy(update={"metadata": meta}), installed, ways)
         return
-    settings = Settings(image=image or operator.image or Settings().image)
-    metadata = resource.metadata.model_copy(update={"namespace": namespace})
-    found = planned(resource.model_copy(update={"metadata": metadata}), model=model)
-    require_output(found.resource)
+    account = installed.defaults.service_account_name or names.TRAINER_SERVICE_ACCOUNT
+    yield checkup.service_account(cluster, namespace, account)
+    yield checkup.nodes(cluster, None)
+    yield from checkup.quotas(cluster, namespace, None)
+
+
+def _of_run(cluster: Connection, resource: GemmaFineTune, installed: Installation, ways: _Ways) -> Iterator[Finding]:
+    namespace = resource.metadata.namespace
+    settings = with_image(installed.settings or Settings(), resource.spec, ways.image)
+    found = planned(
+        _with_defaults(resource, installed),
+        model=ways.model,
+        host_memory=settings.host_memory,
+        prices=settings.prices or None,
+    )
+    decided = bool(found.resource.spec.output.uri)
+    if not decided:
+        yield _without_output(found.resource, installed)
+        found = replace(found, resource=_with_output(found.resource, _ANYWHERE))
     if found.plan.verdict == "does not fit":
         yield Finding(Verdict.PROBLEM, "plan", "it does not fit the accelerator", "; ".join(found.plan.remedies))
-    jobs = {item["metadata"]["name"]: item for item in objects(found, 1, settings) if item["kind"] == "Job"}
-    preparation, attempt = (_template(jobs, metadata.name, role) for role in (names.Role.PREPARE, names.Role.TRAIN))
+    newest = max((item.number for item in status_of(resource.status).attempts), default=0)
+    jobs = [item for item in objects(found, newest + 1, settings) if item["kind"] == "Job"]
+    preparation, attempt = (_template(jobs, role) for role in (names.Role.PREPARE, names.Role.TRAIN))
     account = checkup.service_account(cluster, namespace, attempt["spec"]["serviceAccountName"])
     yield account
     for template in (preparation, attempt):
         yield from checkup.secrets(cluster, namespace, template["spec"])
     yield checkup.nodes(cluster, attempt["spec"])
     yield from checkup.quotas(cluster, namespace, attempt["spec"])
-    if pod:
+    if ways.pod and decided:
         named = resource.spec.pod.image if resource.spec.pod else None
-        known = bool(image or operator.image or named)
-        yield from _access(cluster, namespace, preparation, account, patience, known=known)
+        known = bool(ways.image or installed.settings or named)
+        yield from _access(cluster, namespace, preparation, account, ways.patience, known=known)
+
+
+def _with_defaults(resource: GemmaFineTune, installed: Installation) -> GemmaFineTune:
+    """The resource as the operator would take it up now: one that has begun keeps the defaults that it began with."""
+    status = status_of(resource.status)
+    if status.attempts or status.phase not in ("", Phase.PENDING, Phase.FAILED):
+        return resource
+    taken = installed.defaults.model_dump(by_alias=True, exclude_none=True)
+    return resource.model_copy(update={"status": {**(resource.status or {}), "defaults": taken}})
+
+
+def _without_output(resource: GemmaFineTune, installed: Installation) -> Finding:
+    (problem,) = site_defaults.without_output(resource)
+    message = f"{problem.path} {problem.message}"
+    if installed.whole:
+        return Finding(Verdict.PROBLEM, "output", message, problem.remedy)
+    message = "where the results would go is not known, and access is not checked: the file does not say it"
+    return Finding(Verdict.UNKNOWN, "output", message, "Set output.uri, or ask somebody who may read the defaults.")
+
+
+def _with_output(resource: GemmaFineTune, uri: str) -> GemmaFineTune:
+    output_ = resource.spec.output.model_copy(update={"uri": uri})
+    return resource.model_copy(update={"spec": resource.spec.model_copy(update={"output": output_})})
 
 
 def _access(
@@ -133,6 +174,7 @@ def _access(
         yield Finding(Verdict.UNKNOWN, "pod", "access is not checked: the ServiceAccount does not exist", remedy)
 
 
-def _template(jobs: dict[str, Any], run: str, role: names.Role) -> dict[str, Any]:
-    found: dict[str, Any] = jobs[names.job_name(run, role, 1)]["spec"]["template"]
-    return found
+def _template(jobs: list[dict[str, Any]], role: names.Role) -> dict[str, Any]:
+    (found,) = (job["spec"]["template"] for job in jobs if job["metadata"]["labels"][names.LABEL_ROLE] == role)
+    template: dict[str, Any] = found
+    return template

@@ -13,8 +13,19 @@ from kubernetes import client
 from gemmatune_api import names
 from gemmatune_api.names import Role
 from gemmatune_cli.console import CommandError
-from gemmatune_cli.remote import Context, Name, Namespace, Remote, answers, reason, remote
-from gemmatune_cli.run import INTERRUPTED, ended
+from gemmatune_cli.refusals import UNAUTHORIZED, answers, api_error, reason, silence
+from gemmatune_cli.remote import (
+    CONNECT_SECONDS,
+    FOLLOWED_SECONDS,
+    REQUEST_SECONDS,
+    Context,
+    Name,
+    Namespace,
+    Remote,
+    look,
+    remote,
+)
+from gemmatune_cli.run import INTERRUPTED
 from gemmatune_operator.observe import status_of
 
 PAUSE_SECONDS = 1.0
@@ -88,6 +99,7 @@ class Pods:
             container=names.CONTAINER,
             follow=follow,
             _preload_content=False,
+            _request_timeout=(CONNECT_SECONDS, FOLLOWED_SECONDS if follow else REQUEST_SECONDS),
             **more,
         )
         rest = b""
@@ -100,7 +112,7 @@ class Pods:
     def ended(self) -> bool:
         """Whether the run has ended, or is gone."""
         try:
-            return ended(status_of(self.run.get().get("status")))
+            return look(self.run.get()).ended
         except CommandError as error:
             if isinstance(error.__cause__, client.ApiException) and error.__cause__.status == 404:
                 return True
@@ -115,7 +127,11 @@ def _once(pods: Pods, tail: int | None) -> Iterator[str]:
     try:
         yield from pods.log(pod, follow=False, tail=tail)
     except client.ApiException as error:
+        if error.status == UNAUTHORIZED:
+            raise api_error(error, f"log of pod {pod.metadata.name}") from error
         raise CommandError(f"pod {pod.metadata.name} has no log to read: {reason(error)}", _waits(pod)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise silence(error) from error
 
 
 def _followed(pods: Pods, tail: int | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemmatune_api import catalog, defaults, fit, site_defaults
@@ -13,6 +13,7 @@ from gemmatune_api.spec import FineTuneSpec, GemmaFineTune
 from gemmatune_api.status import Plan
 from gemmatune_cli.console import CommandError
 from gemmatune_operator.observe import status_of
+from gemmatune_operator.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ def require_output(resource: GemmaFineTune) -> None:
     if not resource.spec.output.uri:
         remedy = "Set output.uri; a default of the cluster is known to its operator only."
         raise CommandError("spec.output.uri: is not set", remedy)
+
+
+def with_image(settings: Settings, spec: FineTuneSpec, image: str) -> Settings:
+    """The settings with another trainer image for the backend of a resource; "" leaves them as they are."""
+    if not image:
+        return settings
+    backend = defaults.backend_of(spec)
+    if backend in settings.tpu_images:
+        return replace(settings, tpu_images={**settings.tpu_images, backend: image})
+    return replace(settings, image=image)
 
 
 def _model(spec: FineTuneSpec, name: str | None) -> GemmaModel:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 import urllib3
@@ -14,15 +14,25 @@ import yaml
 from kubernetes import client, config, watch
 
 from gemmatune_api import names
+from gemmatune_api.names import Phase
 from gemmatune_api.status import FineTuneStatus
 from gemmatune_cli.console import CommandError, harmless
+from gemmatune_cli.refusals import answers
 from gemmatune_cli.results import Context as Context
+from gemmatune_cli.run import ended
 from gemmatune_operator.observe import status_of
 
 WATCH_SECONDS = 300
 """After that time the API server is asked anew: a watch may die without a word."""
 OUTAGE_SECONDS = 300.0
 """How long an API server that answered before may be away while a run is followed."""
+CONNECT_SECONDS, REQUEST_SECONDS = 10, 30
+"""How long an API server may take to accept a connection, and be silent before and within an answer."""
+LATE_SECONDS = 15
+"""How long after the time that a watch was given its end may come."""
+FOLLOWED_SECONDS = 86400
+"""The same for a log that is followed, which may be silent for hours; the kernel's probes find out earlier whether the
+other side is gone."""
 _PAUSE_SECONDS = 2.0
 _WHERE = (names.GROUP, names.VERSION)
 
@@ -58,50 +68,79 @@ def connect(context: str) -> Connection:
         contexts, current = config.list_kube_config_contexts()
         if context:
             current = next((item for item in contexts if item["name"] == context), current)
-        api = config.new_client_from_config(context=context or None)
-        return Connection(api, current["context"].get("namespace") or "default")
+        api = config.new_client_from_config(context=context or None, client_configuration=_configuration())
+        return Connection(_bounded(api), current["context"].get("namespace") or "default")
     except config.ConfigException as error:
+        found = _configuration()
         try:
-            config.load_incluster_config()
+            config.load_incluster_config(client_configuration=found)
         except config.ConfigException:
             raise CommandError(
                 f"no cluster: {error}", "Set KUBECONFIG, or follow a run of this machine with `gft run`."
             ) from error
-        return Connection(client.ApiClient(), "default")
+        return Connection(_bounded(client.ApiClient(found)), "default")
     except yaml.YAMLError as error:
         raise CommandError(f"the kubeconfig is no YAML: {' '.join(str(error).split())}", "Correct it.") from error
 
 
-@contextmanager
-def answers(about: object, verb: str = "read") -> Iterator[None]:
-    """Puts an API server's refusal or silence into words; `about` is what was asked for, `verb` what was to be done."""
-    try:
-        yield
-    except client.ApiException as error:
-        raise api_error(error, about, verb) from error
-    except urllib3.exceptions.HTTPError as error:
-        raise CommandError(
-            f"the API server does not answer: {error}", "Check the kubeconfig and the network."
-        ) from error
+def _configuration() -> Any:
+    found = client.Configuration()
+    found.keep_alive = True  # the kernel asks whether the other side is there, where a connection is silent
+    found.retries = _Once(3)
+    return found
 
 
-def api_error(error: Any, about: object, verb: str = "read") -> CommandError:
-    """What an answer of the API server means to a person."""
-    if error.status == 404:
-        return CommandError(f"{about} does not exist", "`kubectl get gft -A` lists the resources and namespaces.")
-    if error.status in (401, 403):
-        return CommandError(
-            f"{about} may not be {verb}: {error.reason}", "Ask for the right to get, watch and patch it."
-        )
-    return CommandError(f"{about}: the API server answered {error.status} {reason(error)}")
+class _Once(urllib3.Retry):
+    """Repeats a request whose connection broke, as by default, but none that was not answered in its time.
+
+    Four that nobody answers would take four times as long.
+    """
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: urllib3.connectionpool.ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            raise error
+        return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
-def reason(error: Any) -> str:
-    """The API server's own message, else the HTTP reason."""
-    try:
-        return str(yaml.safe_load(error.body)["message"])
-    except (yaml.YAMLError, TypeError, KeyError):
-        return str(error.reason)
+def _bounded(api: Any) -> Any:
+    """A client none of whose requests waits for ever: each that names no time of its own gets REQUEST_SECONDS."""
+    request = api.rest_client.request
+
+    def bounded(*arguments: Any, _request_timeout: Any = None, **more: Any) -> Any:
+        return request(*arguments, _request_timeout=_request_timeout or (CONNECT_SECONDS, REQUEST_SECONDS), **more)
+
+    api.rest_client.request = bounded
+    return api
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A resource at one moment."""
+
+    status: FineTuneStatus
+    current: bool = True
+    """Whether the status answers the spec and the last `gft retry`; else the operator has not looked at them yet."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended for good: a failure that is to be corrected or tried again is no end."""
+        return ended(self.status) and (self.current or self.status.phase == Phase.SUCCEEDED)
+
+
+def look(resource: dict[str, Any]) -> Look:
+    """What a resource shows now."""
+    meta, status = resource["metadata"], status_of(resource.get("status"))
+    asked = (meta.get("annotations") or {}).get(names.ANNOTATION_RETRY)
+    retried = not asked or asked == status.observed_retry
+    return Look(status, retried and meta.get("generation") == status.observed_generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +166,8 @@ class Remote:
             found: dict[str, Any] = self.cluster.api.patch_namespaced_custom_object(*self._where, self.name, body)
         return found
 
-    def statuses(self, until: float = float("inf")) -> Iterator[FineTuneStatus]:
-        """Its status now and after every change, until it is deleted.
+    def looks(self, until: float = float("inf")) -> Iterator[Look]:
+        """How it is now and after every change, until it is deleted.
 
         An API server that has answered once may be away for OUTAGE_SECONDS.
 
@@ -142,9 +181,9 @@ class Remote:
         answered = None
         while True:
             try:
-                for status in self._changes(until):
+                for found in self._changes(until):
                     answered = time.monotonic()
-                    yield status
+                    yield found
                 return
             except (client.ApiException, urllib3.exceptions.HTTPError) as error:
                 permanent = isinstance(error, client.ApiException) and error.status < 500 and error.status != 429
@@ -155,30 +194,35 @@ class Remote:
                 raise TimeoutError
             time.sleep(_PAUSE_SECONDS)
 
-    def _changes(self, until: float) -> Iterator[FineTuneStatus]:
+    def _changes(self, until: float) -> Iterator[Look]:
         while True:
-            found = self.cluster.api.get_namespaced_custom_object(*self._where, self.name)
-            yield status_of(harmless(found.get("status")))
+            wait = max(1.0, min(REQUEST_SECONDS, until - time.monotonic()))
+            found = self.cluster.api.get_namespaced_custom_object(
+                *self._where, self.name, _request_timeout=(min(CONNECT_SECONDS, wait), wait)
+            )
+            yield look(harmless(found))
             rest = until - time.monotonic()
             if rest <= 0:
                 raise TimeoutError
+            seconds = max(1, int(min(WATCH_SECONDS, rest)))
             stream = watch.Watch().stream(
                 self.cluster.api.list_namespaced_custom_object,
                 *self._where,
                 field_selector=f"metadata.name={self.name}",
                 resource_version=found["metadata"]["resourceVersion"],
-                timeout_seconds=max(1, int(min(WATCH_SECONDS, rest))),
+                timeout_seconds=seconds,
+                _request_timeout=(CONNECT_SECONDS, seconds + LATE_SECONDS),
             )
             try:
                 for event in stream:
                     if event["type"] == "DELETED":
                         return
-                    yield status_of(harmless(event["object"].get("status")))
+                    yield look(harmless(event["object"]))
             except client.ApiException as error:
                 if error.status != 410:  # 410: the version is too old by now, look anew
                     raise
-            except urllib3.exceptions.ProtocolError:
-                continue  # the connection broke; looking anew tells whether the API server is there
+            except (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError):
+                continue  # the connection broke or died; looking anew tells whether the API server is there
 
     @property
     def _where(self) -> tuple[str, str, str, str]:

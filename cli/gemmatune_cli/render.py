@@ -20,7 +20,9 @@ PLACEHOLDER_UID = "00000000-0000-0000-0000-000000000000"
 def command(
     files: Annotated[list[str], typer.Argument(help="YAML or JSON files, folders of them, or - for standard input.")],
     attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt whose Job is printed.")] = 1,
-    image: Annotated[str | None, typer.Option(help="Trainer image that the operator was installed with.")] = None,
+    image: Annotated[
+        str, typer.Option(help="Image of the resource's backend, where the operator was installed with another.")
+    ] = "",
     model: Annotated[str | None, typer.Option(help="Model of the catalog, where the URI does not tell.")] = None,
 ) -> None:
     """Print the Jobs and access objects that the operator would create, as YAML.
@@ -31,12 +33,12 @@ def command(
     from gemmatune_cli.documents import fine_tunes
     from gemmatune_operator.settings import Settings
 
-    settings = Settings(image=image) if image else Settings()
     for resource in fine_tunes(files):
-        from gemmatune_cli.planning import planned, require_output
+        from gemmatune_cli.planning import planned, require_output, with_image
 
         found = planned(resource, model=model)
         require_output(found.resource)
+        settings = with_image(Settings(), found.resource.spec, image)
         for rendered in objects(found, attempt, settings):
             typer.echo("---")
             typer.echo(text(rendered), nl=False)

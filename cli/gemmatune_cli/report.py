@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 import typer
 
-from gemmatune_api.names import NAME_PATTERN
 from gemmatune_cli import bucket, results
 from gemmatune_cli.console import CommandError
 
@@ -29,7 +27,7 @@ def command(
     A report that lies on this machine already is not copied without --output.
     """
     run = results.find(source, namespace, context)
-    manifest = run.finished()
+    run.finished()
     uri = run.at(results.REPORT)
     content = bucket.read(uri)
     if content is None:
@@ -39,10 +37,7 @@ def command(
     elif target == "-":
         typer.echo(content.decode("utf-8"))
     else:
-        name = str(manifest["run"]["name"])
-        if not target and not re.fullmatch(NAME_PATTERN, name):
-            raise CommandError(f"the manifest names the run {name!r}", "Say with --output where to write the report.")
-        path = Path(target or f"{name}-{_NAME}")
+        path = Path(target or f"{run.name('Say with --output where to write the report.')}-{_NAME}")
         if path.is_dir():
             path /= _NAME
         path.write_bytes(content)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
+from gemmatune_api.names import NAME_MAX_LENGTH, NAME_PATTERN
 from gemmatune_api.serving import Served
 from gemmatune_api.status import FineTuneStatus, Sample
 from gemmatune_cli import bucket
 from gemmatune_cli.console import CommandError, harmless
 from gemmatune_cli.documents import STDIN, SUFFIXES, fine_tunes
+from gemmatune_cli.shapes import Before, Manifest, check
 
 MANIFEST = "manifest.json"
 REPORT = "report/report.html"
 BEFORE = "samples/before.json"
+_NOT_OURS = "It was not written by gemmatune."
 
 Source = Annotated[
     str,
@@ -62,32 +67,53 @@ class Run:
         if not self._asked:
             content = bucket.read(self.at(MANIFEST))
             self._asked = True
-            self.manifest = _object(self.at(MANIFEST), content) if content is not None else None
+            self.manifest = _object(self.at(MANIFEST), content, Manifest) if content is not None else None
         return self.manifest
 
     def samples(self) -> list[Sample]:
         """Prompts with their answers: whole from the manifest, else cut from the status, else those before training."""
         found = self.read_manifest()
         if found is not None:
-            return [Sample.model_construct(**item) for item in found.get("samples", [])]
+            return [
+                Sample.model_construct(prompt=item["prompt"], before=item.get("before"), after=item.get("after"))
+                for item in found.get("samples", [])
+            ]
         if self.status is not None and self.status.samples:
             return self.status.samples
         content = bucket.read(self.at(BEFORE))
         if content is None:
             return []
-        before = _object(self.at(BEFORE), content)
-        pairs = zip(before.get("prompts", []), before.get("answers", []), strict=False)
+        before = _object(self.at(BEFORE), content, Before)
+        pairs = zip(before["prompts"], before["answers"], strict=False)
         return [Sample.model_construct(prompt=prompt, before=answer) for prompt, answer in pairs]
 
+    def name(self, instead: str) -> str:
+        """The run's name, which becomes part of paths and commands.
+
+        Raises:
+            CommandError: the manifest names it as no run can be called; `instead` is what to do then.
+        """
+        found: str = self.finished()["run"]["name"]
+        if re.fullmatch(NAME_PATTERN, found) and len(found) <= NAME_MAX_LENGTH:
+            return found
+        raise CommandError(f"the manifest names the run {found!r}", instead)
+
     def served(self) -> Served:
-        """What a server must know of it. Raises CommandError where the run has not finished."""
+        """What a server must know of it.
+
+        Raises:
+            CommandError: the run has not finished, or its manifest holds what is no name.
+        """
         found = self.finished()
         artifacts, base, method = (found.get(name, {}) for name in ("artifacts", "base", "method"))
         kind: Any = "model" if "model" in artifacts else "adapter"
+        for field_, value in (("base.name", base.get("name")), ("base.revision", base.get("revision"))):
+            if value and value.startswith("-"):
+                raise CommandError(f"the manifest's {field_} would be an option: {value!r}", _NOT_OURS)
         merged = bucket.read(self.at("merged/manifest.json")) is not None
         return Served(
-            name=str(found["run"]["name"]),
-            base=str(base.get("name", "")),
+            name=self.name(_NOT_OURS),
+            base=base.get("name", ""),
             where=self.at(kind),
             kind=kind,
             revision=base.get("revision"),
@@ -138,12 +164,13 @@ def _output(resource: dict[str, Any]) -> str:
     raise CommandError("where its results go is not decided yet", "Name the output itself, such as gs://BUCKET/PATH.")
 
 
-def _object(uri: str, content: bytes) -> dict[str, Any]:
+def _object(uri: str, content: bytes, shape: type[BaseModel]) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError as error:
-        raise CommandError(f"{uri} is no JSON: {error}", "It was not written by gemmatune.") from error
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{uri} is no JSON: {error}", _NOT_OURS) from error
     if not isinstance(found, dict):
-        raise CommandError(f"{uri} holds no object", "It was not written by gemmatune.")
+        raise CommandError(f"{uri} holds no object", _NOT_OURS)
+    check(uri, found, shape)
     cleaned: dict[str, Any] = harmless(found)
     return cleaned

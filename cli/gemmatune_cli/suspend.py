@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from gemmatune_api.names import Phase
 from gemmatune_cli.console import CommandError, output
-from gemmatune_cli.remote import Context, Name, Namespace, remote
-from gemmatune_cli.run import ended
-from gemmatune_operator.observe import status_of
+from gemmatune_cli.remote import Context, Name, Namespace, look, remote
 
 
 def command(name: Name, namespace: Namespace = "", context: Context = "") -> None:
     """Let a run save a checkpoint and stop; `gft resume` goes on from there."""
     found = remote(name, namespace, context)
     resource = found.get()
-    status = status_of(resource.get("status"))
-    if ended(status):
+    now = look(resource)
+    status = now.status
+    if now.ended:
         raise CommandError(f"{found} has ended ({status.phase}): there is nothing to suspend")
     if resource["spec"].get("suspend"):
         output().print(f"{found} is told to stand still already; it is {status.phase or Phase.PENDING}.")

@@ -17,7 +17,8 @@ from gemmatune_api.base import duration_text
 from gemmatune_api.names import Phase
 from gemmatune_api.status import FineTuneStatus, Progress
 from gemmatune_cli.console import CommandError, harmless, output
-from gemmatune_cli.remote import Connection, Context, answers, connect
+from gemmatune_cli.refusals import answers
+from gemmatune_cli.remote import Connection, Context, connect
 from gemmatune_cli.view import PHASE_STYLES
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.observe import status_of

@@ -9,9 +9,8 @@ import typer
 
 from gemmatune_api.base import seconds
 from gemmatune_api.names import Phase
-from gemmatune_api.status import FineTuneStatus
 from gemmatune_cli.console import CommandError, output
-from gemmatune_cli.remote import Context, Name, Namespace, remote
+from gemmatune_cli.remote import Context, Look, Name, Namespace, Remote, remote
 from gemmatune_cli.run import FAILED, INTERRUPTED, SUCCEEDED, ended
 
 TIMED_OUT = 2
@@ -39,19 +38,31 @@ def command(
     """
     found = remote(name, namespace, context)
     console = output()
-    status = FineTuneStatus()
+    last: Look | None = None
     try:
-        for status in found.statuses(time.monotonic() + seconds(timeout)):
-            if ended(status):
+        for last in found.looks(time.monotonic() + seconds(timeout)):
+            if last.ended:
                 break
     except TimeoutError:
-        message = f"{found} has not ended within {timeout}: it is {status.phase or Phase.PENDING}. {status.message}"
-        raise CommandError(message.rstrip(), status.remedy, TIMED_OUT) from None
+        raise _late(found, timeout, last) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    if not ended(status):
+    if last is None or not last.ended:
         raise CommandError(f"{found} was deleted")
+    status = last.status
     if status.phase != Phase.SUCCEEDED:
         raise CommandError(f"{found} has failed, {status.reason}: {status.message}", status.remedy, FAILED)
     console.print(f"{found} has succeeded: {status.message}")
     raise typer.Exit(SUCCEEDED)
+
+
+def _late(found: Remote, timeout: str, last: Look | None) -> CommandError:
+    late = f"{found} has not ended within {timeout}: "
+    if last is None:
+        return CommandError(f"{late}the API server does not answer", "Check the network.", TIMED_OUT)
+    status = last.status
+    if last.current or not ended(status):
+        message = f"{late}it is {status.phase or Phase.PENDING}. {status.message}"
+        return CommandError(message.rstrip(), status.remedy, TIMED_OUT)
+    message = f"{late}it had failed, and no operator has looked at the correction or the retry yet"
+    return CommandError(message, f"`gft doctor -n {found.namespace}` looks for the operator.", TIMED_OUT)

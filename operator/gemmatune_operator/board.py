@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from gemmatune_api import accelerators
-from gemmatune_api.names import ConditionType, Phase
+from gemmatune_api.names import ConditionType, Phase, Reason
 from gemmatune_api.status import FineTuneStatus, Progress
 from gemmatune_operator.conditions import find, parse_time
 from gemmatune_operator.observe import open_attempt, status_of
@@ -26,7 +26,7 @@ NAMESPACES = 500
 OTHER = "other"
 """Label for what a hand-written status may hold, and for what is too much: labels of metrics stay few."""
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
-_WAITING = (Phase.PENDING, Phase.PREPARING, Phase.QUEUED, Phase.PROVISIONING, Phase.RETRYING)
+_WAITING = (Phase.PENDING, Phase.QUEUED, Phase.PROVISIONING, Phase.RETRYING)
 
 Key = tuple[str, str]
 """Namespace and name of a run."""
@@ -128,19 +128,28 @@ def _card(body: Mapping[str, Any]) -> Card | None:
         accelerators=count if trains else 0,
         price=price if trains else 0.0,
         numbers={name: float(value) for name, value in shown.items() if value is not None},
-        waiting_since=_since(status, body) if phase in _WAITING else None,
+        waiting_since=_since(status, body) if _waits(status, phase) else None,
         heartbeat=parse_time(progress.heartbeat) if trains else None,
     )
+
+
+def _waits(status: FineTuneStatus, phase: str) -> bool:
+    """Whether a run waits for something; a preparation that checks and reads is at work."""
+    if phase != Phase.PREPARING:
+        return phase in _WAITING
+    prepared = find(status.conditions, ConditionType.PREPARED)
+    return prepared is not None and prepared.status == "False" and prepared.reason != Reason.PREPARING
 
 
 def _since(status: FineTuneStatus, body: Mapping[str, Any]) -> datetime | None:
     """When a run that waits began to."""
     if status.timers is not None and (since := parse_time(status.timers.pending_since)) is not None:
         return since
-    suspended = find(status.conditions, ConditionType.SUSPENDED)
+    suspended, prepared = (find(status.conditions, kind) for kind in (ConditionType.SUSPENDED, ConditionType.PREPARED))
     times = [
         mapping(body.get("metadata")).get("creationTimestamp"),
         suspended.last_transition_time if suspended is not None else None,
+        prepared.last_transition_time if prepared is not None and prepared.status == "True" else None,
         *(attempt.end_time for attempt in status.attempts),
     ]
     return max((time for text in times if (time := parse_time(text)) is not None), default=None)

@@ -153,7 +153,7 @@ def ended(job: JobView) -> Cause | None:
     pod state > the Job's message, which survives the pod. Of several pods, the first to be lost counts.
     """
     if job.complete:
-        return _completed(job)
+        return completed(job)
     if not (job.failed or job.failure_target):
         return None
     if job.failure_reason == "DeadlineExceeded":
@@ -192,7 +192,8 @@ def lost(pod: PodView) -> Cause:
     return cause(Reason.NODE_LOST, message, pod=pod)
 
 
-def _completed(job: JobView) -> Cause:
+def completed(job: JobView) -> Cause:
+    """How a trainer ended that succeeded, in its own words where its pod is still there."""
     pod = next((pod for pod in job.pods if pod.phase == "Succeeded"), None)
     said = from_text(pod.termination_message, TerminationMessage) if pod else None
     return cause(Reason.COMPLETED, "The trainer ended with exit code 0.", pod=pod, said=said)

@@ -54,7 +54,7 @@ RUN_GAUGES = {
     "tokens_per_second": "Tokens that are trained a second, while the run trains.",
     "cost": "What the run has cost by the price table, as of its last change.",
     "retry_budget_used_ratio": "Share of limits.maxRetries that is used up.",
-    "pending_seconds": "How long the run has waited: since its creation, its last attempt, or its suspension.",
+    "pending_seconds": "How long the run has waited: since its creation, preparation, last attempt, or suspension.",
     "heartbeat_age_seconds": "Time since the trainer's last sign of life, while the run trains.",
 }
 """Numbers of a single run by namespace and name."""

@@ -209,7 +209,7 @@ def of_resource(raw: Object) -> Observed:
         generation=whole(meta.get("generation")),
         resource_version=str(meta.get("resourceVersion") or ""),
         deleting=meta.get("deletionTimestamp") is not None,
-        retry=annotations.get(names.ANNOTATION_RETRY),
+        retry=annotations.get(names.ANNOTATION_RETRY) or None,  # an empty one could never be said to be handled
         status=status_of(raw.get("status")),
     )
 

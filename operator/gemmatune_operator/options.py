@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,23 +44,13 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     parser = _parser(environment)
     found = parser.parse_args(arguments)
     try:
-        settings = Settings(
-            image=found.trainer_image,
-            tpu_images={"xla": found.trainer_image_xla, "keras": found.trainer_image_keras},
-            image_pull_policy=found.image_pull_policy,
-            trainer_env=_pairs(found.trainer_env),
-            tolerations=_tolerations(found.trainer_tolerations),
-            defaults=_of_file("--defaults", found.defaults, site_defaults.of_file, SiteDefaults()),
-            prices=_of_file("--prices", found.prices, prices.parse, {}),
-            host_memory=_bytes(found.host_memory),
-            tpu_webhook=found.tpu_webhook,
-        )
+        settings = _settings(found, _text)
         election = _election(found)
     except ValueError as error:
         parser.error(str(error))
     return Options(
         settings=settings,
-        namespaces=tuple(item for item in found.namespaces.split(",") if item),
+        namespaces=_namespaces(found),
         workers=found.workers,
         resync=found.resync,
         bind=found.bind,
@@ -68,6 +58,46 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         log_format=found.log_format,
         election=election,
     )
+
+
+def elsewhere(
+    arguments: Sequence[str], environment: Mapping[str, str], text: Callable[[str], str]
+) -> tuple[Settings, tuple[str, ...]]:
+    """What an operator that runs elsewhere was told: its settings, and the namespaces that it watches (none: all).
+
+    Args:
+        text: reads a file that an argument names.
+
+    Raises:
+        ValueError: the operator cannot have started with these arguments. What only a newer one knows is left out.
+    """
+    found, _ = _parser(environment, _Raising).parse_known_args(arguments)
+    return _settings(found, text), _namespaces(found)
+
+
+class _Raising(argparse.ArgumentParser):
+    """Ends no process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _settings(found: argparse.Namespace, text: Callable[[str], str]) -> Settings:
+    return Settings(
+        image=found.trainer_image,
+        tpu_images={"xla": found.trainer_image_xla, "keras": found.trainer_image_keras},
+        image_pull_policy=found.image_pull_policy,
+        trainer_env=_pairs(found.trainer_env),
+        tolerations=_tolerations(found.trainer_tolerations),
+        defaults=_of_file("--defaults", found.defaults, text, site_defaults.of_file, SiteDefaults()),
+        prices=_of_file("--prices", found.prices, text, prices.parse, {}),
+        host_memory=_bytes(found.host_memory),
+        tpu_webhook=found.tpu_webhook,
+    )
+
+
+def _namespaces(found: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(item for item in found.namespaces.split(",") if item)
 
 
 def _election(found: argparse.Namespace) -> Terms | None:
@@ -82,8 +112,10 @@ def _election(found: argparse.Namespace) -> Terms | None:
     )
 
 
-def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(
+    environment: Mapping[str, str], kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    parser = kind(
         prog="python -m gemmatune_operator",
         description="Runs GemmaFineTune resources. Every option can be set as GEMMATUNE_OPERATOR_NAME_OF_OPTION.",
     )
@@ -174,11 +206,15 @@ def _bytes(text: str) -> int:
         raise ValueError(f"--host-memory: {error}") from error
 
 
-def _of_file(option: str, file: str, parse: Callable[[str], Value], absent: Value) -> Value:
+def _text(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")
+
+
+def _of_file(option: str, file: str, text: Callable[[str], str], parse: Callable[[str], Value], absent: Value) -> Value:
     if not file:
         return absent
     try:
-        return parse(Path(file).read_text(encoding="utf-8"))
+        return parse(text(file))
     except OSError as error:
         raise ValueError(f"{option} {file}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -69,6 +69,11 @@ class PodView:
         """Whether none of its containers runs any more."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def runs(self) -> bool:
+        """Whether its containers run, and are not about to be stopped."""
+        return self.phase == "Running" and self.deleted is None
+
     def overdue(self, now: datetime, allowance: float) -> bool:
         """Whether it should have been gone for `allowance` seconds: its node is lost."""
         return self.deleted is not None and (now - self.deleted).total_seconds() > allowance
@@ -117,7 +122,12 @@ class JobView:
     @property
     def running(self) -> bool:
         """Whether all of its pods run."""
-        return sum(pod.phase == "Running" and pod.deleted is None for pod in self.pods) >= self.wanted
+        return sum(pod.runs for pod in self.pods) >= self.wanted
+
+    @property
+    def any_running(self) -> bool:
+        """Whether one of its pods runs: the others may have ended."""
+        return any(pod.runs for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,16 @@ def create(crd: ControlPlane, make_namespace: Callable[..., str]) -> Callable[..
         return False
 
     wait_for(in_force, "the policy to be in force")
-    types = crd.api.get(
-        f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{policies[0]['metadata']['name']}"
-    )
-    assert not types.get("status", {}).get("typeChecking", {}).get("expressionWarnings")
+    assert not warnings(crd, policies[0])
     return make
+
+
+def warnings(crd: ControlPlane, policy: Object) -> Any:
+    """What the API server's type check says of a policy's expressions."""
+    path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+    found = f"{path}/{policy['metadata']['name']}"
+    wait_for(lambda: "typeChecking" in crd.api.get(found).get("status", {}), "the type check")
+    return crd.api.get(found)["status"]["typeChecking"].get("expressionWarnings")
 
 
 def test_what_is_listed_is_accepted(create: Callable[..., Object]) -> None:
@@ -96,6 +101,47 @@ def test_a_run_that_exists_may_be_labelled_but_not_led_astray(create: Callable[.
     crd.api.patch(path, {"metadata": {"labels": {"team": "a"}}}, MERGE)
     with pytest.raises(ApiError, match="is in no bucket"):
         crd.api.patch(path, {"spec": {"output": {"uri": "gs://theirs/run"}}}, MERGE)
+
+
+def test_a_shortened_list_stops_no_run_that_exists(crd: ControlPlane, make_namespace: Callable[..., str]) -> None:
+    """Its owner can suspend it, resume it and give it limits; what changes is checked."""
+    namespace = make_namespace()
+    path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+    head = {"apiVersion": names.API_VERSION, "kind": names.KIND}
+    crd.api.create(path, {**head, "metadata": {"name": "before"}, "spec": copy.deepcopy(SOUND)})
+    rules: Object = {
+        "images": ["registry.example.com/new/"],
+        "buckets": ["new"],
+        "accelerators": ["nvidia-h100-80gb"],
+        "maxCost": 5,
+    }
+    rendered = chart.render({"allowed.byNamespace": {namespace: rules}}, release="shortened")
+    policies = [d for d in rendered if d["metadata"]["name"].endswith(f"-allowed-{namespace}")]
+    chart.apply(crd, policies)
+    assert not warnings(crd, policies[0])
+
+    def answer(changes: Object) -> str:
+        try:
+            crd.api.patch(f"{path}/before", {"spec": changes}, MERGE, dryRun="All")
+        except ApiError as error:
+            return str(error.body["message"])
+        return ""
+
+    wait_for(lambda: "is in no bucket" in answer({"model": {"uri": "gs://theirs/model"}}), "the policy to be in force")
+    crd.api.patch(f"{path}/before", {"spec": {"suspend": True}}, MERGE)
+    assert answer({"limits": {"deadline": "2h"}}) == ""
+    assert answer({"limits": {"maxCost": 4}}) == ""
+    assert "of at most 5" in answer({"limits": {"maxCost": 6}})
+    assert "spec.pod.image: registry.example.com/ours/trainer:2 is not" in answer(
+        {"pod": {"image": "registry.example.com/ours/trainer:2"}}
+    )
+    assert "spec.accelerator: nvidia-l4 is not" not in answer({"accelerator": {"gpu": {"count": 2}}})
+    assert "of at most 5" in answer({"accelerator": {"gpu": {"count": 2}}}), "another accelerator needs a budget"
+    assert answer({"accelerator": {"gpu": {"count": 2}}, "limits": {"maxCost": 4}}) == ""
+    assert "spec.accelerator: nvidia-a100-80gb is not" in answer(
+        {"accelerator": {"gpu": {"type": "nvidia-a100-80gb"}}, "limits": {"maxCost": 4}}
+    )
+    crd.api.patch(f"{path}/before", {"spec": {"suspend": False}}, MERGE)
 
 
 def test_a_namespace_may_have_rules_and_a_budget_of_its_own(

@@ -27,7 +27,7 @@ def cluster() -> Iterator[ControlPlane]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def restricted(cluster: ControlPlane, helm: Helm) -> Iterator[str]:
     """A namespace at the Pod Security level `restricted`."""
     name = "tuning"
@@ -71,6 +71,27 @@ def test_install_upgrade_uninstall(cluster: ControlPlane, helm: Helm, restricted
     assert cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")["spec"]["group"] == names.GROUP
     run("install", "gemmatune", str(chart.CHART))
     assert cluster.api.find(f"{runs}/a") is not None
+
+    # Helm remembers whose the definition is: another release has to be told to take it.
+    run("uninstall", "gemmatune")
+    with pytest.raises(AssertionError, match=f'"{DEFINITION}"'):
+        run("install", "other", str(chart.CHART))
+    run("install", "other", str(chart.CHART), "--take-ownership")
+    assert cluster.api.find(f"{runs}/a") is not None
+    run("uninstall", "other")
+
+
+def test_a_definition_that_was_applied_by_hand(cluster: ControlPlane, helm: Helm, restricted: str) -> None:
+    """`kubectl apply -f crds/`, and the chart afterwards."""
+    flags = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", restricted)
+    cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")
+    cluster.kubectl("apply", "-f", str(chart.CHART.parents[1] / "crds"))
+    with pytest.raises(AssertionError, match=f'"{DEFINITION}"'):
+        helm("install", "gemmatune", str(chart.CHART), *flags)
+    helm("install", "gemmatune", str(chart.CHART), *flags, "--take-ownership", "--force-conflicts")
+    labels = cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")["metadata"]["labels"]
+    assert labels["app.kubernetes.io/managed-by"] == "Helm"
+    helm("uninstall", "gemmatune", *flags)
 
 
 def _pod(cluster: ControlPlane, namespace: str) -> Object:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +149,8 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("logFormat", "text"),
         ("hostMemory", "16 GB"),
         ("extraArgs", ["workers=32"]),
+        ("extraArgs", ["--port=9090"]),
+        ("extraArgs", ["--leader-elect=true"]),
         ("tolerations", [{"keys": "x"}]),
         ("serviceAccount.annotation", {"a": "b"}),
         ("networkPolicy.apiServerPorts", ["https"]),
@@ -159,6 +164,28 @@ def test_a_misspelt_value_is_refused(path: str, value: Any) -> None:
     done = chart.helm("template", "x", str(chart.CHART), *chart.values_flags({path: value}), check=False)
     assert done.returncode != 0
     assert path.split(".")[-1] in done.stderr or path.split(".")[0] in done.stderr, done.stderr
+
+
+def test_every_option_of_the_operator_has_one_value() -> None:
+    """Those that the chart does not set itself go by extraArgs, and no others: two would contradict each other."""
+    of_the_chart = {"bind", "port", "lease-namespace"}  # the pod's own: probes and Services know the port
+    of_the_chart |= {
+        argument.partition("=")[0].removeprefix("--")
+        for document in (*chart.render(VALUES), *chart.render({}))
+        if document["kind"] == "Deployment"
+        for argument in document["spec"]["template"]["spec"]["containers"][0]["args"]
+    }
+    schema = json.loads((chart.CHART / "values.schema.json").read_text())
+    pattern = re.compile(schema["properties"]["extraArgs"]["items"]["pattern"])
+    by_extra_args = {name for name in option_names() if pattern.match(f"--{name}=1")}
+    assert by_extra_args == set(option_names()) - (of_the_chart - {"workers"})
+
+
+def option_names() -> list[str]:
+    """The operator's options, by its own help."""
+    command = [sys.executable, "-m", "gemmatune_operator", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^  --([a-z-]+)", shown, re.MULTILINE)
 
 
 def test_every_value_is_documented() -> None:

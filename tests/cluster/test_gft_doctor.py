@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 import yaml
 
 from gemmatune_api import names
+from tests.support import chart
 from tests.support.controlplane import ControlPlane
 from tests.support.fakegcs import FakeGcs
 from tests.support.gft import Done, gft
 from tests.support.nodeagent import NodeAgent
+from tests.support.resources import resource
 from tests.support.standin import write_small_model
+from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -58,19 +63,22 @@ def findings(done: Done) -> dict[str, str]:
     return found
 
 
-def deployment(ready: int) -> dict[str, Any]:
-    container = {"name": "operator", "image": "x", "args": ["--trainer-image=registry.example/trainer:1"]}
-    labels = {"app.kubernetes.io/name": "gemmatune"}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "gemmatune-operator", "labels": labels},
-        "spec": {
-            "replicas": ready,
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
-        },
-    }
+@pytest.fixture
+def installed(crd: ControlPlane) -> Iterator[Callable[..., None]]:
+    """Installs the chart's Deployment and ConfigMaps, with values by their dotted path; no pod of it ever runs."""
+    made: list[dict[str, Any]] = []
+
+    def install(**values: Any) -> None:
+        for document in chart.render({name.replace("__", "."): value for name, value in values.items()}):
+            if document["kind"] in ("Deployment", "ConfigMap"):
+                if document["kind"] == "Deployment":
+                    document["spec"]["replicas"] = 0  # a node of the test would run it
+                crd.kubectl("apply", "-f", "-", input=document)
+                made.append(document)
+
+    yield install
+    for document in {item["kind"]: item for item in made}.values():
+        crd.kubectl("delete", document["kind"], document["metadata"]["name"], "-n", document["metadata"]["namespace"])
 
 
 @pytest.mark.timeout(300)
@@ -101,6 +109,7 @@ def test_a_namespace_from_nothing_to_a_run(
         "resource": "ok",
         "rights": "ok",
         "operator": "unknown",
+        "defaults": "unknown",
         "ServiceAccount": "warning",
         "Secret": "problem",
         "nodes": "unknown",
@@ -134,16 +143,19 @@ def test_a_namespace_from_nothing_to_a_run(
     assert crd.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"] == [], "no pod is left behind"
 
 
-def test_what_an_administrator_sees(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
-    crd.kubectl("apply", "-n", namespace, "-f", "-", input=deployment(0))
+def test_what_an_administrator_sees(
+    crd: ControlPlane, namespace: str, installed: Callable[..., None], tmp_path: Path
+) -> None:
+    installed()
     file = tmp_path / "quotes.json"
-    resource = yaml.safe_load((Path(__file__).parents[2] / "examples/minimal.yaml").read_text())
-    file.write_text(json.dumps(resource))
+    file.write_text(json.dumps(yaml.safe_load((Path(__file__).parents[2] / "examples/minimal.yaml").read_text())))
     gpu = {"nvidia.com/gpu": "1", "cpu": "2", "memory": "4Gi"}
     label = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
     doctor = ("doctor", str(file), "-n", namespace, "--no-pod")
     none = gft(crd.kubeconfig, *doctor)
     assert findings(none)["operator"] == "problem"
+    assert "has no ready pod" in none.out
+    assert findings(none)["defaults"] == "ok"
     assert findings(none)["nodes"] == "warning"
     assert "scales from zero" in none.out
     with NodeAgent(crd, tmp_path / "small", "small-gpu", resources=gpu, labels=label):
@@ -162,3 +174,82 @@ def test_a_person_without_rights_is_told_what_to_ask_for(crd: ControlPlane, name
     assert f"you may not create, get, watch, patch, delete {names.PLURAL} in namespace {namespace}" in done.out
     found = findings(done)
     assert {found[subject] for subject in ("operator", "ServiceAccount", "nodes", "quota")} == {"unknown"}
+
+
+TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "tuning", "effect": "NoSchedule"}
+TPU = {
+    "spec.accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}},
+    "spec.model": {"uri": "hf://google/gemma-2-2b"},
+    "spec.output": None,
+}
+
+
+def test_the_pod_is_as_the_installation_makes_it(
+    crd: ControlPlane, namespace: str, installed: Callable[..., None], tmp_path: Path
+) -> None:
+    installed(
+        trainer__xlaImage="registry.example/xla:1",
+        trainer__imagePullPolicy="Always",
+        trainer__env={"HTTPS_PROXY": "http://proxy:3128"},
+        trainer__tolerations=[TOLERATION],
+        defaults__outputPrefix="gs://site/runs",
+        defaults__secretRef={"name": "site-token"},
+        defaults__serviceAccountName="tuner",
+    )
+    crd.kubectl("create", "serviceaccount", "team-tuner", "-n", namespace)
+    own = ("create", "configmap", names.DEFAULTS_CONFIG_MAP, "-n", namespace)
+    crd.kubectl(*own, "--from-literal=serviceAccountName=team-tuner")
+    file = tmp_path / "quotes.json"
+    file.write_text(json.dumps(resource(changes=TPU)))
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    doctor = ("doctor", str(file), "-n", namespace, "--patience", "3")
+    named = ("--image", "registry.example/other:2")
+    for image, more in (("registry.example/xla:1", ()), ("registry.example/other:2", named)):
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(gft, crd.kubeconfig, *doctor, *more)
+            (pod,) = wait_for(lambda: crd.api.get(pods)["items"], "the pod of the check", seconds=90)
+            done = running.result()
+        assert "outputPrefix: gs://site/runs, secretRef: site-token, serviceAccountName: team-tuner" in done.out
+        assert findings(done)["Secret"] == "problem"
+        assert "site-token does not exist" in done.out
+        spec = pod["spec"]
+        (container,) = spec["containers"]
+        assert (container["image"], container["imagePullPolicy"]) == (image, "Always")
+        assert spec["serviceAccountName"] == "team-tuner"
+        assert TOLERATION in spec["tolerations"]
+        env = {variable["name"]: variable for variable in container["env"]}
+        assert env["HTTPS_PROXY"]["value"] == "http://proxy:3128"
+        assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "site-token"
+        assert f"gs://site/runs/{namespace}/quotes" in env[names.ENV_RUN]["value"]
+
+
+def test_a_namespace_that_no_operator_watches(
+    crd: ControlPlane, namespace: str, installed: Callable[..., None], tmp_path: Path
+) -> None:
+    installed(namespaces=["team-a", "team-b"])
+    doctor = ("doctor", "-n", namespace)
+    done = gft(crd.kubeconfig, *doctor)
+    assert (done.code, findings(done)["operator"]) == (1, "problem")
+    assert f"no operator looks at namespace {namespace}, and a run would wait" in done.out
+    assert "gemmatune-operator watches team-a, team-b" in done.out
+    installed(namespaces=["team-a", namespace])
+    assert "no operator looks" not in gft(crd.kubeconfig, *doctor).out
+
+
+def test_a_run_whose_output_only_a_default_gives(
+    crd: ControlPlane, namespace: str, installed: Callable[..., None], tmp_path: Path
+) -> None:
+    file = tmp_path / "quotes.json"
+    file.write_text(json.dumps(resource(changes={"spec.output": None})))
+    installed()
+    none = gft(crd.kubeconfig, "doctor", str(file), "-n", namespace)
+    assert findings(none)["output"] == "problem"
+    assert "spec.output.uri is required, since no default gives a prefix" in none.out
+    assert {"Secret", "nodes", "quota"} <= findings(none).keys(), "the rest is checked as well"
+    crd.kubectl("create", "configmap", names.DEFAULTS_CONFIG_MAP, "-n", namespace, "--from-literal=outputPrefix=s3://x")
+    wrong = gft(crd.kubeconfig, "doctor", str(file), "-n", namespace, "--no-pod")
+    assert findings(wrong)["defaults"] == "problem"
+    assert "a run would wait: ConfigMap gemmatune-defaults, outputPrefix" in wrong.out
+    unknown = gft(person(crd, namespace, RULES), "doctor", str(file))
+    assert {findings(unknown)[subject] for subject in ("defaults", "output")} == {"unknown"}
+    assert f"ConfigMap {names.DEFAULTS_CONFIG_MAP} of the namespace" in unknown.out

@@ -43,7 +43,7 @@ def test_wait_tells_the_end_by_its_exit_code(crd: ControlPlane, namespace: str, 
     assert "Add a node pool." in late.error
 
     failed = {"phase": "Failed", "reason": "DataInvalid", "message": "Row 7 is empty.", "remedy": "Correct row 7."}
-    write(crd, run, **failed, conditions=[FINISHED])
+    write(crd, run, **failed, observedGeneration=1, conditions=[FINISHED])
     ended = gft(crd.kubeconfig, *wait)
     assert ended.code == 1
     assert "has failed, DataInvalid: Row 7 is empty.\nCorrect row 7." in ended.error
@@ -53,6 +53,68 @@ def test_wait_tells_the_end_by_its_exit_code(crd: ControlPlane, namespace: str, 
     missing = gft(crd.kubeconfig, "wait", "nothing", "-n", namespace)
     assert (missing.code, f"{namespace}/nothing does not exist" in missing.error) == (1, True)
     assert "no duration" in gft(crd.kubeconfig, *wait, "--timeout", "soon").error
+
+
+def test_a_failure_before_a_retry_or_a_correction_is_no_end(crd: ControlPlane, namespace: str, run: str) -> None:
+    """With the operator away, which has not seen them yet."""
+    where = ("quotes", "-n", namespace)
+    failed = {"phase": "Failed", "reason": "DataInvalid", "message": "Row 7 is empty.", "conditions": [FINISHED]}
+    write(crd, run, **failed, observedGeneration=1)
+    assert gft(crd.kubeconfig, "retry", *where).code == 0
+    late = gft(crd.kubeconfig, "wait", *where, "--timeout", "2s")
+    assert (late.code, "no operator has looked at the correction or the retry yet" in late.error) == (2, True)
+    asked = crd.api.get(run)["metadata"]["annotations"][names.ANNOTATION_RETRY]
+    with Terminal(crd.kubeconfig, ["watch", *where]) as watch:
+        watch.shows("It had failed (DataInvalid); waits for the operator to take it up again")
+        write(crd, run, observedRetry=asked)
+        assert watch.process.wait(timeout=60) == 1
+        assert "Failed, DataInvalid: Row 7 is empty." in watch.text
+    assert gft(crd.kubeconfig, "wait", *where).code == 1
+    corrected = resource(changes={"spec.dataset.maxLength": 512})
+    crd.kubectl("apply", "-n", namespace, "-f", "-", input=corrected)
+    assert gft(crd.kubeconfig, "wait", *where, "--timeout", "2s").code == 2
+    write(crd, run, observedGeneration=2)
+    assert gft(crd.kubeconfig, "wait", *where).code == 1
+
+
+def test_a_policys_words_are_shown(crd: ControlPlane, namespace: str, run: str) -> None:
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "resourceRules": [
+                {
+                    "apiGroups": [names.GROUP],
+                    "apiVersions": ["*"],
+                    "operations": ["UPDATE"],
+                    "resources": [names.PLURAL],
+                }
+            ],
+        },
+        "validations": [{"expression": "false", "message": "No changes until Monday.", "reason": "Forbidden"}],
+    }
+    head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": f"freeze-{namespace}"}}
+    policy = {**head, "kind": "ValidatingAdmissionPolicy", "spec": spec}
+    bound = {"policyName": f"freeze-{namespace}", "validationActions": ["Deny"]}
+    binding = {**head, "kind": "ValidatingAdmissionPolicyBinding", "spec": bound}
+    for document in (policy, binding):
+        crd.kubectl("apply", "-f", "-", input=document)
+
+    def denied() -> str:
+        """A policy takes a moment to come into force."""
+        done = gft(crd.kubeconfig, "suspend", "quotes", "-n", namespace)
+        if done.code == 0:
+            gft(crd.kubeconfig, "resume", "quotes", "-n", namespace)
+        return done.error
+
+    try:
+        said = wait_for(denied, "the policy in force", seconds=120)
+        assert f"{namespace}/quotes may not be changed: " in said
+        assert "denied request: No changes until Monday." in said
+        assert "do what the message asks" in said
+    finally:
+        for document in (binding, policy):
+            crd.kubectl("delete", document["kind"], f"freeze-{namespace}")
 
 
 def test_wait_and_watch_outlive_an_api_server(crd: ControlPlane, namespace: str, run: str) -> None:

@@ -69,6 +69,11 @@ def stop(stage: Stage, suffix: str, step: int) -> None:
     stage.trainer(progress={"step": step}, checkpoint={"step": step, "uri": f"gs://bucket/checkpoints/{step}"})
     assert stage.condition("Failed") == {}, "not over before the checkpoint is saved"
     stage.ends(suffix, 30, {"message": "stopped", "step": step})
+    take_away(stage, pod)
+
+
+def take_away(stage: Stage, pod: Object) -> None:
+    """The kubelet lets a pod go that has ended."""
     path = f"{stage.pods}/{pod['metadata']['name']}"
     try:
         stage.api.delete(path, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}})
@@ -106,6 +111,48 @@ def test_a_limit_ends_with_a_checkpoint_and_resumes(stage: Stage, limits: Object
     stage.runs_now("t2")
     status = stage.wait_phase("Training")
     assert (status["attempts"][-1]["fromStep"], status["attempts"][0]["toStep"]) == (43, 43)
+
+
+def test_a_deadline_that_was_raised_outlasts_the_jobs_own(stage: Stage) -> None:
+    """The Job controller ends the Job by the activeDeadlineSeconds that it was made with: a free attempt follows."""
+    stage.create(limits={"deadline": "30m"})
+    train(stage)
+    stage.change(limits={"deadline": "10h"})
+    job = f"{stage.jobs}/{stage.name}-t1"
+    before = stage.api.get(job)["spec"]["activeDeadlineSeconds"]
+    stage.api.patch(job, {"spec": {"activeDeadlineSeconds": 1}})  # what the test does not wait for
+    wait_for(lambda: stage.pod("t1")["metadata"].get("deletionTimestamp"), "the Job controller's deletion")
+    pod = stage.pod("t1")
+    stage.trainer(checkpoint={"step": 43, "uri": "gs://bucket/checkpoints/43"})
+    stage.ends("t1", 30, {"message": "stopped", "step": 43})
+    take_away(stage, pod)
+    stage.runs_now("t2")
+    status = stage.wait_phase("Training")
+    first = status["attempts"][0]
+    assert (first["reason"], first["counted"]) == ("Interrupted", False)
+    assert "activeDeadlineSeconds" in first["message"]
+    assert status["attempts"][1]["fromStep"] == 43
+    assert stage.job("t2")["spec"]["activeDeadlineSeconds"] > before + 9 * 3600
+
+
+def test_a_run_that_completes_while_it_is_suspended(stage: Stage) -> None:
+    """Its Job is being deleted and never becomes Complete; its pod tells of the manifest before it is gone."""
+    stage.create()
+    train(stage)
+    stage.change(suspend=True)
+    stage.wait_phase("Suspending")
+    wait_for(lambda: stage.pod("t1")["metadata"].get("deletionTimestamp"), "the deletion to reach the pod")
+    pod = stage.pod("t1")
+    stage.ends("t1", 0, DONE)
+    status = stage.wait_phase("Succeeded")
+    assert [(item["number"], item["reason"]) for item in status["attempts"]] == [(1, "Completed")]
+    assert stage.condition("Suspended")["reason"] == "Completed"
+    take_away(stage, pod)
+    wait_for(lambda: stage.job_names() == ["quotes-p1"], "the Job to go")
+    stage.change(suspend=False)
+    stage.wait(lambda now: now["observedGeneration"] == 3, "a look at what was resumed")
+    assert stage.status["phase"] == "Succeeded"
+    assert stage.job_names() == ["quotes-p1"], "no second node"
 
 
 def test_a_limit_without_a_price(stage: Stage) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gemmatune_api import names
+from gemmatune_operator.conditions import rfc3339
 from tests.support.below import PROCESS
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import MODULE, OperatorProcess
@@ -188,7 +190,7 @@ def test_the_clock_jumps(crd: ControlPlane, namespace: str, tmp_path: Path, seco
         stage.create(limits={"deadline": "30m", "stallTimeout": "10m"})
         story.to("t1 runs")
         stage.wait_phase("Training")
-        stage.trainer(progress={"step": 3, "totalSteps": 100})
+        stage.trainer(progress={"step": 3, "tokensPerSecond": 500.0, "heartbeat": rfc3339(datetime.now(UTC))})
         shift.write_text(str(seconds))
         wait_for(lambda: "clock has jumped" in operator.server.log.read_text(), "the jump to be seen")
         looks = operator.metrics().count("\n") and _looks(operator)

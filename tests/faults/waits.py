@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 from gemmatune_api.names import Reason, Role
+from gemmatune_operator.conditions import rfc3339
 from tests.faults.ends import terminated
 from tests.faults.scene import NO_GPU, REAL_GPU, Fault, Next, Play, Scene
 from tests.support.api import Object
@@ -90,7 +92,8 @@ def stall(scene: Scene) -> float:
     """A real process is stopped where it is, after its third step."""
     scene.trains()
     scene.plant.node.pause(scene.namespace, scene.pod_name())
-    scene.trainer(progress={"step": 3, "totalSteps": 100, "heartbeat": "2026-03-01T12:00:00Z"})
+    now = rfc3339(datetime.now(UTC))
+    scene.trainer(progress={"step": 3, "totalSteps": 100, "tokensPerSecond": 500.0, "heartbeat": now})
     return time.monotonic() + STALL_SECONDS
 
 

@@ -43,6 +43,7 @@ def test_lora_leaves_a_verified_peft_adapter(
     assert manifest["steps"] == 4
     assert manifest["verified"]["delta"] > 0
     assert manifest["verified"]["largestDifference"] < 1e-4
+    check_tally(config, done, manifest["compiled"])
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     assert tensors[key].shape == (64, 16), "four heads of rank 4 share one B"
     blocks = tensors[key].reshape(4, 16, 4, 4)
@@ -50,6 +51,22 @@ def test_lora_leaves_a_verified_peft_adapter(
     assert not np.any(blocks[0, :, 1]), "block-diagonal"
     assert {event["mesh"] for event in done.events("placed")} == {"data 2 x model 4"}
     check_placed(config, done, WEIGHTS | {f"{BLOCK}/attention/query/lora_kernel_a": WHOLE}, moments=0)
+
+
+def check_tally(config: RunConfig, done: TrainerProcess, compiled: dict[str, Any]) -> None:
+    """Log, manifest and report say what was compiled, and how much of the fixed shape was padding."""
+    (logged,) = done.events("compiled")
+    (shape,) = done.events("batches")
+    computed = shape["sequences"] * shape["passes"] * shape["length"] * 4
+    data = json.loads((output(config) / "manifest.json").read_text())["data"]
+    assert (compiled["compilations"], compiled["afterStep2"]) == (logged["compilations"], 0)
+    assert 2 <= compiled["compilations"] <= 20, "the pass and the update, and small ones"
+    assert compiled["seconds"] > 0
+    mean = data["tokens"] / data["rows"]
+    assert compiled["padding"] == pytest.approx(1 - 16 * mean / computed, abs=0.25), "four steps of four rows"
+    assert 0 < compiled["padding"] < 1
+    page = (output(config) / "report" / "report.html").read_text()
+    assert f"{compiled['padding']:.1%} of the computed tokens" in page
 
 
 BLOCK = "decoder_block_*"

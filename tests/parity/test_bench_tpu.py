@@ -56,6 +56,12 @@ def test_what_is_missed(changes: dict[str, Any], missed: str) -> None:
     assert [what for what, met in found.items() if not met] == [f"backend xla: {missed}"]
 
 
+@pytest.mark.parametrize(("loss", "met"), [(1.0, True), (1.001, False)])
+def test_torch_and_xla_train_the_same(loss: float, met: bool) -> None:
+    found = verdicts([trained("torch", 1), trained("xla", 1, losses=[4.0, 3.0, 2.0, loss])])
+    assert found["backend xla: losses against those of backend torch"] is met
+
+
 def test_a_slower_backend_is_no_success() -> None:
     slow = trained("xla", 8, "adafactor", seconds=[9.0, 9.0, 2.0, 2.0])
     found = verdicts([slow, trained("trainer", 8, "adafactor")])
@@ -97,7 +103,7 @@ def test_the_estimate_by_hand() -> None:
 @pytest.mark.timeout(1800)
 def test_every_arm_in_its_environment(tmp_path: Path) -> None:
     found = tpu.benchmark(tpu.QUICK, write_model(tmp_path / "model", "3"))
-    assert len(found["lines"]) == 6
+    assert len(found["lines"]) == 7
     shown = performance.REPORTS["tpu.json"]
     for part in shown.tables:
         assert all(column(row) is not None for row in part.rows(found) for column in part.columns.values())

@@ -1,4 +1,5 @@
 """One run trained by torch, xla and keras: the same rows, adapters that plain PEFT loads, and the same held-out loss.
+Then each goes on from the others' checkpoints, as a run does that moves.
 
 Each backend is the real trainer in its own environment, xla and keras on four virtual devices. The three outputs begin
 as copies of one preparation. What they leave is judged by plain transformers and PEFT, row by row without padding.
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,12 @@ from gemmatune_cli.local.environments import python_of
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.storage import open_storage
 from tests.keras.conftest import device_environment
+from tests.support.soak import SOAK
 from tests.support.tinymodels import write_model
 from tests.trainer.conftest import run_config, write_quotes
 from tests.xla.devices import virtual
 
-DEVICES, STEPS = 4, 150
+DEVICES, STEPS, SAVED = 4, 150, 100
 BACKENDS: dict[Backend, dict[str, str]] = {
     "torch": {"OMP_NUM_THREADS": "1"},
     "xla": virtual(DEVICES),
@@ -45,10 +48,14 @@ SAME = 1e-4
 def config_of(backend: Backend, model: Path, folder: Path) -> RunConfig:
     """The same run for each of them: a quarter of 96 rows is held out."""
     data, out = write_quotes(folder / "quotes.jsonl", 400), folder / backend
-    changes = {"max_steps": STEPS, "every_steps": STEPS, "global_batch_size": 8, "rank": 8, "eval_fraction": 0.25}
+    changes = {"max_steps": STEPS, "every_steps": SAVED, "global_batch_size": 8, "rank": 8, "eval_fraction": 0.25}
     found = run_config(model, data, out, prompts=[], **changes)
     mesh = None if backend == "torch" else RunMesh(data=2, model=2)
     return found.model_copy(update={"backend": backend, "mesh": mesh})
+
+
+def output(config: RunConfig) -> Path:
+    return Path(config.output.uri.removeprefix("file://"))
 
 
 def start(role: str, config: RunConfig, folder: Path) -> subprocess.Popen[str]:
@@ -74,38 +81,52 @@ def ended(process: subprocess.Popen[str]) -> None:
 
 def history(config: RunConfig) -> tuple[list[float], list[float]]:
     """Losses of the steps, and of the evaluations of base and result, as the run's last checkpoint has them."""
-    (file,) = Path(config.output.uri.removeprefix("file://")).glob("checkpoints/*/history.json")
-    found = json.loads(file.read_text())
+    found = json.loads(max(output(config).glob("checkpoints/*/history.json")).read_text())
     return [point["loss"] for point in found["points"]], [item["loss"] for item in found["evaluations"]]
 
 
 def held_out(config: RunConfig, cache: Path) -> list[Row]:
     """The rows that the preparation has kept for evaluation."""
     storage = open_storage(config.output.uri)
-    (folder,) = Path(config.output.uri.removeprefix("file://")).glob("prepared/*")
+    (folder,) = output(config).glob("prepared/*")
     found = prepared.load(storage, config.output.uri, folder.name, cache).evaluation
     assert found is not None
     pairs = map(found.row, range(found.rows))
     return [([int(one) for one in ids], [int(one) for one in labels]) for ids, labels in pairs]
 
 
-def test_three_backends_agree(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", "3")
-    configs = {backend: config_of(backend, model, tmp_path) for backend in BACKENDS}
-    ended(start("prepare", configs["torch"], tmp_path))
-    for backend in ("xla", "keras"):
-        shutil.copytree(tmp_path / "torch", tmp_path / backend)
-    for process in [start("train", config, tmp_path) for config in configs.values()]:
-        ended(process)
+@dataclass(frozen=True)
+class Trained:
+    """The run by each backend, in folders of their names below `folder`."""
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    rows = held_out(configs["torch"], tmp_path / "rows")
+    folder: Path
+    model: Path
+    configs: dict[Backend, RunConfig]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("parity")
+    model = write_model(folder / "model", "3")
+    configs = {backend: config_of(backend, model, folder) for backend in BACKENDS}
+    ended(start("prepare", configs["torch"], folder))
+    for backend in ("xla", "keras"):
+        shutil.copytree(folder / "torch", folder / backend)
+    for process in [start("train", config, folder) for config in configs.values()]:
+        ended(process)
+    return Trained(folder, model, configs)
+
+
+def test_three_backends_agree(trained: Trained) -> None:
+    configs, folder = trained.configs, trained.folder
+    base = AutoModelForCausalLM.from_pretrained(trained.model, dtype=torch.float32).eval()
+    rows = held_out(configs["torch"], folder / "rows")
     untrained, found = loss(base, rows), {}
     for backend, config in configs.items():
-        tuned = PeftModel.from_pretrained(base, tmp_path / backend / "adapter").eval()
+        tuned = PeftModel.from_pretrained(base, folder / backend / "adapter").eval()
         found[backend] = loss(tuned, rows)
         base = tuned.unload()
-        steps, (before, after) = history(config)
+        steps, (before, _, after) = history(config)
         assert before == pytest.approx(untrained, rel=SAME), backend
         assert after == pytest.approx(found[backend], rel=10 * SAME), backend
         assert len(steps) == STEPS
@@ -115,3 +136,35 @@ def test_three_backends_agree(tmp_path: Path) -> None:
     # torch and xla also begin with the same adapter.
     first, second = history(configs["torch"])[0], history(configs["xla"])[0]
     assert first[:20] == pytest.approx(second[:20], rel=SAME)
+
+
+MOVES: list[tuple[Backend, Backend]] = [("torch", "xla"), ("xla", "torch"), ("torch", "keras"), ("keras", "xla")]
+if SOAK:
+    MOVES += [("keras", "torch"), ("xla", "keras")]
+
+
+@pytest.mark.parametrize(("source", "target"), MOVES)
+def test_a_run_moves_to_another_backend(trained: Trained, tmp_path: Path, source: Backend, target: Backend) -> None:
+    """From step SAVED on it does what the undisturbed run does: the same but for rounding between torch and xla."""
+    moved = trained.configs[target].model_copy(update={"attempt": 2, "output": trained.configs[source].output})
+    config = moved.model_copy(update={"output": moved.output.model_copy(update={"uri": (tmp_path / "out").as_uri()})})
+    shutil.copytree(output(moved), output(config))
+    for later in (output(config) / "manifest.json", output(config) / f"checkpoints/step-{STEPS:08d}/manifest.json"):
+        later.unlink()
+    ended(start("train", config, tmp_path))
+
+    (undisturbed, there), (steps, here) = history(trained.configs[source]), history(config)
+    assert len(steps) == STEPS
+    assert steps[:SAVED] == undisturbed[:SAVED], "the history moves too"
+    said = json.loads((tmp_path / f"{target}-termination").read_text())["message"]
+    if "keras" in (source, target):
+        assert f"The optimizer began anew after step {SAVED}" in said
+        assert steps[SAVED] == pytest.approx(undisturbed[SAVED], rel=10 * SAME), "before the first step of the new one"
+        assert here[-1] == pytest.approx(there[-1], rel=0.05)
+    else:
+        assert "anew" not in said
+        assert steps[SAVED : SAVED + 20] == pytest.approx(undisturbed[SAVED : SAVED + 20], rel=SAME)
+        assert here[-1] == pytest.approx(there[-1], rel=10 * SAME)
+    base = AutoModelForCausalLM.from_pretrained(trained.model, dtype=torch.float32).eval()
+    tuned = PeftModel.from_pretrained(base, output(config) / "adapter").eval()
+    assert loss(tuned, held_out(config, tmp_path / "rows")) == pytest.approx(here[-1], rel=10 * SAME)

@@ -116,6 +116,11 @@ class ControlPlane:
         return chart.token(self, chart.NAMESPACE, chart.OPERATOR)
 
     @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of its servers, by name."""
+        return {name: server.process.pid for name, server in self._servers.items()}
+
+    @property
     def audit_position(self) -> int:
         """Where the audit log ends now, for `audited`."""
         return self._audit_log.stat().st_size if self._audit_log.exists() else 0

@@ -40,7 +40,7 @@ def ends_twice(code: ExitCode) -> Callable[[Play], object]:
 
 def stands_still_for_twenty_minutes(play: Play) -> object:
     play.training()
-    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    play.steps(5)
     play.wait(1200)
     return play.status.attempts[0].reason
 
@@ -60,7 +60,7 @@ def trains_for_half_an_hour_at_one_an_hour(play: Play) -> object:
     play.settings = Settings(prices={"nvidia-l4": 1.0})
     play.training()
     play.wait(1000)
-    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    play.steps(5)
     play.wait(800)
     return play.status.attempts[0].reason
 

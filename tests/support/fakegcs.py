@@ -60,6 +60,11 @@ class FakeGcs:
             self.stop()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._server.process.pid
+
     def _answers(self) -> bool:
         self._server.check()
         try:

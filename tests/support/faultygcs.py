@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import requests
 
@@ -21,6 +21,7 @@ from tests.support.loopback import LoopbackServer
 from tests.support.servers import LOOPBACK
 
 _HOP = frozenset({"host", "connection", "transfer-encoding", "content-length", "keep-alive", "content-encoding"})
+_LONGEST_SILENCE = 300.0
 _NAME = re.compile(rb'"name":\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -40,12 +41,16 @@ class Fault:
     """Change one byte near the end of what goes up."""
     lose: bool = False
     """Ask the server, then break the connection instead of answering."""
+    silent: bool = False
+    """Do not answer, and (without `lose`) do not ask the server: whoever asked gives up by himself."""
     before: Callable[[], None] = lambda: None
     """Called before the server is asked; may block."""
     after: Callable[[], None] = lambda: None
     """Called once the server has answered, before the answer is passed on."""
     met: list[str] = field(default_factory=list)
     """Names of the objects whose requests it has met."""
+    given_up: int = 0
+    """How many of those that got no answer the client has given up."""
 
 
 class FaultyGcs(LoopbackServer):
@@ -97,6 +102,10 @@ class FaultyGcs(LoopbackServer):
                 _answer(request, fault.code, b"{}")
             elif fault.cut:
                 self._cut(request, body)
+            elif fault.silent and not fault.lose:
+                self._stay_silent(request, fault)
+            elif self._is_another(request.command, request.path, name):
+                _answer(request, 412, b"{}")
             else:
                 self._forward(request, _damaged(body) if fault.damage else body, fault)
         except (OSError, requests.RequestException):
@@ -106,16 +115,40 @@ class FaultyGcs(LoopbackServer):
     def _matches(fault: Fault, method: str, name: str) -> bool:
         return fault.times > 0 and fault.method == method and re.search(fault.name, name) is not None
 
+    def _is_another(self, method: str, path: str, name: str) -> bool:
+        """Whether a deletion or a resumable upload names a generation that is not there: fake-gcs-server lets it."""
+        parts = urlsplit(path)
+        query = parse_qs(parts.query)
+        if "ifGenerationMatch" not in query or not (method == "DELETE" or query.get("uploadType") == ["resumable"]):
+            return False
+        bucket = re.search(r"/b/([^/]+)/o", parts.path)
+        assert bucket is not None
+        found = requests.get(f"{self._target}/storage/v1/b/{bucket.group(1)}/o/{quote(name, safe='')}", timeout=60)
+        there = str(found.json()["generation"]) if found.ok else "0"
+        return there != query["ifGenerationMatch"][0] and (found.ok or method != "DELETE")
+
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes, fault: Fault) -> None:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP}
         found = requests.request(request.command, self._target + request.path, data=body, headers=headers, timeout=60)
         fault.after()
+        if fault.lose and fault.silent:
+            self._stay_silent(request, fault)
+            return
         if fault.lose:
             _break(request)
             return
         kept = {key: value for key, value in found.headers.items() if key.lower() not in _HOP}
         kept = {key: value.replace(self._target, self.endpoint) for key, value in kept.items()}
         _answer(request, found.status_code, found.content, kept)
+
+    @staticmethod
+    def _stay_silent(request: BaseHTTPRequestHandler, fault: Fault) -> None:
+        """Until the client closes the connection, which is when it can be read from."""
+        request.connection.settimeout(_LONGEST_SILENCE)
+        try:
+            fault.given_up += not request.connection.recv(1)
+        finally:
+            request.close_connection = True
 
     def _cut(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         target = urlsplit(self._target)

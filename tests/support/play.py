@@ -201,6 +201,11 @@ class Play:
         self.store.apply_status(resource, names.FIELD_MANAGER_TRAINER)
         return self.look()
 
+    def steps(self, step: int) -> FineTuneStatus:
+        """The trainer has done a step, and says so."""
+        said = {"step": step, "totalSteps": 100, "tokensPerSecond": 500.0, "heartbeat": conditions.rfc3339(self.now)}
+        return self.trainer(progress=said)
+
     def pod_status(self, job: str, status: Object) -> FineTuneStatus:
         """The kubelet writes a pod's status."""
         self.store.write_status("Pod", NAMESPACE, self.pod(job)["metadata"]["name"], status)

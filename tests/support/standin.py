@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from gemmatune_api import catalog
 
-_TURN_IDS = {"1": (106, 107), "2": (106, 107), "3": (105, 106), "4": (105, 106)}
+_TURN_IDS = {"1": (106, 107), "2": (106, 107), "3": (105, 106), "3n": (105, 106), "4": (105, 106)}
 """Ids of the tokens that begin and end a turn, as published."""
 _WORDS = """
 user model system assistant ▁is ▁the ▁and ▁to ▁a ▁of ▁you ▁we ▁not Quote Author ▁Be ▁yourself ▁every ▁day ▁sky ▁sun

@@ -27,6 +27,10 @@ from tests.support.wait import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
+STORAGE_TIMEOUT = "TESTS_STORAGE_TIMEOUT"
+"""Variable of a run's environment: seconds after which its storage client gives up a silent server, in place of 60."""
+
+
 class TrainerProcess:
     """One run that was started."""
 
@@ -179,6 +183,10 @@ def _fork(request: Mapping[str, Any]) -> int:
         os.environ.update(request["env"])
         if request.get("disk"):
             _small_disk(Path(os.environ[ENV_CACHE]), request["disk"])
+        if seconds := os.environ.get(STORAGE_TIMEOUT):
+            from gemmatune_trainer import storage_gcs
+
+            storage_gcs._TIMEOUT = (float(seconds), float(seconds))
         from gemmatune_trainer.__main__ import main
 
         code = main([request["role"]])

@@ -23,6 +23,7 @@ from gemmatune_api.runconfig import (
     RunTraining,
 )
 from gemmatune_api.spec import TextFormat
+from tests.support import tinytorch
 from tests.support.standin import write_tokenizer
 from tests.support.trainerhost import TrainerHost
 
@@ -32,12 +33,16 @@ SLIDING_WINDOW = 16
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny_model("3")` is the folder of a random Gemma 3 with the stand-in vocabulary, written once."""
+    """`tiny_model("3")` is the folder of a random Gemma 3 with the stand-in vocabulary, written once.
+
+    Other kinds are those of tests/support/tinytorch.py.
+    """
     folders: dict[str, Path] = {}
 
     def make(generation: str) -> Path:
         if generation not in folders:
-            folders[generation] = write_tiny_model(tmp_path_factory.mktemp(f"gemma{generation}"), generation)
+            write = write_tiny_model if generation in GENERATIONS else tinytorch.write_model
+            folders[generation] = write(tmp_path_factory.mktemp(f"gemma{generation}"), generation)
         return folders[generation]
 
     return make

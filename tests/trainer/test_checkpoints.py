@@ -32,11 +32,11 @@ class Slow(FileStorage):
         self.damaged = 0
         self.undeletable: TrainerError | None = None
 
-    def upload(self, files: Mapping[str, Path]) -> None:
+    def upload(self, files: Mapping[str, Path], new: bool = False) -> None:
         self.gate.wait(10)
         if self.error:
             raise self.error
-        super().upload(files)
+        super().upload(files, new)
         if self.damaged:
             self.damaged -= 1
             path = self.root / next(iter(files))
@@ -45,10 +45,10 @@ class Slow(FileStorage):
     def list(self, prefix: str = "") -> Sequence[StoredObject]:
         return [replace(item, crc32c=crc32c(self.root / item.name)) for item in super().list(prefix)]
 
-    def delete(self, names: Sequence[str]) -> None:
-        if self.undeletable and names:
+    def delete_found(self, items: Sequence[StoredObject]) -> None:
+        if self.undeletable and items:
             raise self.undeletable
-        super().delete(names)
+        super().delete_found(items)
 
 
 @pytest.fixture

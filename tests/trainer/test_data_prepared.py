@@ -19,6 +19,7 @@ from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.templates import render
 from gemmatune_trainer.data.tokenize import RowTokenizer
 from gemmatune_trainer.errors import DataInvalid
+from gemmatune_trainer.prepare import summary
 from gemmatune_trainer.storage import open_storage
 from tests.support.standin import standin_tokenizer
 
@@ -92,6 +93,29 @@ def test_what_is_cut_or_dropped_is_counted(tmp_path, tokenizer):
         prepared.write(kept, dataset(max_length=limit, too_long="fail"), tokenizer, tmp_path / "failed")
     with pytest.raises(DataInvalid, match="no row is left to train on: all 3 rows are longer"):
         prepared.write(kept, dataset(max_length=5), tokenizer, tmp_path / "none")
+
+
+def test_what_is_cut_or_dropped_of_rows_for_evaluation_is_counted(tmp_path, tokenizer):
+    (tmp_path / "held").mkdir()
+    short, long, silent = talk("Hi", "Hello"), talk("Hi", "Hello you and you and you and"), talk("is " * 20, "Blue")
+    kept, held = spooled(tmp_path, short), spooled(tmp_path / "held", short, long, long, silent)
+    length, cut = (len(tokenizer.encode(render(row, RULES)).input_ids) for row in (short, long))
+
+    def counted(too_long: str) -> tuple[int | None, ...]:
+        limited = dataset(max_length=length, too_long=too_long)
+        status = prepared.write(kept, limited, tokenizer, tmp_path / too_long, evaluation=held)
+        assert (status.rows, status.truncated_rows, status.cut_tokens, status.dropped_rows) == (1, 0, 0, 0)
+        told.append(summary(status))
+        return status.eval_rows, status.eval_truncated_rows, status.eval_cut_tokens, status.eval_dropped_rows
+
+    told: list[str] = []
+    assert counted("truncate") == (3, 2, 2 * (cut - length), 1)
+    assert counted("drop") == (1, 0, 0, 3)
+    assert f"3 rows are kept for evaluation; 2 of these were cut ({2 * (cut - length)} tokens lost)" in told[0]
+    assert "1 rows for evaluation were dropped as too long" in told[0]
+    assert "3 rows for evaluation were dropped as too long" in told[1]
+    plain = prepared.write(kept, dataset(), tokenizer, tmp_path / "plain")
+    assert (plain.eval_rows, plain.eval_truncated_rows, plain.eval_dropped_rows) == (None, None, None)
 
 
 @pytest.mark.parametrize(("name", "bound"), [("BATCH_ROWS", 7), ("BATCH_LENGTH", 20), ("BATCH_LENGTH", 1)])

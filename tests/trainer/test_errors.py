@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -43,6 +44,7 @@ def answer(status: int) -> httpx2.Response:
         (google.Unauthorized("no"), Reason.ACCESS_DENIED),
         (DefaultCredentialsError("none"), Reason.ACCESS_DENIED),
         (RefreshError("expired"), Reason.ACCESS_DENIED),
+        (RefreshError("later", retryable=True), Reason.STORAGE_UNAVAILABLE),
         (google.NotFound("The specified bucket does not exist."), Reason.INVALID_CONFIG),
         (google.ServiceUnavailable("later"), Reason.STORAGE_UNAVAILABLE),
         (google.TooManyRequests("later"), Reason.STORAGE_UNAVAILABLE),
@@ -63,6 +65,31 @@ def test_foreign_exceptions(error: Exception, reason: Reason) -> None:
     assert EXIT_REASONS[found.exit_code] is reason
     assert found.remedy
     assert str(error).split()[0] in found.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UNIMPLEMENTED: While rewriting computation to not contain X64 element types, XLA encountered an HLO for which "
+        "this rewriting is not implemented",
+        "Bad StatusOr access: INVALID_ARGUMENT: Mosaic failed to compile TPU kernel",
+        "Ran out of memory in memory space vmem. Used 20M of 16M",
+    ],
+)
+def test_what_xla_cannot_compile_is_no_crash_that_is_tried_again(text: str) -> None:
+    """Only where XLA says it: another library's RuntimeError with such words is none of its compiler's."""
+    raised = compile("def fail(text): raise RuntimeError(text)", "torch_xla.py", "exec")
+    found: dict[str, Any] = {"__name__": "torch_xla.torch_xla"}
+    exec(raised, found)
+    with pytest.raises(RuntimeError) as caught:
+        found["fail"](text)
+    known = errors.explain(caught.value)
+    assert isinstance(known, errors.InvalidConfig)
+    assert text in known.message
+    assert "Set mesh, training.microBatchSize, dataset.maxLength" in known.remedy
+    jax_error = type("JaxRuntimeError", (RuntimeError,), {"__module__": "jaxlib._jax"})
+    assert isinstance(errors.explain(jax_error(text)), errors.InvalidConfig)
+    assert errors.explain(RuntimeError(text)) is None
 
 
 def test_the_cause_counts() -> None:

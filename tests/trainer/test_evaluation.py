@@ -17,6 +17,8 @@ from gemmatune_api.messages import PrepareResult, from_text
 from gemmatune_api.names import ExitCode
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.data import prepared
+from gemmatune_trainer.evaluation import Evaluation
+from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.storage import open_storage
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.support.wait import wait_for
@@ -112,6 +114,46 @@ def test_evaluation_changes_nothing_that_is_trained(make_config: MakeConfig) -> 
     evaluated.evaluate(rows, 4, lambda: None)
     evaluated.train(rows, len(LENGTHS), 3, None, Watcher(evaluate))
     assert largest_difference(weights(plain), weights(evaluated)) == 0
+
+
+@pytest.mark.parametrize(("every_steps", "eval_every_steps", "total"), [(None, None, 4), (50, None, 4), (2, 3, 4)])
+def test_an_evaluation_of_the_last_step_that_was_broken_off_is_made(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    every_steps: int | None,
+    eval_every_steps: int | None,
+    total: int,
+) -> None:
+    """An attempt that resumes at the last step has no other chance; what is due by time alone has the next one."""
+    config = make_config(every_steps=every_steps, eval_every_steps=eval_every_steps)
+    evaluation = Evaluation(config, make_backend(config), ListedRows(LENGTHS), tmp_path)  # type: ignore[arg-type]
+    history = History(1)
+    assert evaluation.due(total, with_checkpoint=True, last=True)
+    assert evaluation.missed(total, total, history)
+    assert evaluation.missed(0, total, history)
+    assert not evaluation.missed(1, total, history)
+    history.evaluations.append(Evaluated(total, 1.0))
+    assert not evaluation.missed(total, total, history)
+
+
+def test_stopped_amid_the_last_evaluation(make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path) -> None:
+    """The next attempt has no step to do, and still says what the result is worth, and chooses the best one."""
+    many = write_quotes(tmp_path / "many.jsonl", rows=400)
+    config = make_config(
+        eval_uri=many.as_uri(), max_steps=5, every_steps=2, micro_batch_size=1, best=True, learning_rate=1e-3
+    )
+    run(trainer_host, "prepare", config, tmp_path / "prepare")
+    first = trainer_host.start("train", config, tmp_path / "first")
+    wait_for(lambda: len(first.events("step")) == 5, "the last step", seconds=240, interval=0.01, detail=first.log)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == ExitCode.INTERRUPTED, first.log()
+    assert [line["step"] for line in first.events("evaluation")] == [0, 2, 4]
+    second = run(trainer_host, "train", config.model_copy(update={"attempt": 2}), tmp_path / "second")
+    assert second.events("training")[0]["from_step"] == 5
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    losses = {item["step"]: item["loss"] for item in manifest["evaluations"]}
+    assert sorted(losses) == [0, 2, 4, 5]
+    assert manifest["step"] == min((2, 4, 5), key=lambda step: losses[step])
 
 
 def write_others(path: Path) -> str:

@@ -5,7 +5,10 @@ Models of real size stand on the meta device, which has shapes and no memory.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,6 +140,19 @@ def test_counts_of_a_tiny_shape_by_its_own_config(model_type: str) -> None:
     assert adapter_of(module, 4, ["q_proj", "down_proj"], use_dora=True) == found.trainable(
         4, ["q_proj", "down_proj"], dora=True
     )
+
+
+@pytest.mark.parametrize("kind", ["3n", "4", "4-images"])
+def test_counts_of_what_transformers_writes_today(kind: str, tiny_model: Callable[[str], Path]) -> None:
+    """Heads that differ in single layers stand there by layer; a plan reads them as prepare hands them over."""
+    config = json.loads((tiny_model(kind) / "config.json").read_text())
+    for read in (config, catalog.planner_shape(config)):
+        found = catalog.by_config(read)
+        assert found is not None
+        module = getattr(transformers, found.model_class).from_pretrained(tiny_model(kind))
+        decoder = getattr(module.model, "language_model", module.model)
+        scalars = found.layers if found.layer_scalar else 0
+        assert found.text_parameters - scalars == counted(decoder)
 
 
 def kept_bytes(model: catalog.GemmaModel, setting: Setting) -> int:

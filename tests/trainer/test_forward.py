@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,21 @@ from torch.nn import functional
 
 from gemmatune_api import catalog
 from gemmatune_trainer.backends import forward
+from gemmatune_trainer.backends.parallel import layers_of
 from gemmatune_trainer.data.pack import collate, pack
+from tests.support import tinytorch
 from tests.trainer.conftest import GENERATIONS, SLIDING_WINDOW, ListedRows
 
 TinyModel = Callable[[str], Path]
 
 
+ALL = (*GENERATIONS, *tinytorch.KINDS)
+
+
 def load(folder: Path, attention: str) -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    found = catalog.by_config(json.loads((folder / "config.json").read_text()))
+    assert found is not None
+    model = getattr(transformers, found.model_class).from_pretrained(
         folder, attn_implementation=attention, dtype=torch.float32
     )
     return model.eval()
@@ -32,7 +40,7 @@ def tensors(rows: list[Any], sequences: list[list[int]]) -> tuple[torch.Tensor, 
     return (*map(torch.from_numpy, (batch.input_ids, batch.position_ids, batch.labels)),)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", ALL)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_documents_do_not_see_each_other(tiny_model: TinyModel, generation: str, attention: str) -> None:
     """Also a document longer than the sliding window, and padding at the end."""
@@ -83,16 +91,16 @@ def test_head_loss_equals_cross_entropy(cap: float | None, rows: int) -> None:
     torch.testing.assert_close(ours, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", ALL)
 def test_labelled_loss_equals_the_models_own(tiny_model: TinyModel, generation: str) -> None:
     """Sum over the labelled tokens of single rows by transformers = our loss of the packed rows; gradients too."""
-    model = load(tiny_model(generation), catalog.rules(generation).attention)
-    assert (forward.soft_cap(model) is not None) == (generation == "2")
+    model = load(tiny_model(generation), catalog.rules(tinytorch.generation_of(generation)).attention)
+    assert (forward.soft_cap(model) is not None) == (generation in ("2", "3n", "4", "4-images"))
     rows = ListedRows([7, 24, 40], masked=3).items
     ids, positions, labels = tensors(rows, [[0, 1], [2]])
     embedding = model.get_input_embeddings().weight
     model.requires_grad_(False)
-    probe = model.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    probe = layers_of(model)[0].self_attn.q_proj.weight.requires_grad_()
     ours = forward.labelled_loss(model, ids, positions, labels)
     (gradient,) = torch.autograd.grad(ours, probe)
     plain = torch.zeros(())

@@ -65,6 +65,8 @@ def expected(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
         if ".lora_A." not in name:
             continue
         target = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
+        if target not in weights:  # Gemma 3 with images is published under the names of its first release
+            target = target.replace("model.language_model.", "language_model.model.")
         delta = tensors[name.replace(".lora_A.", ".lora_B.")] @ down * scale
         weights[target] = (weights[target].float() + delta).bfloat16()
         merged += 1
@@ -193,8 +195,8 @@ from gemmatune_trainer.backends import merger
 from gemmatune_trainer.storage_file import FileStorage
 merger.SHARD = "100KB"
 plain, uploads = FileStorage.upload, []
-def upload(self, files):
-    plain(self, files)
+def upload(self, files, new=False):
+    plain(self, files, new)
     uploads.extend(files)
     if sum(name.endswith(".safetensors") for name in uploads) == 2:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -99,6 +99,31 @@ def test_at_most_one_write_in_an_interval_but_important_ones_at_once() -> None:
     assert len(sink.writes) <= before + 2
 
 
+def test_a_sign_of_life_before_the_first_report_claims_no_speed(tmp_path: Path) -> None:
+    """Step and curve of the attempt before stay; its speed under a new heartbeat would tell of a step of this one."""
+    path = tmp_path / "status.json"
+    first = Reporter(FileSink(path))
+    first.start()
+    first.progress(3, 40, 40, history(3), urgent=True)
+    first.close()
+    left = {**json.loads(path.read_text())["progress"], "heartbeat": "2026-03-01T12:00:00Z"}
+    path.write_text(json.dumps({"progress": left}))
+    second = Reporter(FileSink(path))
+    second.start()
+    second.alive()
+    second.close()
+    renewed = json.loads(path.read_text())["progress"]
+    assert renewed.pop("heartbeat") > left["heartbeat"]
+    assert renewed.keys() == left.keys() - {"heartbeat", "tokensPerSecond", "eta"}
+    assert renewed["step"] == 3
+    third = Reporter(FileSink(path))
+    third.start()
+    third.progress(4, 40, 40, history(1), urgent=True)
+    third.alive()
+    third.close()
+    assert json.loads(path.read_text())["progress"]["tokensPerSecond"] == 200, "its own speed stays"
+
+
 def test_trouble_with_the_status_never_reaches_training() -> None:
     sink = Counting(interval=0.01, fail=2)
     reporter = Reporter(sink)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from gemmatune_api.names import ExitCode, Reason
 from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer.backends.states import load_random, random_file
 from gemmatune_trainer.launcher import free_port
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 from tests.support.wait import wait_for
@@ -111,6 +112,8 @@ def test_two_processes_stop_together_and_resume(
     assert ranks[0].message.reason == Reason.INTERRUPTED
     saved = output(config) / "checkpoints" / f"step-{reached:08d}"
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {path.name for path in saved.iterdir()}
+    one, other = (load_random(saved / random_file(rank, 2)) for rank in range(2))
+    assert not torch.equal(one["cpu"], other["cpu"]), "each rank drops out what it likes"
     alone = at(config, tmp_path / "alone")
     shutil.copytree(output(config), output(alone))
     resumed = run(trainer_host, attempt(config, 2), tmp_path / "second")

@@ -18,7 +18,7 @@ from gemmatune_api import catalog
 from gemmatune_api.spec import TextFormat
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer import card, report
-from gemmatune_trainer.backends.base import Step, Verification
+from gemmatune_trainer.backends.base import Step, Tally, Verification
 from gemmatune_trainer.charts import Series, chart, number, ticks, whole_ticks
 from gemmatune_trainer.data.tokenize import TOKENIZER_FILE, RowTokenizer
 from gemmatune_trainer.divergence import FACTOR, PATIENCE_STEPS, LossWatch
@@ -86,6 +86,16 @@ class Tags(HTMLParser):
         self.text.append(data)
 
 
+def test_the_report_tells_what_was_compiled_and_padded(result: Result) -> None:
+    assert "Compilations" not in report.render(result), "torch compiles nothing"
+    result.tally = Tally(compilations=3, late=0, seconds=41.25, padding=0.1234)
+    page = report.render(result)
+    assert "3 in 41.2 s, none after step 2" in page
+    assert "12.3% of the computed tokens" in page
+    result.tally = Tally(compilations=5, late=2, seconds=41.25, padding=0.0)
+    assert "5 in 41.2 s, 2 after step 2" in report.render(result)
+
+
 def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     page = report.render(result)
     found = Tags()
@@ -116,6 +126,34 @@ def test_the_report_is_whole_and_opens_offline(result: Result) -> None:
     assert "<b&gt;" not in page, "nothing is escaped twice"
     assert not result.warnings
     assert "note" not in found.classes
+
+
+def test_attempts_of_a_resource_that_was_created_again(result: Result) -> None:
+    """Their numbers begin anew: each has its own row, in order."""
+    result.history = History(1)
+    for attempt, begin in ((1, 0), (3, 100), (1, 250)):
+        result.history.begin(attempt, begin, "cuda")
+    result.total_steps = 400
+    found = [(attempt, begin, end) for attempt, _, _, begin, end in report.attempts(result)]
+    assert found == [
+        ("1", "0", "100"),
+        ("2", "", "left no checkpoint"),
+        ("3", "100", "250"),
+        ("1", "250", "400"),
+    ]
+
+
+def test_the_report_says_what_became_of_rows_for_evaluation(result: Result) -> None:
+    names = dict(report.data(result))
+    assert names["Rows kept for evaluation"] == "20"
+    assert "Rows for evaluation dropped as too long" not in names, "a preparation of before did not count them"
+    result.data = result.data.model_copy(
+        update={"eval_truncated_rows": 3, "eval_cut_tokens": 1400, "eval_dropped_rows": 0}
+    )
+    names = dict(report.data(result))
+    assert names["Of these cut at maxLength"] == "3"
+    assert names["Tokens cut off these"] == "1,400"
+    assert names["Rows for evaluation dropped as too long"] == "0"
 
 
 def test_an_adapter_that_is_no_better_is_told(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:

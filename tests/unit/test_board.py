@@ -88,6 +88,25 @@ def test_a_run_that_waits(phase: str, since: str | None, waits: float | None) ->
 
 
 @pytest.mark.parametrize(
+    ("phase", "status", "reason", "waits"),
+    [
+        ("Preparing", "False", "Preparing", None),
+        ("Preparing", "False", "Unschedulable", 7200.0),
+        ("Preparing", "False", "WaitingForAccess", 7200.0),
+        ("Preparing", "True", "Prepared", None),
+        ("Provisioning", "True", "Prepared", 60.0),
+    ],
+)
+def test_a_preparation_at_work_does_not_wait(phase: str, status: str, reason: str, waits: float | None) -> None:
+    """The run is two hours old; its preparation ended, where it has, a minute ago."""
+    cache = Cache()
+    prepared = {"type": "Prepared", "status": status, "reason": reason, "lastTransitionTime": "2026-03-01T12:59:00Z"}
+    cache.resource("ADDED", run("quotes", 1, phase=phase, conditions=[prepared]))
+    (card,) = Board(cache.documents).cards().values()
+    assert numbers(card, NOW).get("pending_seconds") == waits
+
+
+@pytest.mark.parametrize(
     ("changes", "waits"),
     [
         ({"attempts": [{**ATTEMPT, "endTime": "2026-03-01T12:50:00Z"}]}, 600.0),

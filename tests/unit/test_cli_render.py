@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
@@ -30,6 +31,8 @@ DOCUMENT: dict[str, Any] = {
         "provisioning": {"mode": "spot"},
     },
 }
+TPU = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}
+OUTPUT = DOCUMENT["spec"]["output"]
 
 
 def render(folder: Path, document: dict[str, Any], *arguments: str) -> list[dict[str, Any]]:
@@ -55,6 +58,16 @@ def test_the_objects_are_the_operators(tmp_path: Path) -> None:
         prepare.job(resource, config, 1, settings),
         attempt.job(resource, config, plan, record, settings),
     ]
+
+
+@pytest.mark.parametrize("backend", ["torch", "xla", "keras"])
+def test_the_image_is_that_of_the_resources_backend(backend: str, tmp_path: Path) -> None:
+    accelerator = {"gpu": {"type": "nvidia-l4"}} if backend == "torch" else TPU
+    spec = {**DOCUMENT["spec"], "backend": backend, "accelerator": accelerator, "output": {**OUTPUT, "merge": True}}
+    preparation, attempt_, merging = render(tmp_path, {**DOCUMENT, "spec": spec}, "--image", "trainer:test")[-3:]
+    images = [job["spec"]["template"]["spec"]["containers"][0]["image"] for job in (preparation, attempt_, merging)]
+    assert images[:2] == ["trainer:test", "trainer:test"]
+    assert images[2] == ("trainer:test" if backend == "torch" else Settings().image), "torch merges every run"
 
 
 def test_a_later_attempt(tmp_path: Path) -> None:

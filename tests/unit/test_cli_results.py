@@ -143,6 +143,24 @@ def test_compare(write: Write) -> None:
     assert not any(row.startswith(("lora.rank", "output.uri")) for row in rows), "what is equal, or always differs"
 
 
+FILES = [{"name": "model/model.safetensors", "size": 1, "sha256": "00"}]
+
+
+@pytest.mark.parametrize("source", [{"source": {"name": "gemma-2-2b", "revision": "c0ffee"}}, {}])
+def test_full_tuning(write: Write, source: dict[str, Any]) -> None:
+    """Its manifest lists the files of the result as `model`; those before `source` was there name the base alone."""
+    full = {"model": FILES, "method": {"kind": "full", "text": "full"}, "artifacts": {"model": "gs://bucket/q/model"}}
+    folder = str(write("full", **full, **source))
+    for command in ("samples", "report", "serve-command"):
+        found = gft(command, folder)
+        assert found.exit_code == 0, found.output
+    shown = gft("compare", folder, str(write("adapter")))
+    assert shown.exit_code == 0, shown.output
+    rows = [" ".join(line.split()) for line in shown.output.splitlines()]
+    assert f"model {'gemma-2-2b' if source else 'google/gemma-2-2b'} gemma-2-2b" in rows
+    assert not any(row.startswith("model revision") for row in rows), "it is the same"
+
+
 def test_compare_says_that_nothing_differs(write: Write) -> None:
     folder = str(write())
     assert "none" in gft("compare", folder, folder).output.split("Results")[0]
@@ -180,6 +198,21 @@ def test_a_bucket_is_copied_before_it_is_served() -> None:
     compile(program, "program", "exec")
 
 
+def test_a_folder_whose_name_is_written_otherwise_in_a_uri(tmp_path: Path) -> None:
+    """Programs open paths, which know of no percent signs."""
+    where = tmp_path / "Müller runs" / "50%"
+    served = Served(name="q", base=(where / "base").as_uri(), where=(where / "adapter").as_uri())
+    words = shlex.split(serving.vllm(served))
+    assert words[:3] == ["vllm", "serve", f"{where}/base"]
+    assert f"q={where}/adapter" in words
+    assert words[words.index("--generation-config") + 1] == f"{where}/adapter"
+    assert f"{where}/adapter" in shlex.split(serving.transformers(served))
+    merged = serving.merged(Served(name="q", base="b", where="x", merged=(where / "merged").as_uri()))
+    assert f"{where}/merged" in shlex.split(merged or "")
+    images = Served(name="q", base=served.base, where=served.where, images=True)
+    assert f"from_pretrained({str(where / 'base')!r})" in shlex.split(serving.transformers(images))[2]
+
+
 @pytest.mark.parametrize("command", ["report", "serve-command"])
 def test_a_run_that_has_not_finished(command: str, tmp_path: Path) -> None:
     text = error(command, tmp_path.as_uri())
@@ -193,6 +226,51 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     assert "is no JSON" in error("report", str(tmp_path))
     assert "cannot be read" in error("samples", str(tmp_path / "none.yaml"))
+
+
+NOT_OURS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("run", {}, "run: Field required"),
+    ("run.name", {"run": {"name": 7}}, "run.name: Input should be a valid string (found 7)"),
+    ("samples", {"samples": [{"before": "x"}]}, "samples.0.prompt: Field required"),
+    ("evaluations", {"evaluations": [{"step": 1}]}, "evaluations.0.loss: Field required"),
+    ("settings", {"settings": ["x"]}, "settings: Input should be a valid dictionary"),
+    ("artifacts", {"artifacts": "x"}, "artifacts: Input should be a valid dictionary"),
+    ("memory", {"memory": "x"}, "memory: Input should be a valid number"),
+    ("base", {"base": None}, "base: Input should be a valid dictionary"),
+)
+
+
+@pytest.mark.parametrize(("changes", "problem"), [case[1:] for case in NOT_OURS], ids=[case[0] for case in NOT_OURS])
+def test_a_manifest_that_somebody_else_wrote(changes: dict[str, Any], problem: str, write: Write) -> None:
+    folder = write()
+    (folder / "manifest.json").write_text(json.dumps({**manifest(), **changes} if changes else {}))
+    for command in (("report",), ("samples",), ("serve-command",), ("compare", str(folder))):
+        text = error(*command, str(folder))
+        assert "manifest.json is not what gemmatune writes: " in text
+        assert problem in text
+
+
+def test_samples_that_somebody_else_wrote(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    for odd in ({}, {"prompts": "Who?", "answers": []}, {"prompts": [{"text": 1}], "answers": []}):
+        (tmp_path / "samples/before.json").write_text(json.dumps(odd))
+        assert "before.json is not what gemmatune writes: " in error("samples", tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("name", ["../../.config/autostart", "-h", "a/b", "a b", "", "x" * 46, "quotes\n"])
+@pytest.mark.parametrize("how", ["vllm", "transformers", "merged"])
+def test_a_name_that_would_be_a_path_serves_nothing(name: str, how: str, write: Write) -> None:
+    folder = write(run={"name": name})
+    (folder / "merged").mkdir()
+    (folder / "merged/manifest.json").write_text("{}")
+    found = gft("serve-command", str(folder), "--with", how)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "the manifest names the run" in found.stderr
+
+
+@pytest.mark.parametrize("base", [{"name": "--config=x"}, {"name": "google/gemma", "revision": "--x"}])
+def test_a_base_that_would_be_an_option_serves_nothing(base: dict[str, str], write: Write) -> None:
+    assert "would be an option" in error("serve-command", str(write(base=base)))
 
 
 @pytest.fixture(scope="module")

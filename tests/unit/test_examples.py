@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from gemmatune_api.resume import resume_hash
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_cli.documents import fine_tunes
 from gemmatune_cli.main import app
@@ -27,7 +29,11 @@ def example(name: str) -> Planned:
 
 
 def config(name: str) -> RunConfig:
-    train = list(objects(example(name), 1, Settings()))[-1]
+    return of_trainer(example(name))
+
+
+def of_trainer(found: Planned) -> RunConfig:
+    train = list(objects(found, 1, Settings()))[-1]
     (container,) = train["spec"]["template"]["spec"]["containers"]
     return RunConfig.from_env(container["env"][0]["value"])
 
@@ -90,6 +96,17 @@ def test_quotes_tpu_is_the_recipe() -> None:
     assert (training.global_batch_size, training.epochs, training.log_every_steps) == (64, 100, 1)
     assert (training.optimizer, training.gradient_checkpointing) == ("adafactor", True)
     assert (plan.hosts, plan.chips, plan.mesh) == (1, 4, {"data": 4, "model": 1})
+
+
+def test_quotes_tpu_moves_to_a_gpu_by_its_accelerator_alone(tmp_path: Path) -> None:
+    document = yaml.safe_load((FOLDER / "quotes-tpu.yaml").read_text(encoding="utf-8"))
+    document["spec"]["accelerator"] = {"gpu": {"type": "nvidia-l4"}}
+    file = tmp_path / "moved.yaml"
+    file.write_text(yaml.safe_dump(document))
+    assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0
+    run, before = of_trainer(planned(*fine_tunes([str(file)]))), config("quotes-tpu")
+    assert (run.backend, run.device, run.mesh) == ("torch", "cuda", None)
+    assert resume_hash(run, "", "") == resume_hash(before, "", ""), "the checkpoints of one are the other's"
 
 
 def test_gemma2_9b_keras_tpu_is_the_recipe() -> None:

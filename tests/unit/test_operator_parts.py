@@ -251,6 +251,23 @@ def test_a_wrong_variable_of_the_environment_ends_with_a_message(capsys: pytest.
     assert "--port: must be a whole number from 0 to 65535 (found 'http')" in capsys.readouterr().err
 
 
+def test_an_operator_elsewhere_is_read_with_its_own_files() -> None:
+    files = {"/etc/d.yaml": "serviceAccountName: tuner\n", "/etc/p.yaml": "nvidia-l4: 0.7\n"}
+    arguments = ["--defaults=/etc/d.yaml", "--prices=/etc/p.yaml", "--of-a-newer-one=1", "--leader-elect"]
+    environment = {"GEMMATUNE_OPERATOR_NAMESPACES": "a,b"}
+    settings, namespaces = options.elsewhere(arguments, environment, files.__getitem__)
+    assert (settings.defaults.service_account_name, settings.prices) == ("tuner", {"nvidia-l4": 0.7})
+    assert namespaces == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--workers=many", "--trainer-env=A", "--trainer-tolerations=dedicated", "--trainer=ambiguous"]
+)
+def test_wrong_arguments_of_an_operator_elsewhere_end_no_process(wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong.split("=")[0]):
+        options.elsewhere([wrong], {}, str)
+
+
 def test_defaults_and_tolerations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "defaults.yaml"
     file.write_text("outputPrefix: gs://runs\n")

@@ -9,8 +9,9 @@ import pytest
 from gemmatune_api.names import ANNOTATION_RETRY, Reason
 from gemmatune_api.status import Timers
 from gemmatune_operator.conditions import rfc3339
-from gemmatune_operator.policies.deadline import pending, training, used_up
-from tests.support.situations import NOW, attempt, decision, job, pod, resource, situation
+from gemmatune_operator.diagnose import cause
+from gemmatune_operator.policies.deadline import backstop, pending, training, used_up
+from tests.support.situations import NOW, attempt, decision, ended_pod, job, pod, resource, situation
 
 LIMITED = {"limits": {"deadline": "1h", "pendingDeadline": "30m"}}
 
@@ -30,6 +31,37 @@ def test_training_time_is_summed(before: float, now: int, ends: bool) -> None:
         assert ANNOTATION_RETRY in found.cause.remedy
     else:
         assert found.wake == 3600 - before - now
+
+
+JOB_OVER = cause(Reason.DEADLINE_EXCEEDED, "the Job's")
+
+
+@pytest.mark.parametrize(
+    ("limit", "before", "trained", "reason"),
+    [
+        ("1h", 0, 3600, Reason.DEADLINE_EXCEEDED),
+        ("1h", 3000, 600, Reason.DEADLINE_EXCEEDED),
+        ("1h", 3000, 599, Reason.INTERRUPTED),
+        (None, 3000, 86400, Reason.INTERRUPTED),
+    ],
+)
+def test_the_backstop_ends_only_a_run_that_is_over(
+    limit: str | None, before: float, trained: int, reason: Reason
+) -> None:
+    """A Job keeps the activeDeadlineSeconds that it was made with: a deadline raised since makes a free attempt."""
+    seen = situation(resource({"limits": {"deadline": limit}} if limit else None), now=NOW + timedelta(days=1))
+    over = job("quotes-t1", ended_pod(30, started=NOW, finished=NOW + timedelta(seconds=trained)), failed=True)
+    recorded = attempt(training_time=rfc3339(NOW))
+    for current in (recorded, attempt()):
+        found = backstop(seen, decision(timers=Timers(active_seconds=before)), current, over, JOB_OVER)
+        assert found.reason is reason
+    other = cause(Reason.KILLED)
+    assert backstop(seen, decision(), recorded, over, other) is other
+
+
+def test_a_job_that_never_ran_is_over_with_its_backstop() -> None:
+    waited = job("quotes-t1", failed=True)
+    assert backstop(situation(resource(LIMITED)), decision(), attempt(), waited, JOB_OVER) is JOB_OVER
 
 
 def test_waiting_does_not_count() -> None:

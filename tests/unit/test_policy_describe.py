@@ -56,6 +56,11 @@ def test_data_says_what_was_cut_and_dropped_only_where_something_was() -> None:
     assert describe.data(cut) == f"{plain}; 2 rows cut at maxLength (30 tokens)"
     dropped = found.model_copy(update={"dropped_rows": 3})
     assert describe.data(dropped) == f"{plain}; 3 rows dropped as too long"
+    held = {"eval_rows": 9, "eval_truncated_rows": 0, "eval_cut_tokens": 0, "eval_dropped_rows": 0}
+    assert describe.data(found.model_copy(update=held)) == plain
+    both = found.model_copy(update={**held, "eval_truncated_rows": 4, "eval_cut_tokens": 50, "eval_dropped_rows": 5})
+    cut_and_dropped = "4 rows for evaluation cut (50 tokens); 5 rows for evaluation dropped as too long"
+    assert describe.data(both) == f"{plain}; {cut_and_dropped}"
 
 
 def problem(number: int, reason: Reason = Reason.INVALID_SPEC) -> Problem:

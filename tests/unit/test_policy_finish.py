@@ -33,6 +33,8 @@ PHASES = [
     (conditions(*READY, Provisioned="Provisioning"), Phase.PROVISIONING, C.PROVISIONED),
     (conditions(*READY, Provisioned="Unschedulable", Training="Provisioning"), Phase.PROVISIONING, C.PROVISIONED),
     (conditions(*READY, "Provisioned", "Training"), Phase.TRAINING, C.TRAINING),
+    (conditions("Prepared", "Provisioned", "Training", Accepted="InvalidSpec"), Phase.TRAINING, C.TRAINING),
+    (conditions("Prepared", Accepted="InvalidSpec", Training="Provisioning"), Phase.PENDING, C.ACCEPTED),
     (conditions(*READY, Provisioned="Retrying", Training="Retrying"), Phase.RETRYING, C.TRAINING),
     (conditions(*READY, "Training", Suspended="Resumed"), Phase.TRAINING, C.TRAINING),
     (conditions(*READY, "Training", Suspended="Suspending"), Phase.SUSPENDING, C.SUSPENDED),

@@ -14,6 +14,7 @@ from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.observe import Refusal
 from gemmatune_operator.policies import describe, results
+from gemmatune_operator.policies.changed import changed
 from gemmatune_operator.policies.prepare import (
     PENDING_LOOK_SECONDS,
     RETRIES,
@@ -242,10 +243,10 @@ def test_backoff() -> None:
 def corrected(spec: dict[str, Any], before: dict[str, Any] | None = None, **status: Any) -> Decision:
     """A prepared run whose spec is now another."""
     resolved = describe.resolved(situation(resource(before)).spec)
-    raw = resource(spec, generation=2, status={"resolved": resolved})
+    raw = resource(spec, generation=2, status={"observedGeneration": 1, "resolved": resolved})
     seen = situation(raw, jobs=[job("quotes-p1", complete=True, active=0)])
     known = decision(prepare=JobRecord(number=1, job="quotes-p1", generation=1, retries=2), **status)
-    return prepare(seen, known.update(resolved=describe.resolved(seen.spec)))
+    return prepare(seen, changed(seen, known.update(resolved=resolved)))
 
 
 def test_a_corrected_spec_is_prepared_anew() -> None:

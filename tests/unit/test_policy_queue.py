@@ -115,7 +115,7 @@ def test_and_then_queues_again_for_free() -> None:
         (1, "EvictedByQueue", False),
         (2, "", None),
     ]
-    assert after.counters == Counters(attempts=2, preemptions=1)
+    assert after.counters == Counters(attempts=2, preemptions=1, queue_evictions=1)
 
 
 def test_a_trainer_that_ended_before_its_job_was_looked_at() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gemmatune_api import handover
+from gemmatune_api import accelerators, handover
 from gemmatune_api.names import ANNOTATION_RETRY, ConditionType, ExitCode, Reason
 from gemmatune_api.status import BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.conditions import rfc3339
@@ -101,7 +101,17 @@ def test_what_vanishes_on_spot_was_preempted(reason: Reason) -> None:
 
 def test_no_spot_node_is_no_preemption() -> None:
     found = after(cause(Reason.CAPACITY_UNAVAILABLE), provisioning="spot")
-    assert (found.again, found.counted, found.counters) == (True, False, Counters(attempts=1))
+    assert (found.again, found.counted, found.counters) == (True, False, Counters(attempts=1, capacity_fallbacks=1))
+    again = after(cause(Reason.CAPACITY_UNAVAILABLE), counters=Counters(attempts=2, capacity_fallbacks=1))
+    assert again.counters == Counters(attempts=2, capacity_fallbacks=2)
+
+
+def test_what_a_queue_takes_back_is_counted_for_itself() -> None:
+    found = after(cause(Reason.EVICTED_BY_QUEUE)).counters
+    assert (found.preemptions, found.queue_evictions) == (1, 1)
+    found = after(cause(Reason.EVICTED_BY_QUEUE), counters=Counters(preemptions=2, queue_evictions=2)).counters
+    assert (found.preemptions, found.queue_evictions) == (3, 3)
+    assert after(cause(Reason.PREEMPTED)).counters.queue_evictions is None
 
 
 def test_backoff_grows_and_is_deterministic() -> None:
@@ -232,6 +242,49 @@ def test_more_memory() -> None:
     assert unlimited.overrides in (None, Overrides())
 
 
+@pytest.mark.parametrize(
+    ("spec", "gib"),
+    [
+        ({"accelerator": {"gpu": {"type": "nvidia-h100-80gb"}}}, 234),  # a3-highgpu-1g
+        ({"accelerator": {"gpu": {"type": "nvidia-l4", "count": 2}}}, 96),
+        ({"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}, "lora": {}}, 192),
+        ({"accelerator": {"cpu": {}}}, None),
+    ],
+)
+def test_without_its_node_memory_grows_to_the_largest_machine(spec: dict[str, Any], gib: int | None) -> None:
+    why = ended(failed_job(137, termination_reason="OOMKilled"))
+    assert why is not None
+    limit = int((gib or 100) * 0.8) * GIB
+    view = job("quotes-t1", ended_pod(137), memory=limit)
+    for machines in (None, {"n1": Machine()}):
+        seen = situation(resource(spec), machines=machines)
+        found = retry.verdict(seen, decision(attempt()), attempt(), view, why).overrides
+        assert found is not None
+        assert found.memory is not None
+        if gib is None:
+            assert found.memory == limit * 1.5, "no catalog has the machines without accelerators"
+        else:
+            machine = accelerators.allocatable_memory(gib * GIB)
+            assert found.memory == int(machine * retry.MACHINE_SHARE)
+    known = situation(resource(spec), machines={"n1": Machine(memory=400 * GIB)})
+    found = retry.verdict(known, decision(attempt()), attempt(), view, why).overrides
+    assert found is not None
+    assert found.memory == limit * 1.5, "the node itself tells best"
+
+
+def test_what_another_machine_had_is_not_carried_on() -> None:
+    moved = BudgetBase(attempts=1)
+    granted = Overrides(memory=30 * GIB, ephemeral_storage=40 * GIB, micro_batch_size=2)
+    used = Counters(attempts=1, out_of_memory=1)
+    kept = after(cause(Reason.PREEMPTED), counters=used, base=moved, overrides=granted).overrides
+    assert kept == Overrides(micro_batch_size=2)
+    why = ended(failed_job(137, termination_reason="OOMKilled"))
+    assert why is not None
+    limited = job("quotes-t1", ended_pod(137), memory=30 * GIB)
+    assert after(why, counters=used, base=moved, job=limited).overrides is None, "it ran on the machine before"
+    assert after(why, counters=used, base=BudgetBase(attempts=0), job=limited).overrides == Overrides(memory=45 * GIB)
+
+
 def test_more_disk() -> None:
     why = ended(failed_job(13))
     assert why is not None
@@ -313,7 +366,9 @@ def test_on_demand_needs_a_new_value() -> None:
     assert said(found, ConditionType.FAILED) == ("False", "Retrying")
     assert said(found, ConditionType.FINISHED) == ("False", "Retrying")
     assert found.status.observed_retry == "2"
-    assert found.status.budget_base == BudgetBase(retries=3, preemptions=2)
+    assert found.status.budget_base == BudgetBase(retries=3, preemptions=2, spot_losses=2, capacity_fallbacks=0)
+    moved = demanded(asked, counters=Counters(attempts=4, preemptions=2), budget_base=BudgetBase(attempts=3))
+    assert moved.status.budget_base.attempts == 3, "what another machine had is still not carried on"
     assert demanded(resource(), observed_retry=None).settled
     assert demanded(resource(), observed_retry="2").settled, "a removed annotation asks for nothing"
 

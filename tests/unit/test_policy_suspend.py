@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gemmatune_api.names import ConditionType
-from gemmatune_api.status import CheckpointStatus, Counters, Timers
+from gemmatune_api.status import Artifacts, CheckpointStatus, Counters, Timers
 from gemmatune_operator import conditions
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.decision import Decision
 from gemmatune_operator.policies.suspend import suspend
-from tests.support.situations import NOW, attempt, decision, job, pod, resource, said, situation
+from tests.support.situations import NOW, attempt, decision, ended_pod, job, pod, resource, said, situation
 
 S, T = ConditionType.SUSPENDED, ConditionType.TRAINING
 SUSPEND = resource({"suspend": True})
@@ -33,6 +33,33 @@ def test_a_running_attempt_is_closed_and_its_job_awaited() -> None:
     assert (closed.reason, closed.counted, closed.end_time) == ("Suspended", False, rfc3339(now))
     assert found.status.timers == Timers(active_seconds=150)
     assert found.status.counters == Counters(attempts=1)
+
+
+def test_an_attempt_that_has_completed_is_done_and_not_suspended() -> None:
+    """The same where it completes while it stops, or is seen to have completed only when the run shall go on."""
+    named = '{"message": "done", "step": 9, "manifest": "gs://bucket/quotes/manifest.json"}'
+    over = job("quotes-t1", ended_pod(0, termination_message=named), complete=True, active=0)
+    open_ = decision(attempt(training_time=rfc3339(NOW)), true=(T,))
+    stopped = decision(attempt(end_time=rfc3339(NOW), reason="Suspended"))
+    for raw, before in ((SUSPEND, open_), (SUSPEND, stopped), (resource(), stopped)):
+        found = suspend(situation(raw, jobs=[over]), before)
+        assert found.settled
+        assert said(found, ConditionType.SUCCEEDED) == ("True", "Completed")
+        assert said(found, S) is None
+        assert (found.status.attempts[0].reason, found.status.attempts[0].to_step) == ("Completed", 9)
+        assert found.status.attempts[0].counted in (False, None)
+    untouched = suspend(situation(resource(), jobs=[over]), open_)
+    assert untouched is open_, "without a suspension it is the attempt's own matter"
+
+
+def test_a_merge_is_all_that_is_suspended_then() -> None:
+    over = job("quotes-t1", ended_pod(0), complete=True, active=0)
+    raw = resource({"suspend": True, "output": {"uri": "gs://bucket/quotes", "merge": True}})
+    named = {"artifacts": Artifacts(manifest="gs://bucket/quotes/manifest.json")}
+    found = suspend(situation(raw, jobs=[over]), decision(attempt(training_time=rfc3339(NOW)), true=(T,), **named))
+    assert found.status.attempts[0].reason == "Completed"
+    assert said(found, S) == ("True", "Suspended")
+    assert message(found).endswith("goes on with the merge.")
 
 
 def test_suspended_only_when_the_job_is_gone() -> None:

@@ -187,6 +187,11 @@ def test_spot_falls_back_after_waiting() -> None:
     assert play.job("quotes-t1")["metadata"].get("deletionTimestamp")
     play.gone("quotes-t1")
     assert "quotes-t2" in play.jobs()
+    play.runs("quotes-t2")
+    play.wait(44 * 60)
+    assert play.attempt.end_time is None, "the second attempt loads its model: what the first one did is no step of it"
+    play.wait(60)
+    assert play.attempt.number == 3
     assert play.status.counters.preemptions == 0  # type: ignore[union-attr]
 
 
@@ -198,12 +203,12 @@ def test_vanished(play: Play) -> None:
 
 def test_stalled(play: Play) -> None:
     play.training()
-    play.trainer(progress={"step": 5, "heartbeat": "a"})
+    play.steps(5)
     for minute in range(1, 15):
         play.now = play.now.replace(second=0)
         play.wait(60)
         assert len(play.status.attempts) == 1, minute
-    play.trainer(progress={"step": 5, "heartbeat": "b"})
+    play.steps(5)
     play.wait(14 * 60)
     assert len(play.status.attempts) == 1
     play.wait(60)
@@ -212,6 +217,11 @@ def test_stalled(play: Play) -> None:
     assert "quotes-t2" not in play.jobs()
     play.gone("quotes-t1")
     assert "quotes-t2" in play.jobs()
+    play.runs("quotes-t2")
+    play.wait(44 * 60)
+    assert play.attempt.end_time is None, "the second attempt loads its model: what the first one did is no step of it"
+    play.wait(60)
+    assert play.attempt.number == 3
 
 
 def test_pending_deadline() -> None:

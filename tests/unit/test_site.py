@@ -15,6 +15,7 @@ from gemmatune_cli.main import COMMANDS, Commands
 from tests.support.blocks import ROOT, commands, resources
 
 COMMON = {"cd", "mkdir", "ln", "export", "gcloud", "kubectl", "helm", "make", "gft", "uv", "KUBECONFIG=~/.kube/config"}
+COMMON |= {"python3", "~/gft/bin/pip"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -45,6 +46,24 @@ def test_gft_has_the_command_and_its_options(words: list[str]) -> None:
 @pytest.mark.parametrize("words", of("make"), ids=" ".join)
 def test_make_has_the_target(words: list[str]) -> None:
     assert re.search(rf"(?m)^{re.escape(words[0])}:", MAKEFILE)
+
+
+@pytest.mark.parametrize("words", [words for words in of("kubectl") if words[0] == "wait"], ids=" ".join)
+def test_a_wait_says_how_long(words: list[str]) -> None:
+    """kubectl's own 30 seconds are over before any run is."""
+    assert any(word.startswith("--timeout=") for word in words)
+
+
+def namespaced() -> list[str]:
+    """The commands of quickstart that ask for something in a namespace."""
+    programs = r"(kubectl (?!create namespace|delete crd)|gft (?!validate|plan))"
+    return [line for page, line in commands() if page == "quickstart.md" and re.match(programs, line)]
+
+
+@pytest.mark.parametrize("line", namespaced())
+def test_quickstart_names_its_namespace(line: str) -> None:
+    """It is not that of the kubeconfig."""
+    assert "-n" in shlex.split(line)
 
 
 @pytest.mark.parametrize("words", of("helm"), ids=" ".join)

@@ -22,8 +22,9 @@ STEPS = 2
 
 
 def test_these_are_all() -> None:
-    found = sorted(path.stem for path in FOLDER.glob("*.yaml") if "backend: xla" in path.read_text())
-    assert found == EXAMPLES
+    specs = {path.stem: yaml.safe_load(path.read_text())["spec"] for path in FOLDER.glob("*.yaml")}
+    by_default = {name: "xla" if "tpu" in spec["accelerator"] else "torch" for name, spec in specs.items()}
+    assert sorted(name for name in specs if specs[name].get("backend", by_default[name]) == "xla") == EXAMPLES
 
 
 def miniature(spec: dict[str, Any], devices: int, model: Path, folder: Path) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def miniature(spec: dict[str, Any], devices: int, model: Path, folder: Path) -> 
         del spec["mesh"]
     return {
         **spec,
+        "backend": "xla",
         "model": {"uri": model.as_uri()},
         "dataset": {**spec["dataset"], "uri": rows.as_uri(), "maxLength": 64},
         "training": {**training, "maxSteps": STEPS, "warmupSteps": 1},

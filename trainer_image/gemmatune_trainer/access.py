@@ -11,10 +11,12 @@ import requests
 import tenacity
 
 from gemmatune_api.names import ENV_SERVICE_ACCOUNT, WAITING_FILE
+from gemmatune_api.runconfig import RunConfig
+from gemmatune_trainer import ownership
 from gemmatune_trainer.errors import AccessDenied, InvalidConfig, explain
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import cache_folder
-from gemmatune_trainer.storage import Storage
+from gemmatune_trainer.storage import Storage, open_storage
 
 Result = TypeVar("Result")
 
@@ -66,6 +68,22 @@ def granted(uri: str, work: Callable[[], Result], patience: float, namespace: st
         raise AccessDenied(known.message, grant_command(uri, namespace)) from error
     finally:
         waiting.unlink(missing_ok=True)
+
+
+def claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
+    """The prefix of a run that has been prepared, and its owner's record.
+
+    A pod on a new node meets the same delays as one in a new namespace: its metadata server may come up after it.
+
+    Raises:
+        TrainerError: the prefix cannot be read, or is not this run's.
+    """
+
+    def work() -> tuple[Storage, ownership.Claim]:
+        storage = open_storage(config.output.uri)
+        return storage, ownership.read_claim(storage, config)
+
+    return granted(config.output.uri, work, PATIENCE_SECONDS if in_pod() else 0.0, config.run.namespace)
 
 
 def probe(storage: Storage) -> None:

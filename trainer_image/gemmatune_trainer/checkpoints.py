@@ -15,10 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemmatune_trainer.backends.base import Snapshot
+from gemmatune_trainer.backends.forms import begins_anew
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain, naming
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
-from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, StoredObject, crc32c, files_below
+from gemmatune_trainer.storage import (
+    ObjectMissing,
+    PreconditionFailed,
+    Storage,
+    StoredObject,
+    crc32c,
+    files_below,
+    generation_of,
+)
 
 FOLDER = "checkpoints/"
 MANIFEST = "manifest.json"
@@ -87,6 +96,8 @@ class Checkpoints:
         self._passed_over: dict[int, str] = {}
         self.last_step: int | None = None
         """Step of the newest checkpoint of this attempt whose manifest has landed."""
+        self.remark = ""
+        """What is to be said of the checkpoint that is used."""
         self.blocked = 0.0
         """Seconds that training has waited for checkpoints."""
 
@@ -113,10 +124,19 @@ class Checkpoints:
             self._passed_over[step] = fault
             shutil.rmtree(folder, ignore_errors=True)
 
+    def newest_for(self, backend: str) -> Restored | None:
+        """The same; what the backend cannot take over of another's is said in the attempt's message."""
+        found = self.newest()
+        self.remark = begins_anew(found.folder, backend) if found is not None else ""
+        if self.remark:
+            log.warning("the optimizer begins anew", why=self.remark)
+        return found
+
     @property
     def note(self) -> str:
-        """A sentence on each checkpoint that `newest` has passed over, for people; "" where there was none."""
-        return " ".join(f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items())
+        """A sentence on each checkpoint that `newest` has passed over, and `remark`, for people; often ""."""
+        passed = [f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items()]
+        return " ".join([*passed, self.remark]).strip()
 
     def _fetch(self, step: int, sizes: Mapping[str, int], folder: Path) -> str:
         """Downloads a checkpoint; what is wrong with it, "" where nothing is."""
@@ -233,9 +253,6 @@ class Checkpoints:
         files = files_below(folder, prefix)
         sums = {name: (path.stat().st_size, crc32c(path)) for name, path in files.items()}
         written = time.monotonic()
-        self._fence.check()
-        # What lies there is damaged or was never finished: this step would otherwise have been resumed from.
-        self._storage.delete(_manifest_first([item.name for item in self._storage.list(f"{prefix}/")]))
         self._upload(prefix, files, sums)
         manifest = {
             "version": _VERSION,
@@ -247,12 +264,7 @@ class Checkpoints:
             ],
         }
         self._fence.check()
-        try:
-            text = json.dumps(manifest, indent=2).encode()
-            self._storage.write(f"{prefix}/{MANIFEST}", text, if_generation_match=0)
-        except PreconditionFailed:
-            self._fence.check()
-            log.warning("another process has written the manifest of this checkpoint", step=step)
+        self._vouch(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         now = time.monotonic()
         log.info(
             "checkpoint saved",
@@ -268,29 +280,62 @@ class Checkpoints:
                 self._saved(step, self._storage.locate(prefix))
 
     def _upload(self, prefix: str, files: Mapping[str, Path], sums: Mapping[str, tuple[int, str]]) -> None:
-        """Uploads the files, and looks at what has arrived: a manifest must not vouch for anything else."""
-        wrong = dict(files)
+        """Uploads the files, and looks at what has arrived: a manifest must not vouch for anything else.
+
+        What lies there is damaged or was never finished: this step would otherwise have been resumed from. It is found
+        before the look at the fence, and only that very generation is deleted, and nothing is written over: whoever is
+        held up after the look must not touch what a newer attempt writes meanwhile.
+        """
+        wrong, fault = dict(files), ""
         for _ in range(_TRIES):
-            self._storage.upload(wrong)
-            there = {item.name: item for item in self._storage.list(f"{prefix}/")}
-            wrong = {name: path for name, path in files.items() if not _is(there.get(name), *sums[name])}
+            there = self._storage.list(f"{prefix}/")
+            self._fence.check()
+            arrived = files.keys() - wrong.keys()
+            self._storage.delete_found(_manifest_first([item for item in there if item.name not in arrived]))
+            try:
+                self._storage.upload(wrong, new=True)
+            except PreconditionFailed as error:
+                fault = f"{error} is written by another process"
+                log.warning("another process writes the files of this checkpoint", file=str(error))
+                continue
+            found = {item.name: item for item in self._storage.list(f"{prefix}/")}
+            wrong = {name: path for name, path in files.items() if not _is(found.get(name), *sums[name])}
             if not wrong:
                 return
+            fault = f"{self._storage.locate(next(iter(wrong)))} arrives damaged"
             log.warning("files of a checkpoint arrived damaged", files=sorted(wrong))
-            self._fence.check()
-        raise StorageUnavailable(f"{self._storage.locate(next(iter(wrong)))} arrives damaged, {_TRIES} times in a row")
+        self._fence.check()
+        raise StorageUnavailable(f"{fault}, {_TRIES} times in a row")
+
+    def _vouch(self, name: str, manifest: bytes) -> None:
+        """Writes the manifest; one that an older attempt sent long ago, for files of its own, is replaced."""
+        generation = 0
+        for _ in range(_TRIES):
+            try:
+                self._storage.write(name, manifest, if_generation_match=generation)
+            except PreconditionFailed:
+                log.warning("another process has written the manifest of this checkpoint", manifest=name)
+                generation = generation_of(self._storage, name)
+                self._fence.check()
+            else:
+                return
+        raise StorageUnavailable(f"{self._storage.locate(name)} changes all the time: another process writes it")
 
     def _prune(self, newest: int) -> None:
         """Deletes older checkpoints beyond `keep`, and what interrupted uploads have left.
 
         What cannot be deleted now is found again after the next checkpoint: that is no reason to end a run.
         """
-        names = [item.name for item in self._storage.list(FOLDER)]
+        found = self._storage.list(FOLDER)
+        names = [item.name for item in found]
         whole = sorted({_step(name) for name in names if name.endswith(f"/{MANIFEST}")} | {newest}, reverse=True)
         kept = {step for step in whole if step > newest} | set([step for step in whole if step <= newest][: self._keep])
-        doomed = [name for name in names if 0 <= (step := _step(name)) < newest and step not in kept]
+        doomed = [item for item in found if 0 <= (step := _step(item.name)) < newest and step not in kept]
         try:
-            self._storage.delete(_manifest_first(doomed))
+            self._fence.check()
+            self._storage.delete_found(_manifest_first(doomed))
+        except Interrupted:
+            raise
         except TrainerError as error:
             log.warning("old checkpoints cannot be deleted", error=error.message)
 
@@ -312,5 +357,5 @@ def _step(name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
-def _manifest_first(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}"))
+def _manifest_first(items: list[StoredObject]) -> list[StoredObject]:
+    return sorted(items, key=lambda item: not item.name.endswith(f"/{MANIFEST}"))

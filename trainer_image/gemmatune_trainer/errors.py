@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -113,6 +114,19 @@ _NO_MEMORY = (
     "Ran out of memory in memory space hbm",
 )
 """What PyTorch, and XLA while it compiles or runs, say of an accelerator's memory."""
+_NOT_COMPILED = (
+    "UNIMPLEMENTED:",
+    "INVALID_ARGUMENT:",
+    "memory space vmem",
+    "Compilation failure",
+    "compilation failed",
+    "failed to compile",
+)
+"""What XLA says of a program that it cannot make for the chips: the next attempt would end the same way."""
+_COMPILE_REMEDY = (
+    "Set mesh, training.microBatchSize, dataset.maxLength or gradientCheckpointing otherwise, or another backend; the "
+    "pod's log has all of XLA's text."
+)
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
@@ -196,7 +210,19 @@ def _operating_system(error: BaseException) -> TrainerError | None:
         )
     if isinstance(error, RuntimeError) and any(words in message for words in _NO_MEMORY):
         return AcceleratorOutOfMemory(message)
+    if _of_xla(error) and any(words in message for words in _NOT_COMPILED):
+        return InvalidConfig(f"XLA cannot make the run's program for these devices: {message}", _COMPILE_REMEDY)
     return None
+
+
+def _of_xla(error: BaseException) -> bool:
+    """Whether an exception is JAX's, or a RuntimeError that came through PyTorch/XLA, which has no class of its own."""
+    if any(kind.__module__.split(".")[0] in ("jax", "jaxlib") for kind in type(error).__mro__):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    names = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith(("torch_xla", "gemmatune_trainer.backends.xla")) for name in names)
 
 
 def _torch(error: BaseException, names: set[str]) -> TrainerError | None:
@@ -223,8 +249,27 @@ def _hub(error: BaseException, names: set[str]) -> TrainerError | None:
     return HubUnavailable(message) if "HfHubHTTPError" in names else None
 
 
+def identity_away(error: BaseException) -> bool:
+    """Whether a token was not refreshed because who gives it did not answer; an answer that refuses is not meant.
+
+    google-auth wraps what the metadata server did into a RefreshError, its answer, where there was one, as an argument.
+    """
+    if not any(kind.__name__ == "RefreshError" for kind in type(error).__mro__):
+        return False
+    transport = next((link for link in _chain(error) if type(link).__name__ == "TransportError"), None)
+    if transport is None:
+        return bool(getattr(error, "retryable", False))
+    status = getattr(transport.args[1], "status", None) if len(transport.args) > 1 else None
+    return not (isinstance(status, int) and 400 <= status < 500 and status not in _TRY_AGAIN)
+
+
+_TRY_AGAIN = (408, 429)
+
+
 def _google(error: BaseException, names: set[str]) -> TrainerError | None:
     message = text_of(error)
+    if identity_away(error):
+        return StorageUnavailable(message)
     if names & {"Forbidden", "Unauthorized", "DefaultCredentialsError", "RefreshError"}:
         return AccessDenied(
             message, "Grant roles/storage.objectUser on the bucket to the pod's ServiceAccount, or log in locally."

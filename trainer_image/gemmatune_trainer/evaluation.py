@@ -39,11 +39,14 @@ class Evaluation:
         self.chosen: Evaluated | None = None
         """The evaluation of the best adapter so far, where the best one is asked for."""
 
-    def missed(self, step: int, history: History) -> bool:
-        """Whether the evaluation of `step`, which a run begins or resumes with, is still to be made."""
+    def missed(self, step: int, total_steps: int, history: History) -> bool:
+        """Whether the evaluation of `step`, which a run begins or resumes with, is still to be made.
+
+        That of a checkpoint which a time made due is none of these: the next one has its own.
+        """
         if self._rows is None or any(item.step == step for item in history.evaluations):
             return False
-        return step == 0 or (self._every is not None and step % self._every == 0)
+        return step in (0, total_steps) or (self._every is not None and step % self._every == 0)
 
     def due(self, step: int, *, with_checkpoint: bool, last: bool) -> bool:
         """Whether to evaluate after `step`."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer import backends, manifest, ownership
+from gemmatune_trainer import access, backends, manifest
 from gemmatune_trainer.backends.base import Rows
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
-from gemmatune_trainer.storage import open_storage
 
 
 class LeaderCrashed(RuntimeError):
@@ -26,8 +25,8 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
         LeaderCrashed: it crashed.
     """
     backends.check(config.backend)
-    storage = open_storage(config.output.uri)
-    claimed = ownership.read_claim(storage, config)
+    with stop.at_once("reading the output"):
+        storage, claimed = access.claimed(config)
     if manifest.find(storage, claimed.resume_hash) is not None:
         return TerminationMessage(reason=Reason.COMPLETED, message="The run is finished already.")
     ranks.join(config.device, config.backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +14,21 @@ from gemmatune_api import serving
 from gemmatune_api.serving import Served
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import card, report
+from gemmatune_trainer.backends.base import Tally
 from gemmatune_trainer.data.templates import chat_template
+from gemmatune_trainer.errors import Interrupted, StorageUnavailable
 from gemmatune_trainer.generation import write_generation_config
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
 from gemmatune_trainer.result import Result
-from gemmatune_trainer.storage import ObjectMissing, Storage, files_below
+from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, files_below, generation_of
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
 MODEL = "model"
 REPORT = "report/report.html"
 _VERSION = 1
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,10 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
     (folder / "README.md").write_text(card.render(result), encoding="utf-8")
     page = scratch / "report.html"
     page.write_text(report.render(result), encoding="utf-8")
-    fence.check()
+    manifest = generation_of(storage, NAME)  # one that vouches for nothing of this run, or none
     files = files_below(folder, result.kind)
-    stale = {item.name for item in storage.list(f"{result.kind}/")} - set(files)
-    storage.upload({**files, REPORT: page})
-    storage.delete(sorted(stale))
+    put_anew(storage, fence, f"{result.kind}/", files)
+    put_anew(storage, fence, REPORT, {REPORT: page})
     listed = [ResultFile(name, path.stat().st_size, _sha256(path)) for name, path in files.items()]
     where = {result.kind: storage.locate(result.kind)}
     artifacts = Artifacts(
@@ -85,8 +88,36 @@ def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratc
         serve_command=serve_command(result, storage.locate(result.kind)),
     )
     fence.check()
-    storage.write(NAME, json.dumps(_document(result, listed, artifacts), indent=2, ensure_ascii=False).encode())
+    text = json.dumps(_document(result, listed, artifacts), indent=2, ensure_ascii=False).encode()
+    try:
+        storage.write(NAME, text, if_generation_match=manifest)
+    except PreconditionFailed as error:
+        fence.check()
+        raise Interrupted(f"another process has written {storage.locate(NAME)}") from error
     return artifacts
+
+
+def put_anew(storage: Storage, fence: Fence, prefix: str, files: Mapping[str, Path]) -> None:
+    """Uploads files in the place of what lies below `prefix`, and of nothing that a newer attempt writes there.
+
+    What lies there is found before the look at the fence, and only those generations are deleted: a process that is
+    held up after the look, for however long, finds its successor's files to be others, or their names taken.
+
+    Raises:
+        Interrupted: a newer attempt has taken over.
+    """
+    for _ in range(_TRIES):
+        there = storage.list(prefix)
+        fence.check()
+        storage.delete_found(there)
+        try:
+            storage.upload(files, new=True)
+        except PreconditionFailed as error:
+            taken = error
+            continue
+        return
+    fence.check()
+    raise StorageUnavailable(f"{taken} changes all the time: another process writes there")
 
 
 def digest_of(files: list[ResultFile]) -> str:
@@ -106,6 +137,7 @@ def _sha256(path: Path) -> str:
 def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> dict[str, Any]:
     last = result.history.points[-1] if result.history.points else None
     verification = result.verification
+    source = {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label}
     return {
         "version": _VERSION,
         "run": result.config.run.model_dump(by_alias=True),
@@ -113,7 +145,8 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "resumeHash": result.claim.resume_hash,
         "dataHash": result.claim.data_hash,
-        "model": {"uri": result.config.model.uri, "revision": result.files.revision, "name": result.files.model.label},
+        "source": source,
+        MODEL: source,  # of full tuning the files of the result stand here, below
         "base": {"name": result.files.published_name[0], "revision": result.files.published_name[1]},
         "method": {
             "kind": result.config.method.kind,
@@ -131,6 +164,7 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         ],
         "tokensPerSecond": result.history.median_speed,
         "memory": result.history.highest_memory,
+        "compiled": _compiled(result.tally) if result.tally else None,
         "steps": result.total_steps,
         "step": result.step,
         "firstLoss": result.history.points[0].loss if last else None,
@@ -149,6 +183,11 @@ def _document(result: Result, files: list[ResultFile], artifacts: Artifacts) -> 
         "artifacts": artifacts.model_dump(by_alias=True, exclude_none=True),
         "versions": result.versions,
     }
+
+
+def _compiled(tally: Tally) -> dict[str, float]:
+    told = tally.told
+    return {"afterStep2": told.pop("after_step_2"), **told}
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")

@@ -13,7 +13,7 @@ from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
-from gemmatune_trainer import manifest, merged, ownership
+from gemmatune_trainer import access, manifest, merged, ownership
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig
@@ -23,7 +23,7 @@ from gemmatune_trainer.merged import Inputs, Scores
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.progress import Reporter, open_sink
 from gemmatune_trainer.stop import StopFlag
-from gemmatune_trainer.storage import ObjectMissing, Storage, open_storage
+from gemmatune_trainer.storage import ObjectMissing, Storage
 
 if TYPE_CHECKING:
     from gemmatune_trainer.backends.base import Row
@@ -42,8 +42,8 @@ def merge(config: RunConfig, stop: StopFlag) -> TerminationMessage:
     """
     if config.method.kind == "full":
         raise InvalidConfig("full tuning leaves no adapter: there is nothing to merge", "Remove output.merge.")
-    storage = open_storage(config.output.uri)
-    claimed = ownership.read_claim(storage, config)
+    with stop.at_once("reading the output"):
+        storage, claimed = access.claimed(config)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is None:
         raise InvalidConfig(f"{storage.locate(manifest.NAME)} is no manifest of this run: there is nothing to merge")

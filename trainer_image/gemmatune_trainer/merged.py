@@ -83,13 +83,18 @@ def publish(
     """
     files = files_below(folder, FOLDER)
     document = _document(files, inputs, scores)
+    there = storage.list(f"{FOLDER}/")
     fence.check()
-    storage.delete([NAME])  # of other inputs, or of files that are not whole: it must not vouch for the new ones
+    # Of other inputs, or not whole; the manifest, which must not vouch for the new ones, goes first.
+    storage.delete_found(sorted(there, key=lambda item: item.name != NAME))
     for name, path in files.items():
         between()
-        storage.upload({name: path})
+        try:
+            storage.upload({name: path}, new=True)
+        except PreconditionFailed as error:
+            fence.check()
+            raise Interrupted(f"another process has written {storage.locate(name)}") from error
         path.unlink()
-    storage.delete([item.name for item in storage.list(f"{FOLDER}/") if item.name not in files])
     fence.check()
     text = json.dumps(document, indent=2).encode()
     try:

@@ -102,6 +102,10 @@ def summary(data: DataStatus) -> str:
         text += f"; {data.duplicates} rows repeat another"
     if data.eval_rows:
         text += f"; {data.eval_rows} rows are kept for evaluation"
+    if data.eval_truncated_rows:
+        text += f"; {data.eval_truncated_rows} of these were cut ({data.eval_cut_tokens} tokens lost)"
+    if data.eval_dropped_rows:
+        text += f"; {data.eval_dropped_rows} rows for evaluation were dropped as too long"
     return f"{text}."
 
 

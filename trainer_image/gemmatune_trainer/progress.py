@@ -35,6 +35,8 @@ _CLOSE_SECONDS = 15.0
 """Longest time that the end of a process waits for its last write: a pod that stops has little left."""
 _SAMPLE_CHARACTERS = 2000
 _SAMPLES = 8
+_SPEED = ("tokensPerSecond", "eta")
+"""Fields of the progress that an attempt has only from its own first step on."""
 
 
 class Sink(Protocol):
@@ -142,7 +144,7 @@ class Reporter:
         self._fields: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._urgent = self._dirty = self._closing = self._seeded = False
+        self._urgent = self._dirty = self._closing = self._seeded = self._reported = False
         self._thread: threading.Thread | None = None
         self._last_trouble = ""
         self._note: str | None = None
@@ -185,10 +187,16 @@ class Reporter:
         self._set("progress", text.model_dump(by_alias=True, exclude_none=True), urgent)
 
     def alive(self) -> None:
-        """A sign of life between two steps."""
+        """A sign of life between two steps.
+
+        Before this attempt's first report it renews what the attempt before has left, but for its speed: a speed under
+        a new heartbeat tells the operator that this attempt has done a step.
+        """
         with self._lock:
             if "progress" in self._fields:
-                self._fields["progress"] = {**self._fields["progress"], "heartbeat": _now()}
+                old = self._fields["progress"]
+                kept = old if self._reported else {name: old[name] for name in old if name not in _SPEED}
+                self._fields["progress"] = {**kept, "heartbeat": _now()}
                 self._dirty = True
 
     def poll(self) -> None:
@@ -237,6 +245,7 @@ class Reporter:
     def _set(self, name: str, value: Any, urgent: bool) -> None:
         with self._lock:
             self._fields[name] = value
+            self._reported = self._reported or name == "progress"
             self._dirty = True
             self._urgent = self._urgent or urgent
         if urgent:

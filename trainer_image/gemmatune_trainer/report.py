@@ -90,6 +90,10 @@ def facts(result: Result) -> list[tuple[str, str]]:
         found.append(("Median speed", f"{number(result.history.median_speed or 0)} tokens/s"))
     if most := result.history.highest_memory:
         found.append(("Highest memory", f"{number(most / _GIB)} GiB"))
+    if tally := result.tally:
+        late = f"{tally.late} after step 2" if tally.late else "none after step 2"
+        found.append(("Compilations of the last attempt", f"{tally.compilations} in {tally.seconds:.1f} s, {late}"))
+        found.append(("Padding", f"{tally.padding:.1%} of the computed tokens"))
     return found
 
 
@@ -124,8 +128,20 @@ def data(result: Result) -> list[tuple[str, str]]:
     return [
         ("Source", result.config.dataset.uri),
         *((text, _counted(getattr(statistics, name), shares.get(name, 0))) for name, text in names.items()),
-        *((("Rows kept for evaluation", f"{statistics.eval_rows:,}"),) if statistics.eval_rows else ()),
+        *(
+            (text, f"{value:,}")
+            for name, text in _EVALUATED.items()
+            if (value := getattr(statistics, name)) is not None
+        ),
     ]
+
+
+_EVALUATED = {
+    "eval_rows": "Rows kept for evaluation",
+    "eval_truncated_rows": "Of these cut at maxLength",
+    "eval_cut_tokens": "Tokens cut off these",
+    "eval_dropped_rows": "Rows for evaluation dropped as too long",
+}
 
 
 def _counted(value: int, whole: int) -> str:
@@ -135,18 +151,18 @@ def _counted(value: int, whole: int) -> str:
 def attempts(result: Result) -> list[tuple[str, str, str, str, str]]:
     """The attempts as rows of a table: number, beginning, device, from and to which step.
 
-    An attempt whose steps no later one went on from has left no trace but its number.
+    In the order in which they went on from each other: numbers begin anew where a resource was deleted and created
+    again. An attempt whose steps no later one went on from has left no trace but its number.
     """
-    begun = {item.attempt: item for item in result.history.attempts}
-    ends = [item.step for item in result.history.attempts[1:]] + [result.total_steps]
-    reached = dict(zip(begun, ends, strict=False))
-    rows = []
-    for attempt in range(1, result.config.attempt + 1):
-        item = begun.get(attempt)
-        if item is None:
-            rows.append((str(attempt), "", "", "", "left no checkpoint"))
-        else:
-            rows.append((str(attempt), item.time, item.device, f"{item.step:,}", f"{reached[attempt]:,}"))
+    begun = result.history.attempts
+    ends = [item.step for item in begun[1:]] + [result.total_steps]
+    rows, last = [], 0
+    for item, end in zip(begun, ends, strict=True):
+        if item.attempt <= last:
+            last = 0  # another resource's
+        rows += [(str(number), "", "", "", "left no checkpoint") for number in range(last + 1, item.attempt)]
+        rows.append((str(item.attempt), item.time, item.device, f"{item.step:,}", f"{end:,}"))
+        last = item.attempt
     return rows
 
 

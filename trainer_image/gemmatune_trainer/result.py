@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import DataStatus
-from gemmatune_trainer.backends.base import Verification
+from gemmatune_trainer.backends.base import Tally, Verification
 from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import Claim
@@ -34,6 +34,8 @@ class Result:
     before: list[str]
     after: list[str] = field(default_factory=list)
     verification: Verification | None = None
+    tally: Tally | None = None
+    """What the last attempt has compiled and padded; None with torch."""
     versions: dict[str, str] = field(default_factory=versions)
 
     @property

@@ -13,8 +13,8 @@ from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import Reason
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
-from gemmatune_trainer import backends, manifest, ownership, report
-from gemmatune_trainer.backends.base import Backend, Snapshot, Step
+from gemmatune_trainer import access, backends, manifest, ownership, report
+from gemmatune_trainer.backends.base import Backend, Snapshot, Step, Tally
 from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
@@ -51,7 +51,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     Raises:
         TrainerError: an end that has an exit code of its own.
     """
-    storage, claimed = _claimed(config)
+    storage, claimed = _claimed(config, stop)
     finished = manifest.find(storage, claimed.resume_hash)
     if finished is not None:
         return _finished_before(config, storage, Reporter(open_sink(config.run)), finished)
@@ -66,7 +66,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     try:
         reporter.start()
         with stop.at_once("reading checkpoint, data and model"):
-            newest = checkpoints.newest()
+            newest = checkpoints.newest_for(config.backend)
             reporter.resumed((newest.step, newest.uri) if newest else None, checkpoints.note)
             rows = prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
             files = fetch(config.model, weights=True, revision=claimed.model_revision)
@@ -94,6 +94,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
             step=evaluation.choose(total_steps),
             prompts=samples.prompts,
             before=before,
+            tally=attempt.tally,
         )
         _verify(result, backend, samples, scratch / result.kind, rows, watchdog, stop)
         with watchdog.patiently("writing the result"), stop.at_once("the result's upload", total_steps):
@@ -153,11 +154,11 @@ def _verify(
         result.after = samples.answers(backend, "after")
 
 
-def _claimed(config: RunConfig) -> tuple[Storage, ownership.Claim]:
+def _claimed(config: RunConfig, stop: StopFlag) -> tuple[Storage, ownership.Claim]:
     """The run's prefix and its owner's record; before that, whether this image can train it at all."""
     backends.check(config.backend)
-    storage = open_storage(config.output.uri)
-    return storage, ownership.read_claim(storage, config)
+    with stop.at_once("reading the output"):
+        return access.claimed(config)
 
 
 def _finished_before(
@@ -280,6 +281,7 @@ class Attempt:
         self.history.begin(config.attempt, start.step if start else 0, config.device)
         if start:
             evaluation.restore(start.folder)
+        self.tally: Tally | None = None
         self._watch = LossWatch(point.loss for point in self.history.points)
         self._step = start.step if start else 0
         self._beside = 0.0
@@ -298,13 +300,15 @@ class Attempt:
         started = self._schedule.time = time.monotonic()
         try:
             start = self._start.folder if self._start else None
-            if self._evaluation.missed(self._step, self.history):
+            if self._evaluation.missed(self._step, self._total_steps, self.history):
                 if start:
                     self._backend.restore_weights(start)
                 self._evaluate()
-            self._backend.train(rows, self._rows, self._total_steps, start, self)
+            self.tally = self._backend.train(rows, self._rows, self._total_steps, start, self)
             seconds = time.monotonic() - started
             log.info("trained", seconds=round(seconds, 2), for_checkpoints_and_status=round(self._beside, 3))
+            if self.tally:
+                log.info("compiled", **self.tally.told)
             with self._watchdog.patiently("uploading the last checkpoint"):
                 self._checkpoints.wait(self._look)
         except StopTraining:

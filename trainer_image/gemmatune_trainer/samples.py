@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,10 +55,12 @@ class Samples:
         pictures = [[image] for image in self._images] or [[] for _ in self.prompts]
         for text, ids, picture in zip(self.prompts, self._inputs, pictures, strict=True):
             self._stop.check(f"the samples {when} training")
+            started = time.monotonic()
             tokens = backend.generate(ids, self._config.samples.max_new_tokens, self.terminators, *picture)
             self._stop.check(f"the samples {when} training")
             answers.append(self._tokenizer.decode(tokens))
-            log.info("sample", when=when, prompt=text, answer=answers[-1])
+            seconds = round(time.monotonic() - started, 2)
+            log.info("sample", when=when, prompt=text, answer=answers[-1], seconds=seconds)
         return answers
 
     def before(self, backend: Backend, storage: Storage) -> list[str]:

@@ -72,8 +72,15 @@ class Storage(Protocol):
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects; those that do not exist are passed over."""
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Writes local files as objects (name -> file), several at a time."""
+    def delete_found(self, items: Sequence[StoredObject]) -> None:
+        """Deletes objects of a listing, in this order; what has been written anew since is passed over."""
+
+    def upload(self, files: Mapping[str, Path], new: bool = False) -> None:
+        """Writes local files as objects (name -> file), several at a time.
+
+        With `new` only under names that hold nothing: else PreconditionFailed is raised, and the others may be
+        written. A name that holds exactly the file's bytes counts as written by this call, which may have repeated it.
+        """
 
     def download(self, files: Mapping[str, Path]) -> None:
         """Reads objects into local files (name -> file), several at a time. Raises ObjectMissing."""
@@ -117,6 +124,14 @@ def crc32c(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
     return base64.b64encode(checksum.digest()).decode()
+
+
+def generation_of(storage: Storage, name: str) -> int:
+    """The generation of an object, as `write` matches it: 0 where it does not exist."""
+    try:
+        return storage.read_generation(name)[1]
+    except ObjectMissing:
+        return 0
 
 
 def files_below(folder: Path, prefix: str) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
 import secrets
 import shutil
@@ -110,21 +111,52 @@ class FileStorage:
         for name in names:
             path = self._path(name)
             path.unlink(missing_ok=True)
-            for parent in path.parents:
-                if parent == self.root or not parent.is_relative_to(self.root):
-                    break
-                with suppress(OSError):  # not empty, or gone already
-                    parent.rmdir()
+            self._remove_empty(path)
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Copies local files to their names."""
+    def _remove_empty(self, path: Path) -> None:
+        for parent in path.parents:
+            if parent == self.root or not parent.is_relative_to(self.root):
+                break
+            with suppress(OSError):  # not empty, or gone already
+                parent.rmdir()
+
+    def delete_found(self, items: Sequence[StoredObject]) -> None:
+        """Deletes files of a listing, as long as they are the generations that it had.
+
+        A file leaves its name before it is looked at for the last time, and gets it back where it is another one: a
+        lock around both could be held by a process that is frozen.
+        """
+        for item in items:
+            path = self._path(item.name)
+            aside = path.parent / f".{secrets.token_hex(8)}.tmp"
+            try:
+                if _generation(path.stat()) != item.generation:
+                    continue
+                path.rename(aside)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if _generation(aside.stat()) != item.generation:
+                with suppress(FileExistsError):  # newer still: that one stays
+                    os.link(aside, path)
+            aside.unlink()
+            self._remove_empty(path)
+
+    def upload(self, files: Mapping[str, Path], new: bool = False) -> None:
+        """Copies local files to their names. Raises PreconditionFailed where they shall be new."""
+        taken = None
         for name, source in files.items():
             target = self._path(name)
             with self._temporary(target) as temporary:
                 shutil.copyfile(source, temporary)
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
-                self._take_name(temporary, target, None)
+                try:
+                    self._take_name(temporary, target, 0 if new else None)
+                except PreconditionFailed as error:
+                    if not _same(source, target):
+                        taken = error
+        if taken is not None:
+            raise taken
 
     def download(self, files: Mapping[str, Path]) -> None:
         """Copies objects to local files. Raises ObjectMissing."""
@@ -176,6 +208,14 @@ class FileStorage:
         with self._lock_file(_LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _same(source: Path, target: Path) -> bool:
+    """Whether a name holds exactly the bytes of a file."""
+    try:
+        return filecmp.cmp(source, target, shallow=False)
+    except FileNotFoundError:
+        return False
 
 
 def _generation(status: os.stat_result) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from google.cloud import storage
 from google.cloud.storage import transfer_manager
 from google.cloud.storage.exceptions import DataCorruption
 
-from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, naming, text_of
-from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject
+from gemmatune_trainer.errors import AccessDenied, InvalidConfig, StorageUnavailable, identity_away, naming, text_of
+from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject, crc32c
 
 Result = TypeVar("Result")
 
@@ -41,7 +42,9 @@ _NO_BUCKET = "bucket does not exist"
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, _TRANSIENT) or getattr(error, "code", None) == _REQUEST_TIMEOUT_STATUS
+    if getattr(error, "code", None) == _REQUEST_TIMEOUT_STATUS or identity_away(error):
+        return True
+    return isinstance(error, _TRANSIENT)
 
 
 class GcsStorage:
@@ -56,7 +59,7 @@ class GcsStorage:
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience
         with naming(self.uri):
-            self._client = _client(endpoint)
+            self._client = self._ask("opening", "", lambda: _client(endpoint))
         self._bucket = self._client.bucket(bucket)
 
     def locate(self, name: str) -> str:
@@ -139,16 +142,26 @@ class GcsStorage:
             except ObjectMissing:
                 continue
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Writes local files as objects, several at a time."""
+    def delete_found(self, items: Sequence[StoredObject]) -> None:
+        """Deletes objects of a listing, as long as they are the generations that it had."""
+        for item in items:
+            how = {"if_generation_match": item.generation, "timeout": _TIMEOUT, "retry": None}
+            try:
+                self._ask("deleting", item.name, lambda name=item.name, how=how: self._blob(name).delete(**how))
+            except (ObjectMissing, exceptions.PreconditionFailed):
+                continue
+
+    def upload(self, files: Mapping[str, Path], new: bool = False) -> None:
+        """Writes local files as objects, several at a time. Raises PreconditionFailed where they shall be new."""
         rest = dict(files)
+        how = {"timeout": _TIMEOUT, **({"if_generation_match": 0} if new else {})}
 
         def work() -> None:
             pairs = [(str(path), self._blob(name)) for name, path in rest.items()]
             results = transfer_manager.upload_many(
-                pairs, upload_kwargs={"timeout": _TIMEOUT}, worker_type=transfer_manager.THREAD, max_workers=_WORKERS
+                pairs, upload_kwargs=how, worker_type=transfer_manager.THREAD, max_workers=_WORKERS
             )
-            self._keep_failed(rest, results)
+            self._keep_failed(rest, [self._arrived(*pair) for pair in zip(list(rest.items()), results, strict=True)])
 
         self._ask("writing", next(iter(files), ""), work)
 
@@ -166,6 +179,20 @@ class GcsStorage:
             self._keep_failed(rest, results)
 
         self._ask("reading", next(iter(files), ""), work)
+
+    def _arrived(self, file: tuple[str, Path], result: Any) -> Any:
+        """What became of a file's upload, where its name was taken: an earlier try, whose answer got lost, counts."""
+        if not isinstance(result, exceptions.PreconditionFailed):
+            return result
+        name, path = file
+        blob = self._blob(name)
+        try:
+            blob.reload(timeout=_TIMEOUT, retry=None)
+        except exceptions.NotFound:
+            return exceptions.ServiceUnavailable(f"{self.locate(name)} was there and is gone")  # to be tried again
+        except Exception as error:  # noqa: BLE001 - what became of an upload is an exception, as the library has it
+            return error
+        return None if blob.crc32c == crc32c(path) else PreconditionFailed(self.locate(name))
 
     def _keep_failed(self, rest: dict[str, Path], results: Sequence[Any]) -> None:
         """Leaves in `rest` what has to be tried again, and raises the first error, lasting ones before transient."""
@@ -221,8 +248,15 @@ def _client(endpoint: str | None) -> storage.Client:
         return storage.Client(
             project="gemmatune", credentials=credentials, client_options=ClientOptions(api_endpoint=endpoint)
         )
+    credentials, project = _login()
+    options = ClientOptions(api_endpoint=f"https://storage.{credentials.universe_domain}")
+    return storage.Client(project=project, credentials=credentials, client_options=options)
+
+
+@functools.cache
+def _login() -> tuple[Any, str | None]:
+    """Who this process is; found once, so that a metadata server that is away later ends no process that had it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's own login without a quota project, which storage does not need
         credentials, project = google.auth.default(scopes=storage.Client.SCOPE)
-    options = ClientOptions(api_endpoint=f"https://storage.{credentials.universe_domain}")
-    return storage.Client(project=project, credentials=credentials, client_options=options)
+    return credentials, project

@@ -11,6 +11,7 @@ from gemmatune_operator import conditions
 from gemmatune_operator.decision import Decision, Situation, fail
 from gemmatune_operator.observe import open_attempt, open_merge, output_of, status_of, trained
 from gemmatune_operator.policies import describe, remedies, results
+from gemmatune_operator.policies.changed import changed
 from gemmatune_operator.ports import Object
 from gemmatune_operator.views import mapping
 
@@ -33,7 +34,7 @@ def accept(situation: Situation, decision: Decision) -> Decision:
     if not decision.status.attempts and (rival := rival_of(situation)) is not None:
         return _second(situation, decision, rival)
     taken = situation.defaults if situation.defaults.given else None
-    return planned(situation, decision.update(resolved=describe.resolved(situation.spec), defaults=taken))
+    return planned(situation, changed(situation, decision.update(defaults=taken)))
 
 
 def planned(situation: Situation, decision: Decision) -> Decision:

@@ -6,8 +6,6 @@ import dataclasses
 from datetime import timedelta
 
 from gemmatune_api.base import duration_text
-from gemmatune_api.fit import merges
-from gemmatune_api.messages import TerminationMessage
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import Attempt
 from gemmatune_operator import diagnose
@@ -17,7 +15,7 @@ from gemmatune_operator.diagnose import Answer, Cause, cause
 from gemmatune_operator.manifests import attempt as manifest
 from gemmatune_operator.manifests.capacity import UNBOUNDED
 from gemmatune_operator.observe import open_attempt, trained
-from gemmatune_operator.policies import cost, deadline, describe, provisioning, queue, remedies, retry
+from gemmatune_operator.policies import complete, cost, deadline, describe, provisioning, queue, remedies, retry
 from gemmatune_operator.policies.accept import config_of, replanned
 from gemmatune_operator.policies.cleanup import in_the_way, seconds_to_stuck, stuck
 from gemmatune_operator.policies.close import closed, training_time
@@ -164,7 +162,8 @@ def _outcome(situation: Situation, decision: Decision, current: Attempt, job: Jo
         step = ending.step if ending is not None else None
         return Outcome(dataclasses.replace(evicted, step=step), gently=ending is None)
     if ending is not None:
-        return Outcome(_verified(decision, _remembered(current, ending)))
+        ending = deadline.backstop(situation, decision, current, job, _remembered(current, ending))
+        return Outcome(complete.verified(decision, ending))
     if stuck(situation, job):
         return Outcome(diagnose.lost(next(pod for pod in job.pods if not pod.ended)))
     if job.deleting:
@@ -196,11 +195,8 @@ def _stopping(situation: Situation, decision: Decision, current: Attempt, job: J
     """Closes an attempt that was asked to stop once its Job is gone; a trainer that was about to succeed still does."""
     asked = cause(Reason(current.reason), current.message, current.remedy)
     ending = diagnose.ended(job) if job is not None else None
-    artifacts = decision.status.artifacts
-    if artifacts is not None and artifacts.manifest:  # the last thing that a trainer names
-        return _closed(situation, decision, current, job, cause(Reason.COMPLETED))
-    if ending is not None and _verified(decision, ending).answer is Answer.SUCCEED:
-        return _closed(situation, decision, current, job, ending)
+    if (done := complete.completion(decision, job)) is not None:
+        return _closed(situation, decision, current, job, done)
     if job is not None and not (job.finished or stuck(situation, job)):
         return decision.waking(seconds_to_stuck(situation) or PENDING_LOOK_SECONDS).settle()
     saved = decision.status.checkpoint
@@ -228,15 +224,6 @@ def _remembered(current: Attempt, why: Cause) -> Cause:
     known = [reason for reason in (Reason.PREEMPTED, Reason.NODE_LOST) if reason.value == current.reason]
     vague = why.pod is None and why.reason in (Reason.PREEMPTED, Reason.POD_LOST)
     return cause(known[0], current.message) if known and vague else why
-
-
-def _verified(decision: Decision, ending: Cause) -> Cause:
-    """Success counts only with the manifest that the trainer names."""
-    if ending.answer is not Answer.SUCCEED:
-        return ending
-    artifacts = decision.status.artifacts
-    named = (ending.said.manifest if ending.said else None) or (artifacts.manifest if artifacts else None)
-    return ending if named else cause(Reason.RESULT_MISSING, pod=ending.pod, said=ending.said)
 
 
 def _watch(situation: Situation, decision: Decision, current: Attempt, job: JobView) -> Decision:
@@ -277,7 +264,7 @@ def _nodes(job: JobView) -> str:
 def _closed(situation: Situation, decision: Decision, current: Attempt, job: JobView | None, why: Cause) -> Decision:
     """Closes the attempt; the same decision records the next one, or ends the run."""
     if why.answer is Answer.SUCCEED:
-        return _succeeded(situation, closed(situation, decision, current, job, why, counted=False), why.said)
+        return complete.succeeded(situation, closed(situation, decision, current, job, why, counted=False), why.said)
     verdict = retry.verdict(situation, decision, current, job, why)
     again = situation.settings.try_again
     remedy = remedies.underway(why) if verdict.again else remedies.final(why, started=True, again=again)
@@ -309,19 +296,3 @@ def _followed(
         last = decision.status.attempts[-1].model_copy(update={"overrides": verdict.overrides})
         decision = decision.update(attempts=[*decision.status.attempts[:-1], last])
     return _start(situation, decision)
-
-
-def _succeeded(situation: Situation, decision: Decision, said: TerminationMessage | None) -> Decision:
-    """The good end, with what the trainer says of it: whether the adapter is better than the base."""
-    artifacts = decision.status.artifacts
-    kind = "model" if situation.spec.method == "full" else "adapter"
-    where = (getattr(artifacts, kind) if artifacts else None) or f"{situation.spec.output.uri}/{kind}"
-    message = f"The {kind} is written and verified: {where}."
-    if said is not None and said.message:
-        message += f" {said.message}"
-    decision = decision.condition(situation, ConditionType.TRAINING, False, Reason.COMPLETED, message)
-    if merges(situation.spec):
-        return decision  # the merge has the last word
-    remedy = said.remedy if said is not None else ""
-    decision = decision.condition(situation, ConditionType.SUCCEEDED, True, Reason.COMPLETED, message, remedy)
-    return decision.condition(situation, ConditionType.FINISHED, True, Reason.COMPLETED, message).settle()

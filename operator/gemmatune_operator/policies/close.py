@@ -30,7 +30,7 @@ def closed(
             "to_step": cause.step if cause.step is not None else progress.step if progress else None,
         }
     )
-    seconds = _trained(situation, began, job)
+    seconds = seconds_trained(situation, began, job)
     spent = (rate(situation, decision, attempt) or 0.0) * seconds / HOUR
     timers = decision.timers.model_copy(
         update={
@@ -51,7 +51,7 @@ def training_time(attempt: Attempt, job: JobView | None) -> datetime | None:
     return max(starts) if len(starts) >= job.wanted else None
 
 
-def _trained(situation: Situation, began: datetime | None, job: JobView | None) -> float:
+def seconds_trained(situation: Situation, began: datetime | None, job: JobView | None) -> float:
     """Seconds from the start of training to its end, or to now while a pod still runs."""
     if began is None:
         return 0.0

@@ -10,6 +10,7 @@ from gemmatune_api.status import Attempt
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import Cause, cause, waiting
+from gemmatune_operator.policies.close import seconds_trained, training_time
 from gemmatune_operator.policies.outcome import GOES_ON, Outcome
 from gemmatune_operator.views import JobView
 
@@ -25,6 +26,20 @@ def training(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
     if rest > 0:
         return Outcome(wake=rest)
     return Outcome(_exceeded(situation), gently=True)
+
+
+def backstop(situation: Situation, decision: Decision, attempt: Attempt, job: JobView, ending: Cause) -> Cause:
+    """The end of a Job by its activeDeadlineSeconds, which it was made with: no end of a run whose limits.deadline was
+    raised since, and that has not trained for so long. Its trainer got SIGTERM, as in an interruption."""
+    limit = situation.limits.deadline
+    began = training_time(attempt, job)
+    if ending.reason is not Reason.DEADLINE_EXCEEDED or began is None:
+        return ending
+    trained = decision.timers.active_seconds + seconds_trained(situation, began, job)
+    if limit is not None and trained >= seconds(limit):
+        return ending
+    message = f"The Job {job.name} reached its activeDeadlineSeconds, which it was given by an earlier limits.deadline."
+    return cause(Reason.INTERRUPTED, message)
 
 
 def used_up(situation: Situation, decision: Decision) -> Cause | None:

@@ -75,6 +75,10 @@ def data(found: DataStatus) -> str:
         text += f"; {found.truncated_rows:,} rows cut at maxLength ({found.cut_tokens:,} tokens)"
     if found.dropped_rows:
         text += f"; {found.dropped_rows:,} rows dropped as too long"
+    if found.eval_truncated_rows:
+        text += f"; {found.eval_truncated_rows:,} rows for evaluation cut ({found.eval_cut_tokens:,} tokens)"
+    if found.eval_dropped_rows:
+        text += f"; {found.eval_dropped_rows:,} rows for evaluation dropped as too long"
     return text
 
 

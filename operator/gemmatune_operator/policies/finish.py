@@ -47,13 +47,13 @@ def phase_of(found: Sequence[Condition]) -> tuple[Phase, ConditionType | None]:
         return Phase.SUSPENDING, ConditionType.SUSPENDED
     if because(ConditionType.SUCCEEDED, Reason.MERGING):
         return Phase.MERGING, _of_merge(found)
+    if true(ConditionType.TRAINING):  # also where the spec has become invalid meanwhile: a node is paid for
+        return Phase.TRAINING, ConditionType.TRAINING
     if not true(ConditionType.ACCEPTED):
         return Phase.PENDING, _present(found, ConditionType.ACCEPTED)
     if not true(ConditionType.PREPARED):
         prepared = _present(found, ConditionType.PREPARED)
         return (Phase.PREPARING, prepared) if prepared else (Phase.PENDING, ConditionType.ACCEPTED)
-    if true(ConditionType.TRAINING):
-        return Phase.TRAINING, ConditionType.TRAINING
     if because(ConditionType.TRAINING, Reason.RETRYING):
         return Phase.RETRYING, ConditionType.TRAINING
     if because(ConditionType.PROVISIONED, Reason.QUEUED):

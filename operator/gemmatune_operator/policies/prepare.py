@@ -29,7 +29,6 @@ ASKED_SECONDS = 15.0
 """After so long a kubelet has asked for a pod's readiness."""
 REFUSED_SECONDS = 10.0
 """Until a Job that could not be created is tried again."""
-_MAY_CHANGE = frozenset({"suspend", "limits", "ttlAfterFinished"})
 
 
 def prepare(situation: Situation, decision: Decision) -> Decision:
@@ -38,9 +37,6 @@ def prepare(situation: Situation, decision: Decision) -> Decision:
     if status.attempts:
         return decision
     record = status.prepare
-    if record is not None and record.generation not in (None, generation) and _same(situation, decision):
-        record = record.model_copy(update={"generation": generation})
-        decision = decision.update(prepare=record)
     if record is None or record.generation != generation:
         decision, record = _begun(situation, decision, record)
     elif decision.true(ConditionType.PREPARED):
@@ -55,13 +51,6 @@ def prepare(situation: Situation, decision: Decision) -> Decision:
         return _ended(situation, decision, record, job, ending)
     sign = diagnose.ending(job)
     return _ending(situation, decision, record, sign) if sign else _watch(situation, decision, record, job)
-
-
-def _same(situation: Situation, decision: Decision) -> bool:
-    """Whether the spec differs from the one prepared only in fields that preparation does not read."""
-    before = situation.observed.status.resolved or {}
-    after = decision.status.resolved or {}
-    return all(before.get(name) == after.get(name) for name in {*before, *after} - _MAY_CHANGE)
 
 
 def _begun(situation: Situation, decision: Decision, old: JobRecord | None) -> tuple[Decision, JobRecord]:

@@ -21,12 +21,46 @@ def mode(situation: Situation, decision: Decision) -> str:
     fallback = wanted.fallback or FallbackSpec()
     if wanted.mode != SPOT:
         return wanted.mode or ON_DEMAND
-    evictions = sum(attempt.reason == Reason.EVICTED_BY_QUEUE for attempt in decision.status.attempts)
-    preempted = decision.counters.preemptions - decision.budget_base.preemptions - evictions  # a queue is no market
-    if fallback.after_preemptions is not None and preempted >= fallback.after_preemptions:
+    base = decision.budget_base
+    lost = _losses(decision) - (base.preemptions if base.spot_losses is None else base.spot_losses)
+    if fallback.after_preemptions is not None and lost >= fallback.after_preemptions:
         return fallback.mode or ON_DEMAND
-    waited = any(attempt.reason == Reason.CAPACITY_UNAVAILABLE for attempt in decision.status.attempts)
+    waited = waits_in_vain(decision) > (base.capacity_fallbacks or 0)
     return fallback.mode or ON_DEMAND if waited else SPOT
+
+
+def renewed(decision: Decision) -> Decision:
+    """With all that speaks against spot so far forgotten; limits.maxPreemptions goes on.
+
+    What only the attempts tell is counted now, while they are shown.
+    """
+    waits, queued = waits_in_vain(decision), evictions(decision)
+    base = {"spot_losses": _losses(decision), "capacity_fallbacks": waits}
+    decision = decision.update(budget_base=decision.budget_base.model_copy(update=base))
+    counted = {"capacity_fallbacks": waits or None, "queue_evictions": queued or None}
+    return decision.update(counters=decision.counters.model_copy(update=counted)) if waits or queued else decision
+
+
+def evictions(decision: Decision) -> int:
+    """How often Kueue took an admission back."""
+    known = decision.counters.queue_evictions
+    return _ended(decision, Reason.EVICTED_BY_QUEUE) if known is None else known
+
+
+def waits_in_vain(decision: Decision) -> int:
+    """How often a spot attempt found no node."""
+    known = decision.counters.capacity_fallbacks
+    return _ended(decision, Reason.CAPACITY_UNAVAILABLE) if known is None else known
+
+
+def _losses(decision: Decision) -> int:
+    """What counts for fallback.afterPreemptions: a queue is no market."""
+    return decision.counters.preemptions - evictions(decision)
+
+
+def _ended(decision: Decision, reason: Reason) -> int:
+    """Attempts that ended by a reason, where an earlier version of the operator has not counted them."""
+    return sum(attempt.reason == reason and attempt.end_time is not None for attempt in decision.status.attempts)
 
 
 def no_spot_node(situation: Situation, decision: Decision, attempt: Attempt, job: JobView) -> Outcome:

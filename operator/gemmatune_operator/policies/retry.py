@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from gemmatune_api import accelerators
+from gemmatune_api.layout import layout
 from gemmatune_api.names import ConditionType, Reason, Role, job_name
 from gemmatune_api.status import Attempt, BudgetBase, Counters, JobRecord, Overrides
 from gemmatune_operator.conditions import parse_time
 from gemmatune_operator.decision import Decision, Situation
 from gemmatune_operator.diagnose import FREE_ON_SPOT, Answer, Cause
+from gemmatune_operator.policies import provisioning
 from gemmatune_operator.policies.provisioning import SPOT
 from gemmatune_operator.views import JobView, Machine
 
@@ -45,6 +48,7 @@ def verdict(situation: Situation, decision: Decision, attempt: Attempt, job: Job
         answer = Answer.FREE
     used = decision.counters
     if cause.reason is Reason.CAPACITY_UNAVAILABLE:  # no spot node: the fallback is no preemption
+        used = used.model_copy(update={"capacity_fallbacks": provisioning.waits_in_vain(decision) + 1})
         return Verdict(True, False, used, carried(decision, attempt))
     if answer is Answer.FREE:
         return _free(situation, decision, attempt, cause)
@@ -62,6 +66,8 @@ def _free(situation: Situation, decision: Decision, attempt: Attempt, cause: Cau
         message = f"{cause.sentence} limits.maxPreemptions ({limit}) is used up."
         return Verdict(False, False, used, message=message)
     counters = used.model_copy(update={"preemptions": used.preemptions + 1})
+    if cause.reason is Reason.EVICTED_BY_QUEUE:
+        counters = counters.model_copy(update={"queue_evictions": provisioning.evictions(decision) + 1})
     delay = backoff(situation.observed.uid, used.attempts, in_a_row(decision, cause)) if _backs_off(cause) else 0.0
     return Verdict(True, False, counters, carried(decision, attempt), delay)
 
@@ -75,7 +81,9 @@ def _counted(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
         return Verdict(False, False, used.model_copy(update={"stalls": stalls}), message=message)
     counters = used.model_copy(update={"retries": used.retries + 1, "stalls": stalls})
     delay = backoff(situation.observed.uid, used.attempts, used.retries - base) if _backs_off(cause) else 0.0
-    overrides = grown(carried(decision, attempt), situation, job, cause)
+    overrides = carried(decision, attempt)
+    if not _outdated(decision, attempt):  # else it ran out of what another machine had
+        overrides = grown(overrides, situation, job, cause, _largest(situation))
     return Verdict(True, True, counters, overrides, delay)
 
 
@@ -117,21 +125,48 @@ def _halved(micro: int, rows: int) -> int:
 
 
 def carried(decision: Decision, attempt: Attempt | None) -> Overrides | None:
-    """What an attempt hands on to the next; downshifts hold for the plan that they were made for."""
+    """What an attempt hands on to the next; downshifts hold for the plan, grants for the machine they were made for."""
     old = attempt.overrides if attempt is not None else None
+    if attempt is not None and _outdated(decision, attempt):
+        old = without_grants(old)
     if old is not None and decision.counters.out_of_memory <= decision.budget_base.out_of_memory:
         old = old.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": None})
     return old if old is not None and old != Overrides() else None
 
 
-def grown(overrides: Overrides | None, situation: Situation, job: JobView | None, cause: Cause) -> Overrides | None:
-    """With more memory after HostOutOfMemory, more disk after DiskFull: half as much again, up to the machine's."""
+def without_grants(overrides: Overrides | None) -> Overrides | None:
+    """Without the memory and disk that failures have raised."""
+    kept = (overrides or Overrides()).model_copy(update={"memory": None, "ephemeral_storage": None})
+    return kept if kept != Overrides() else None
+
+
+def _outdated(decision: Decision, attempt: Attempt) -> bool:
+    """Whether another machine, or other resources, have been asked for since the attempt began."""
+    return attempt.number <= (decision.budget_base.attempts or 0)
+
+
+def _largest(situation: Situation) -> int:
+    """Memory that the largest machine with the attempt's accelerators gives to pods; 0 where no catalog has one."""
+    wanted, count = situation.spec.accelerator, layout(situation.spec).per_host
+    gpu = accelerators.gpu(wanted.gpu.type) if wanted.gpu else None
+    tpu = accelerators.tpu(wanted.tpu.type) if wanted.tpu else None
+    machines = gpu.machines if gpu else tpu.machines if tpu else ()
+    return max((item.allocatable_memory for item in machines if item.accelerators == count), default=0)
+
+
+def grown(
+    overrides: Overrides | None, situation: Situation, job: JobView | None, cause: Cause, largest: int = 0
+) -> Overrides | None:
+    """With more memory after HostOutOfMemory, more disk after DiskFull: half as much again, up to the machine's.
+
+    A node that cannot be read any more is taken for one with `largest` bytes of memory; disks are in no catalog.
+    """
     if job is None or cause.reason not in (Reason.HOST_OUT_OF_MEMORY, Reason.DISK_FULL):
         return overrides
     machine = situation.observed.machines.get(cause.pod.node if cause.pod else "", Machine())
     old = overrides or Overrides()
     if cause.reason is Reason.HOST_OUT_OF_MEMORY:
-        return old.model_copy(update={"memory": _more(job.memory, machine.memory) or old.memory})
+        return old.model_copy(update={"memory": _more(job.memory, machine.memory or largest) or old.memory})
     more = _more(job.ephemeral_storage, machine.ephemeral_storage)
     return old.model_copy(update={"ephemeral_storage": more or old.ephemeral_storage})
 
@@ -221,10 +256,11 @@ def on_demand(situation: Situation, decision: Decision) -> Decision:
         prepare = prepare.model_copy(update={"generation": None})
     if merge is not None:
         decision = merge_again(situation, decision, merge.model_copy(update={"retries": 0, "preemptions": 0}))
-    base = BudgetBase(retries=used.retries, preemptions=used.preemptions, out_of_memory=used.out_of_memory)
+    budgets = {"retries": used.retries, "preemptions": used.preemptions, "out_of_memory": used.out_of_memory}
+    decision = provisioning.renewed(decision)
     return decision.update(
         observed_retry=observed.retry,
         observed_generation=None,  # everything is looked at anew
-        budget_base=base,
+        budget_base=decision.budget_base.model_copy(update=budgets),
         prepare=prepare,
     )

@@ -1,4 +1,7 @@
-"""spec.suspend: what runs is stopped with a checkpoint, and goes on when it is false again."""
+"""spec.suspend: what runs is stopped with a checkpoint, and goes on when it is false again.
+
+A run whose attempt has completed by then, or completes while it is being stopped, is done: nothing of it could go on.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,20 @@ from gemmatune_operator.diagnose import cause
 from gemmatune_operator.observe import open_attempt, trained
 from gemmatune_operator.policies.cleanup import in_the_way
 from gemmatune_operator.policies.close import closed
+from gemmatune_operator.policies.complete import completion, late, succeeded
 from gemmatune_operator.policies.merge import given_up
 
 
 def suspend(situation: Situation, decision: Decision) -> Decision:
     """Closes the attempt, lets cleanup delete the Jobs, and says Suspended once they are gone."""
+    decision = late(situation, decision)
+    if decision.settled:
+        return decision
     if not situation.spec.suspend:
         return _resumed(situation, decision)
-    attempt = open_attempt(decision.status)
-    jobs = situation.observed.jobs
-    if attempt is not None and (attempt.start_time is not None or attempt.job in jobs):
-        ending = cause(Reason.SUSPENDED, "The run was suspended.")
-        decision = closed(situation, decision, attempt, jobs.get(attempt.job), ending, counted=False)
+    decision = _stopped(situation, decision)
+    if decision.settled:
+        return decision
     decision = given_up(situation, decision.update(next_attempt_time=None))
     done = trained(decision.status)
     if in_the_way(situation):
@@ -36,6 +41,19 @@ def suspend(situation: Situation, decision: Decision) -> Decision:
             situation, ConditionType.TRAINING, False, Reason.SUSPENDED, "The run is suspended."
         )
     return decision.settle()
+
+
+def _stopped(situation: Situation, decision: Decision) -> Decision:
+    """With the open attempt closed: suspended, or completed where it has come so far."""
+    attempt = open_attempt(decision.status)
+    jobs = situation.observed.jobs
+    if attempt is None or (attempt.start_time is None and attempt.job not in jobs):
+        return decision
+    job = jobs.get(attempt.job)
+    done = completion(decision, job)
+    ending = done or cause(Reason.SUSPENDED, "The run was suspended.")
+    decision = closed(situation, decision, attempt, job, ending, counted=False)
+    return succeeded(situation, decision, done.said) if done is not None else decision
 
 
 def _newest(decision: Decision) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from tests.support.wait import wait_for
 from tests.trainer.conftest import run_config, write_quotes
 from tests.trainer.test_evaluation import write_others
 
-STEPS, INTERVAL, KEEP = 24, 3, 1
+STEPS, INTERVAL, KEEP = 25, 3, 1
+"""The last step is due for nothing but by being the last."""
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS,
     "every_steps": INTERVAL,
@@ -43,6 +44,8 @@ class Run:
     config: RunConfig
     bucket: str
     folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    """What its processes have in theirs besides."""
 
     def attempt(self, number: int) -> RunConfig:
         """The configuration of that attempt."""
@@ -93,7 +96,7 @@ class Arena:
 
     def env(self, run: Run) -> dict[str, str]:
         """The environment of its processes."""
-        return {ENV_GCS_ENDPOINT: self.proxy.endpoint, ENV_CACHE: str(run.folder / "cache")}
+        return {ENV_GCS_ENDPOINT: self.proxy.endpoint, ENV_CACHE: str(run.folder / "cache"), **run.environment}
 
     def start(
         self, run: Run, number: int, disk: int | None = None, name: str = "", role: str = "train"

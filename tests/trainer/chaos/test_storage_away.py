@@ -6,6 +6,7 @@ import signal
 
 from gemmatune_api.names import ExitCode, Reason
 from tests.support.soak import only_in_soak
+from tests.support.trainerhost import STORAGE_TIMEOUT
 from tests.trainer.chaos.arena import INTERVAL, Arena, began, folder_of, wait_for_step
 
 
@@ -30,6 +31,29 @@ def test_a_storage_full_of_faults(arena: Arena) -> None:
     }
     process = arena.finish(run, 1)
     assert not [name for name, fault in faults.items() if not fault.met]
+    assert began(process) == 0
+    assert process.status["artifacts"]["sha256"] == arena.manifest["artifacts"]["sha256"]
+
+
+def test_a_storage_that_does_not_answer(arena: Arena) -> None:
+    """Connections stand and nothing comes, before or after the server has done what was asked: it is asked again."""
+    run = arena.run()
+    run.environment[STORAGE_TIMEOUT] = "3"
+    faults = {
+        name: arena.proxy.fault(method, pattern, silent=True, **how)
+        for name, method, pattern, how in (
+            ("its number", "POST", r"attempts/", {"lose": True}),
+            ("the rows", "GET", r"prepared/.*/rows\.arrow", {}),
+            ("a listing", "GET", r"checkpoints/$", {}),
+            ("an upload", "POST", rf"{folder_of(1)}optimizer\.pt", {}),
+            ("an upload that has arrived", "POST", rf"{folder_of(2)}adapter_model", {"lose": True}),
+            ("a manifest that has arrived", "POST", rf"{folder_of(3)}manifest\.json", {"lose": True}),
+            ("a deletion that is done", "DELETE", r"checkpoints/", {"lose": True}),
+            ("the last manifest", "POST", r"run/manifest\.json", {"lose": True}),
+        )
+    }
+    process = arena.finish(run, 1)
+    assert not [name for name, fault in faults.items() if not fault.given_up]
     assert began(process) == 0
     assert process.status["artifacts"]["sha256"] == arena.manifest["artifacts"]["sha256"]
 

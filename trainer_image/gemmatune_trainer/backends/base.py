@@ -43,6 +43,34 @@ class Step:
     memory: int = 0
 
 
+COMPILING_STEPS = 2
+"""Steps of an attempt that may compile; a compilation after them is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a training by a compiling backend has compiled and padded, in this attempt."""
+
+    compilations: int
+    """Compilations of all steps."""
+    late: int
+    """Those after step 2 of the attempt."""
+    seconds: float
+    """Time that they took."""
+    padding: float
+    """Share of the computed tokens that were padding."""
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The same for the log."""
+        return {
+            "compilations": self.compilations,
+            "after_step_2": self.late,
+            "seconds": round(self.seconds, 1),
+            "padding": round(self.padding, 4),
+        }
+
+
 class Training(Protocol):
     """Whom a backend talks to while it trains; any method may end training by an exception."""
 
@@ -80,8 +108,8 @@ class Verification:
     `largest_difference` is that of the logits of trained and reloaded model, `delta` the largest difference that
     training makes against the base: an adapter to the logits, full tuning to a weight. `exported` is the number of
     weights in the result's files, where that is another than the number of trained ones (`parameters`), and `rank` the
-    largest rank of an adapter's modules there, where that is another than the run's. `placed` is where weights and
-    optimizer variables lay, where a mesh divides them.
+    largest rank of an adapter's modules there: one that keras began has a larger one than the run's. `placed` is where
+    weights and optimizer variables lay, where a mesh divides them.
     """
 
     largest_difference: float
@@ -107,8 +135,10 @@ class Backend(Protocol):
         `image`: the picture that the prompt is about, [height, width, 3] in bytes, of a model that reads images.
         """
 
-    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
-        """Trains up to `total_steps`, from the state in folder `start` where one is given."""
+    def train(
+        self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training
+    ) -> Tally | None:
+        """Trains up to `total_steps`, from the state in folder `start` where one is given; what was compiled for it."""
 
     def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
         """Summed loss (nats) over the labelled tokens of all rows, and their number; changes nothing that is trained.

@@ -14,10 +14,19 @@ import numpy as np
 from gemmatune_api.catalog import target_names
 from gemmatune_api.memory_mesh import padded_length
 from gemmatune_api.runconfig import RunConfig
-from gemmatune_trainer.backends import keras_images, keras_lora, keras_mesh, keras_state, keras_weights, keras_whole
-from gemmatune_trainer.backends.base import Placement, Rows, Snapshot, Step, Training, Verification
+from gemmatune_trainer.backends import (
+    forms,
+    keras_images,
+    keras_lora,
+    keras_mesh,
+    keras_state,
+    keras_weights,
+    keras_whole,
+)
+from gemmatune_trainer.backends.base import Placement, Rows, Snapshot, Step, Tally, Training, Verification
 from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of
 from gemmatune_trainer.backends.keras_steps import Steps, optimizer
+from gemmatune_trainer.backends.keras_tally import Counter
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
 from gemmatune_trainer.data.pack import IGNORED
@@ -77,7 +86,12 @@ class KerasBackend:
                 "model.language_model." if self._files.model.multimodal else "model.",
             )
         self._compile()
-        self.placed = keras_mesh.check(((item.path, item) for item in self._backbone.variables), self._distribution)
+        self._check_placed()
+
+    def _check_placed(self) -> None:
+        """Looks where all weights lie, and tells it."""
+        weights = [*self._backbone.variables, *(keras_lora.trained_variables(self._adapted) or ())]
+        self.placed = keras_mesh.check(((item.path, item) for item in weights), self._distribution)
         self._tell_placed("weights", self.placed)
 
     def _build(self, folder: Path) -> None:
@@ -91,7 +105,10 @@ class KerasBackend:
 
     def _compile(self, further: Sequence[Any] = ()) -> None:
         checkpointing = self._config.training.gradient_checkpointing
-        self._steps = Steps(self._backbone, self._distribution, checkpointing=checkpointing, further=further)
+        trained = keras_lora.trained_variables(self._adapted)
+        self._steps = Steps(
+            self._backbone, self._distribution, checkpointing=checkpointing, trained=trained, further=further
+        )
 
     def _tell_placed(self, what: str, placed: Sequence[keras_mesh.Placed]) -> None:
         on_device, whole = sum(item.device_bytes for item in placed), sum(item.bytes for item in placed)
@@ -124,8 +141,10 @@ class KerasBackend:
             token, cache = steps.decode(*values, cache, steps.copied(np.int32(found[-1])), place)
         return found
 
-    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
-        """Trains up to `total_steps`, from the state in folder `start` where one is given."""
+    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> Tally:
+        """Trains up to `total_steps`, from the state in folder `start` where one is given; what was compiled for it."""
+        if start:  # first: an adapter that another backend began brings variables of its own
+            self.restore_weights(start)
         self._optimizer = optimizer(self._config.training)
         self._optimizer.build(self.steps.trained)
         kept = list(zip(self._moment_paths(), self._optimizer.variables, strict=True))
@@ -135,7 +154,7 @@ class KerasBackend:
         first = self._restore(start) if start else 0
         batches = self._batches(rows, number_of_rows, total_steps)
         log.info("batches", sequences=batches.shape.sequences, passes=batches.shape.passes, length=batches.shape.length)
-        self._loop(batches, first, total_steps, training)
+        return self._loop(batches, first, total_steps, training)
 
     def _moment_paths(self) -> list[str]:
         """For each variable of the optimizer, the path of the weight that it belongs to; its own where it has none."""
@@ -151,11 +170,11 @@ class KerasBackend:
         share = keras_mesh.share(self._distribution) if self._ranks.size > 1 else None
         return Batches(self._config, rows, lengths, total_steps, self._data, self._pad_id, share)
 
-    def _loop(self, batches: Batches, first: int, total_steps: int, training: Training) -> None:
+    def _loop(self, batches: Batches, first: int, total_steps: int, training: Training) -> Tally:
         steps, settings = self.steps, self._config.training
         update = steps.updater(self._optimizer, settings.max_grad_norm)
         (values, frozen), state = steps.values(), [item.value for item in self._optimizer.variables]
-        begun = time.monotonic()
+        counter, begun = Counter(first), time.monotonic()
         for number in range(first, total_steps):
             step = batches.step(number)
             labelled, filled = self._counted(step)
@@ -167,6 +186,7 @@ class KerasBackend:
             rate = learning_rate(settings, number, total_steps)
             values, state, norm = update(values, state, sums, np.float32(rate))
             self._assign(values, state, number + 1)
+            counter.step(number + 1, batches.shape.tokens, filled)
             now = time.monotonic()
             training.step_done(
                 Step(
@@ -180,7 +200,9 @@ class KerasBackend:
                     memory=_memory(),
                 )
             )
+            counter.leave_out()
             begun = now
+        return counter.tally
 
     def _counted(self, step: Sequence[Batch]) -> tuple[int, int]:
         """Labelled tokens of a step, and all of them, of all processes."""
@@ -222,12 +244,11 @@ class KerasBackend:
         return keras_whole.snapshot(self._weights) if self._full else keras_lora.snapshot(self._adapted)
 
     def _restore(self, start: Path) -> int:
-        """Puts a checkpoint's weights and optimizer state in place; the steps that it has behind it."""
-        self.restore_weights(start)
+        """Puts a checkpoint's optimizer state in place, where keras has left one; the steps that it has behind it."""
         state = keras_state.from_main(self._ranks, lambda: keras_state.read_arrays(start, keras_state.OPTIMIZER))
-        for index, item in enumerate(self._optimizer.variables):
+        for index, item in enumerate(self._optimizer.variables if state else ()):
             keras_mesh.put(item, state[f"{index:05d}"])
-        self._done = keras_state.step_of(start)
+        self._done = forms.step_of(start)
         return self._done
 
     def save_weights(self, folder: Path) -> None:
@@ -238,11 +259,15 @@ class KerasBackend:
 
     def restore_weights(self, folder: Path) -> None:
         """Puts the weights of a folder, as save_weights wrote them, into the model in place of the trained ones."""
-        arrays = keras_state.from_main(self._ranks, lambda: keras_state.read_arrays(folder))
+        arrays = keras_state.from_main(self._ranks, lambda: keras_state.read_weights(folder))
         if self._full:
             keras_whole.restore(self._weights, arrays)
-        else:
-            keras_lora.restore(self._adapted, arrays)
+            return
+        if keras_lora.take_form(self._adapted, arrays):
+            self._compile()
+            self._check_placed()
+        peft = keras_lora.trained_variables(self._adapted) is not None
+        keras_lora.restore(self._adapted, forms.as_peft(arrays) if peft else arrays)
 
     def save_result(self, folder: Path) -> None:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
@@ -270,6 +295,7 @@ class KerasBackend:
     def _verify_adapter(self, folder: Path, row: Sequence[int], trained: Any) -> Verification:
         count = sum(int(np.prod(item.shape)) for item in self.steps.trained)
         tensors = keras_state.from_main(self._ranks, lambda: keras_lora.read(folder))
+        rank = keras_lora.largest_rank(tensors)
         further, exported = keras_lora.use_peft_form(self._adapted, tensors)
         plain = self._compiled_logits(row, further, off=True)
         reloaded = self._compiled_logits(row, further, off=False)
@@ -278,7 +304,6 @@ class KerasBackend:
             raise keras_lora.AdapterInvalid(f"the adapter's logits differ by {difference:.3g} from the trained model's")
         if not delta > 0:
             raise keras_lora.AdapterInvalid("the adapter changes nothing: its logits equal the base's")
-        rank = max(item.heads * item.layer.lora_rank for item in self._adapted)
         return Verification(difference, delta, count, exported, rank, self._placements())
 
     def _compiled_logits(self, row: Sequence[int], further: Sequence[Any], *, off: bool) -> Any:

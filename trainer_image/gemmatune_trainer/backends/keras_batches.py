@@ -54,6 +54,11 @@ class Shape:
     passes: int
     length: int
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of an optimizer step, with padding."""
+        return self.sequences * self.passes * self.length
+
 
 class Batches:
     """The batches of a run: which rows, packed how, in which shape.

@@ -18,10 +18,10 @@ import numpy as np
 from keras import ops
 from safetensors.numpy import load_file, save_file
 
-from gemmatune_trainer.backends import keras_mesh
+from gemmatune_trainer.backends import forms, keras_mesh
 from gemmatune_trainer.backends.keras_weights import modules, place_of
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = forms.PEFT_WEIGHTS
 SETTINGS = "adapter_config.json"
 
 
@@ -37,9 +37,14 @@ class Adapted:
     layer: Any
 
     @property
-    def heads(self) -> int:
-        """Heads that share one B; 1 where the layer has none on its output side."""
-        return int(self.layer.lora_kernel_a.shape[0]) if self.layer.equation.split("->")[0].endswith("h") else 1
+    def name(self) -> str:
+        """`q_proj`."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def block(self) -> str:
+        """`decoder_block_3`, as Keras calls the layer."""
+        return f"decoder_block_{self.module.partition('layers.')[2].partition('.')[0]}"
 
 
 def attach(backbone: Any, names: tuple[str, ...], rank: int, alpha: int, seed: int, prefix: str) -> list[Adapted]:
@@ -90,52 +95,84 @@ def _through_peft(inputs: Any, form: _PeftForm, result: Any) -> Any:
     return ops.reshape(ops.matmul(ops.matmul(flat, ops.transpose(first)), ops.transpose(second)), ops.shape(result))
 
 
-def peft_matrices(a: Any, b: Any, equation: str) -> tuple[Any, Any]:
-    """A [rank, in] and B [out, rank] of PEFT from Keras's, whose rank is r: heads x r where heads share B, else r."""
-    kernel = equation.split("->")[0].split(",")[1]
-    rank = a.shape[-1]
-    if kernel == "nhd":  # output projection: both input dimensions are flattened
-        return a.reshape(-1, rank).T, b.T
-    if len(kernel) == 2:
-        return a.T, b.T
-    heads, hidden, _ = a.shape
-    size = b.shape[1]
-    blocks = np.zeros((heads, size, heads, rank), b.dtype)
-    for head in range(heads):
-        blocks[head, :, head, :] = b.T
-    return a.transpose(0, 2, 1).reshape(heads * rank, hidden), blocks.reshape(heads * size, heads * rank)
-
-
 def snapshot(adapted: list[Adapted]) -> dict[str, Any]:
-    """The adapter in Keras's form, in host memory; all processes must ask."""
+    """The adapter in the form that is trained, in host memory; all processes must ask."""
+    return {name: keras_mesh.host_array(variable.value) for name, variable in _variables(adapted).items()}
+
+
+def _variables(adapted: list[Adapted]) -> dict[str, Any]:
+    """What is trained, by the names of a snapshot."""
     found = {}
     for item in adapted:
-        found[f"{item.module}.a"] = keras_mesh.host_array(item.layer.lora_kernel_a.value)
-        found[f"{item.module}.b"] = keras_mesh.host_array(item.layer.lora_kernel_b.value)
+        form = trained_form(item.layer)
+        if form is not None:
+            found |= dict(zip(forms.peft_names(item.module), (form.a, form.b), strict=True))
+        else:
+            found |= {f"{item.module}.a": item.layer.lora_kernel_a, f"{item.module}.b": item.layer.lora_kernel_b}
+    return found
+
+
+def trained_form(layer: Any) -> _PeftForm | None:
+    """A layer's matrices in PEFT's form, where they are what is trained."""
+    found: _PeftForm | None = getattr(layer, "trained_form", None)
     return found
 
 
 def restore(adapted: list[Adapted], tensors: Mapping[str, Any]) -> None:
     """Puts what a snapshot holds into the layers. Raises AdapterInvalid where the names differ."""
-    wanted = {f"{item.module}.{part}" for item in adapted for part in "ab"}
-    if wanted != set(tensors):
+    wanted = _variables(adapted)
+    if wanted.keys() != tensors.keys():
         raise AdapterInvalid("the checkpoint holds other tensors than the model's adapter")
+    for name, variable in wanted.items():
+        keras_mesh.put(variable, tensors[name])
+
+
+def take_form(adapted: list[Adapted], tensors: Mapping[str, Any]) -> bool:
+    """Lets the layers train on matrices in PEFT's form, where another backend began the run, and in their shapes.
+
+    Keras's form of them would be as large as the weights themselves. Whether anything has changed: then what is
+    compiled knows other variables, and so would an optimizer.
+
+    Raises:
+        AdapterInvalid: tensors are missing.
+    """
+    if not forms.is_peft(tensors) or not adapted or trained_form(adapted[0].layer) is not None:
+        return False
     for item in adapted:
-        keras_mesh.put(item.layer.lora_kernel_a, tensors[f"{item.module}.a"])
-        keras_mesh.put(item.layer.lora_kernel_b, tensors[f"{item.module}.b"])
+        names = forms.peft_names(item.module)
+        if missing := [name for name in names if name not in tensors]:
+            raise AdapterInvalid(f"the checkpoint's adapter lacks {missing[0]}")
+        pair = [
+            keras.Variable(tensors[key], dtype="float32", name=f"{item.block}_{item.name}_lora_{part}")
+            for key, part in zip(names, "ab", strict=True)
+        ]
+        form = _PeftForm(*pair)
+        object.__setattr__(item.layer, "trained_form", form)
+        object.__setattr__(item.layer, "peft_form", form)
+        item.layer.lora_kernel_a.trainable = item.layer.lora_kernel_b.trainable = False
+    return True
+
+
+def trained_variables(adapted: list[Adapted]) -> list[Any] | None:
+    """The variables in PEFT's form that are trained; None where those of the layers are."""
+    if not adapted or trained_form(adapted[0].layer) is None:
+        return None
+    return list(_variables(adapted).values())
+
+
+def largest_rank(tensors: Mapping[str, Any]) -> int:
+    """Of the modules in an adapter's file."""
+    return max(int(value.shape[0]) for name, value in tensors.items() if name.endswith(".lora_A.weight"))
 
 
 def export(adapted: list[Adapted], tensors: Mapping[str, Any], base: tuple[str, str | None], folder: Path) -> None:
     """Writes a snapshot as PEFT's adapter: adapter_model.safetensors and adapter_config.json."""
-    files, ranks, alphas = {}, {}, {}
-    names = list(dict.fromkeys(item.module.rpartition(".")[2] for item in adapted))
+    files, ranks, alphas = forms.as_peft(tensors), {}, {}
+    names = list(dict.fromkeys(item.name for item in adapted))
     for item in adapted:
-        a, b = peft_matrices(tensors[f"{item.module}.a"], tensors[f"{item.module}.b"], item.layer.equation)
-        files[f"base_model.model.{item.module}.lora_A.weight"] = np.ascontiguousarray(a)
-        files[f"base_model.model.{item.module}.lora_B.weight"] = np.ascontiguousarray(b)
-        name = item.module.rpartition(".")[2]
-        if item.heads > 1:
-            ranks[name], alphas[name] = a.shape[0], item.layer.lora_alpha * item.heads
+        rank, own = files[forms.peft_names(item.module)[0]].shape[0], item.layer.lora_rank
+        if rank != own:
+            ranks[item.name], alphas[item.name] = rank, item.layer.lora_alpha * rank // own
     first = adapted[0].layer
     settings = {
         "peft_type": "LORA",
@@ -187,14 +224,12 @@ def use_peft_form(adapted: list[Adapted], tensors: dict[str, Any]) -> tuple[list
     count = sum(int(value.size) for value in tensors.values())
     variables = []
     for item in adapted:
-        key = f"base_model.model.{item.module}.lora_"
         try:
-            a, b = tensors.pop(f"{key}A.weight"), tensors.pop(f"{key}B.weight")
+            a, b = (tensors.pop(name) for name in forms.peft_names(item.module))
         except KeyError as error:
             raise AdapterInvalid(f"{WEIGHTS} lacks {error}") from error
-        name = item.module.rpartition(".")[2]
-        rank = settings["rank_pattern"].get(name, settings["r"])
-        scale = settings["alpha_pattern"].get(name, settings["lora_alpha"]) / rank
+        rank = settings["rank_pattern"].get(item.name, settings["r"])
+        scale = settings["alpha_pattern"].get(item.name, settings["lora_alpha"]) / rank
         if a.shape[0] != rank or scale != item.layer.lora_alpha / item.layer.lora_rank:
             raise AdapterInvalid(f"{item.module} in {WEIGHTS} has rank {a.shape[0]} and scale {scale}")
         # In a holder: a layer would take variables for weights of its own.

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import load_file, save_file
 
+from gemmatune_trainer.backends import forms
 from gemmatune_trainer.backends.base import Snapshot
 from gemmatune_trainer.backends.leading import STATE
 from gemmatune_trainer.errors import InvalidConfig
@@ -23,7 +24,6 @@ WEIGHTS = "keras-weights-{:05d}.safetensors"
 OPTIMIZER = "keras-optimizer-{:05d}.safetensors"
 SHARD_BYTES = 5_000_000_000
 """Largest file."""
-_STEP = "global_step"
 
 Arrays = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def snapshot(trained: Arrays, optimizer: Arrays, step: int) -> Snapshot:
     def write(folder: Path) -> None:
         write_arrays(trained, folder, WEIGHTS)
         write_arrays(optimizer, folder, OPTIMIZER)
-        (folder / STATE).write_text(json.dumps({_STEP: step, "backend": "keras"}), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps({forms.STEP: step}), encoding="utf-8")
 
     return write
 
@@ -60,23 +60,21 @@ def shards(arrays: Arrays) -> list[dict[str, Any]]:
 
 
 def read_arrays(folder: Path, name: str = WEIGHTS) -> dict[str, Any]:
-    """What write_arrays wrote.
-
-    Raises:
-        InvalidConfig: there is nothing of the kind, as in the checkpoint of another backend.
-    """
+    """What write_arrays wrote; {} where there is nothing of the kind."""
     paths = sorted(folder.glob(name.replace("{:05d}", "*")))
-    if not paths:
-        raise InvalidConfig(
-            "the newest checkpoint was written by another backend than keras, whose adapters have another shape",
-            "Set backend to the one that began the run, or create a new resource.",
-        )
     return {key: value for path in paths for key, value in load_file(path).items()}
 
 
-def step_of(folder: Path) -> int:
-    """Optimizer steps that a state has behind it."""
-    return int(json.loads((folder / STATE).read_text(encoding="utf-8"))[_STEP])
+def read_weights(folder: Path) -> dict[str, Any]:
+    """The trained weights of a folder, which may be of another backend.
+
+    Raises:
+        InvalidConfig: there are none.
+    """
+    found = read_arrays(folder) or forms.left_by_others(folder)
+    if not found:
+        raise InvalidConfig(f"{folder} holds no weights of any backend", "Create a new resource.")
+    return found
 
 
 def from_main(ranks: Ranks, load: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -36,11 +36,17 @@ class Steps:
     """The compiled functions of one backbone; `trained` and `frozen` are its variables."""
 
     def __init__(
-        self, backbone: Any, distribution: keras_mesh.DividedModel, *, checkpointing: bool, further: Sequence[Any] = ()
+        self,
+        backbone: Any,
+        distribution: keras_mesh.DividedModel,
+        *,
+        checkpointing: bool,
+        trained: Sequence[Any] | None = None,
+        further: Sequence[Any] = (),
     ) -> None:
-        """`further`: frozen variables that are no part of the backbone."""
+        """`trained`: what is trained, where no part of the backbone; `further`: frozen variables that are none."""
         self.backbone = backbone
-        self.trained = list(backbone.trainable_variables)
+        self.trained = list(backbone.trainable_variables if trained is None else trained)
         self.frozen = [*backbone.non_trainable_variables, *further]
         self._distribution = distribution
         self._checkpointing = checkpointing

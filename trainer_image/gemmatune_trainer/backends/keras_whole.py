@@ -13,9 +13,10 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from gemmatune_trainer.backends import keras_mesh
+from gemmatune_trainer.backends import forms, keras_mesh
 from gemmatune_trainer.backends.keras_state import shards
 from gemmatune_trainer.backends.keras_weights import Checkpoint, Weight, has_images
+from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.generation import write_generation_config
 from gemmatune_trainer.models import ModelFiles
 
@@ -61,10 +62,10 @@ def snapshot(weights: list[Weight]) -> dict[str, Any]:
 
 
 def restore(weights: list[Weight], arrays: dict[str, Any]) -> None:
-    """Puts what a snapshot holds into the variables. Raises ModelInvalid where the names differ."""
+    """Puts what a snapshot holds into the variables. Raises InvalidConfig where the names differ."""
     trained = {weight.key: weight for weight in weights if weight.variable.trainable}
     if trained.keys() != arrays.keys():
-        raise ModelInvalid("the checkpoint holds other weights than the model has")
+        raise InvalidConfig(*forms.OTHER_NAMES)
     for key, weight in trained.items():
         keras_mesh.put(weight.variable, weight.to_keras(arrays[key]))
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gemmatune_trainer.backends.base import Backend, Rows, Snapshot, Step, Training, Verification
+from gemmatune_trainer.backends.base import Backend, Rows, Snapshot, Step, Tally, Training, Verification
 from gemmatune_trainer.errors import TrainerError
 from gemmatune_trainer.ranks import END, Ranks
 from gemmatune_trainer.stop import StopFlag
@@ -50,11 +50,13 @@ class LeadingBackend:
             self._tell("generate", list(prompt), new_tokens, list(stop_at), *image)
         return self._backend.generate(prompt, new_tokens, stop_at, *image)
 
-    def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
+    def train(
+        self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training
+    ) -> Tally | None:
         """Trains on every process."""
         self._tell("train", number_of_rows, total_steps, (start / STATE).read_text("utf-8") if start else None)
         leading = _LeadingTraining(training, self._ranks, self._stop)
-        self._backend.train(rows, number_of_rows, total_steps, start, leading)
+        return self._backend.train(rows, number_of_rows, total_steps, start, leading)
 
     def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
         """Evaluates a part of the rows on every process."""

@@ -127,15 +127,16 @@ class TorchBackend:
 
     def train(self, rows: Rows, number_of_rows: int, total_steps: int, start: Path | None, training: Training) -> None:
         """Trains up to `total_steps`, from the state in folder `start` where one is given."""
-        seed_everything(self._config.training.seed + self._ranks.rank)
+        if start:  # first: an adapter that keras began brings shapes of its own
+            self.restore_weights(start)
         copies = self._ranks.size > 1 and not self._divided
         setting = Setting(self._config, self._ranks, copied(self._shell) if copies else self._shell)
         self._trainer = make_trainer(
             self._model, setting, self._files.tokenizer, rows, number_of_rows, total_steps, start, training
         )
         self._kind.check_dtypes(self._model)
-        if start:
-            self.restore_weights(start)
+        # Last: transformers' Trainer seeds every rank alike, and copies shall not leave out the same of their rows.
+        seed_everything(self._config.training.seed + self._ranks.rank)
         self._trainer.run(start)
 
     @torch.no_grad()

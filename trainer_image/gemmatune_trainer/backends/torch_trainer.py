@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from trl import SFTConfig, SFTTrainer
 
 from gemmatune_api.runconfig import RunConfig, RunTraining
+from gemmatune_trainer.backends import forms, moments
 from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Step, Training
 from gemmatune_trainer.backends.forward import IGNORED, labelled_loss
 from gemmatune_trainer.backends.parallel import part_like, state_from_main
@@ -30,6 +32,7 @@ from gemmatune_trainer.backends.whole import gathered
 from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import collate, micro_batches, pack
 from gemmatune_trainer.data.tokenize import RowTokenizer
+from gemmatune_trainer.logs import log
 from gemmatune_trainer.ranks import Ranks
 
 
@@ -133,6 +136,8 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         """Trains to the end of the schedule."""
         self._random_states = random_states()
         self._step_started = time.monotonic()
+        if start:
+            _readable(start, self.args.train_batch_size)
         self.train(resume_from_checkpoint=str(start) if start else None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -217,19 +222,23 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         return write
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The state that rank 0 reads, on every rank what it has of it."""
+        """The state that rank 0 reads, in the form of this optimizer; on every rank what it has of it."""
         if checkpoint is None:
             return
-        if self._ranks.size == 1:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
         folder, found = Path(checkpoint), None
-        if self._ranks.main:
-            found = {
-                "optimizer": torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True),
-                "schedule": torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True),
-            }
-        states = state_from_main(self._ranks, found, self.args.device)
+        if self._ranks.main and (folder / OPTIMIZER_NAME).exists():
+            saved = torch.load(
+                folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=self._ranks.size > 1
+            )
+            optimizer, converted = moments.fitting(saved, self.optimizer)
+            schedule = torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True)
+            found = {"optimizer": optimizer, "schedule": moments.widened(schedule, len(self.optimizer.param_groups))}
+            if converted:
+                log.info("optimizer state converted", optimizer=str(self.args.optim.value))
+        states = state_from_main(self._ranks, found, self.args.device) if self._ranks.size > 1 else found
+        if states is None:  # keras has left none that can be read here
+            moments.forward(self.lr_scheduler, forms.step_of(folder))
+            return
         optimizer = states["optimizer"]
         for group, saved in zip(self.optimizer.param_groups, optimizer["param_groups"], strict=True):
             for value, number in zip(group["params"], saved["params"], strict=True):
@@ -316,9 +325,15 @@ def _controls(tokenizer: RowTokenizer) -> PreTrainedTokenizerFast:
 
 def step_of(start: Path | None) -> int:
     """Optimizer steps that a saved state has behind it."""
-    from transformers import TrainerState
+    return forms.step_of(start) if start else 0
 
-    return int(TrainerState.load_from_json(str(start / "trainer_state.json")).global_step) if start else 0
+
+def _readable(start: Path, batch_size: int) -> None:
+    """Leaves in the state's file what transformers reads, where another backend has written it: the step, and less."""
+    said = json.loads((start / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    if "train_batch_size" not in said:
+        said = {forms.STEP: said[forms.STEP], "train_batch_size": batch_size}
+        (start / TRAINER_STATE_NAME).write_text(json.dumps(said), encoding="utf-8")
 
 
 def arguments(config: RunConfig, total_steps: int, ranks: Ranks) -> SFTConfig:

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gemmatune_trainer.backends import forms
 from gemmatune_trainer.backends.base import Snapshot, Verification
+from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.ranks import Ranks
 
 FILES = "weights-*.safetensors"
@@ -123,18 +125,21 @@ def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def restore(model: Any, folder: Path, ranks: Ranks) -> None:
-    """Loads what a snapshot wrote into a folder of rank 0, in place, on all processes.
+    """Loads what a snapshot, or that of keras, wrote into a folder of rank 0, in place, on all processes.
 
     Raises:
         ModelInvalid: the names differ.
     """
     wanted = trained(model)
+    paths = sorted(folder.glob(FILES)) or sorted(folder.glob(forms.KERAS_WEIGHTS))
     with ExitStack() as opened:
-        files = [opened.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(FILES))]
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in paths]
         found = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
         if ranks.main and found.keys() != dict(wanted).keys():
             missing = sorted(dict(wanted).keys() - found.keys())
             unexpected = sorted(found.keys() - dict(wanted).keys())
+            if forms.kept(folder) is not None:
+                raise InvalidConfig(*forms.OTHER_NAMES)
             raise ModelInvalid(
                 f"{folder}: {len(missing)} tensors are missing and {len(unexpected)} unexpected "
                 f"({', '.join([*missing, *unexpected][:3])})"

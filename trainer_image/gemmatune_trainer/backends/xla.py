@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.sharding import Spec, of_weight
 from gemmatune_trainer.backends import adapter, whole, xla_device, xla_forward
-from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Training, Verification
+from gemmatune_trainer.backends.base import Row, Rows, Snapshot, Tally, Training, Verification
 from gemmatune_trainer.backends.fixed import LOOKED_AT, FixedBatches
 from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
-from gemmatune_trainer.backends.xla_loop import Loop, Tally, placed
+from gemmatune_trainer.backends.xla_loop import Loop, placed
 from gemmatune_trainer.backends.xla_optimizer import Optimizer
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.logs import log
@@ -171,15 +171,7 @@ class XlaBackend:
         if start:
             self._loop.restore(start, self._ranks)
         log.info("passes", sequences=batches.sequences, length=batches.length)
-        tally = self._loop.run(training)
-        log.info(
-            "compiled",
-            compilations=tally.compilations,
-            after_step_2=tally.late,
-            seconds=round(tally.seconds, 1),
-            padding=round(tally.padding, 3),
-        )
-        return tally
+        return self._loop.run(training)
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
@@ -229,6 +221,7 @@ class XlaBackend:
         self._kind.restore(self._model, folder, self._ranks)
         for name, value in self._model.named_parameters():
             if value.requires_grad:
+                self._specs[name] = of_weight(name, value.shape, self._chips.data, self._chips.model)
                 self._chips.mark(value, self._specs[name])
         xla_device.compute()
 

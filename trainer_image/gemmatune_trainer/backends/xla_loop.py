@@ -7,7 +7,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from transformers.trainer_pt_utils import safe_globals
 
 from gemmatune_api.sharding import Spec
-from gemmatune_trainer.backends import xla_device
-from gemmatune_trainer.backends.base import Snapshot, Step, Training
+from gemmatune_trainer.backends import forms, moments, xla_device
+from gemmatune_trainer.backends.base import COMPILING_STEPS, Snapshot, Step, Tally, Training
 from gemmatune_trainer.backends.fixed import FixedBatches, FixedStep
 from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
@@ -29,25 +28,9 @@ from gemmatune_trainer.ranks import Ranks
 
 OPTIMIZER, SCHEDULER, RANDOM, STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
 """Files of a state: those of transformers' Trainer, which the torch backend writes and reads."""
-COMPILING_STEPS = 2
-"""Steps that may compile; a compilation after them is told."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Summed loss of (input ids, position ids, labels), on the chips."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What a training has compiled and padded."""
-
-    compilations: int
-    """Compilations of all steps."""
-    late: int
-    """Those after step 2."""
-    seconds: float
-    """Time that they took."""
-    padding: float
-    """Share of the computed tokens that were padding."""
 
 
 class Loop:
@@ -79,18 +62,23 @@ class Loop:
         self._compiled, self._late, self._compiling = 0, 0, 0.0
 
     def restore(self, folder: Path, ranks: Ranks) -> None:
-        """Goes on from the state in a folder of rank 0, of this backend or of torch; the step is in every rank's."""
+        """Goes on from the state in a folder of rank 0, of any backend; the step is in every rank's.
+
+        Where keras has left no optimizer that can be read here, it begins anew.
+        """
+        self._done = forms.step_of(folder)
         optimizer = schedule = None
-        if ranks.main:
+        if ranks.main and (folder / OPTIMIZER).exists():
             with safe_globals():
-                optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+                optimizer = moments.of_torch(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
                 schedule = torch.load(folder / SCHEDULER, weights_only=True)
         if ranks.size > 1:
-            optimizer, schedule = shared(ranks, optimizer), ranks.from_main(schedule)
-        assert optimizer is not None
-        assert schedule is not None
-        self._optimizer.restore(optimizer, schedule)
-        self._done = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+            schedule = ranks.from_main(schedule)
+            optimizer = shared(ranks, optimizer) if schedule is not None else None
+        if optimizer is None or schedule is None:
+            self._optimizer.begin_at(self._done)
+        else:
+            self._optimizer.restore(optimizer, schedule)
 
     def run(self, training: Training) -> Tally:
         """Trains to the last step; what was compiled and padded."""

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from gemmatune_api.runconfig import RunTraining
 from gemmatune_api.sharding import Spec, whole
-from gemmatune_trainer.backends import xla_device
+from gemmatune_trainer.backends import moments, xla_device
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.ranks import Ranks
@@ -178,7 +178,11 @@ class Optimizer:
                     new = torch.as_tensor(new, dtype=old.dtype).reshape(old.shape).to(old.device)
                 wanted[key] = new
         self._place()
-        self._schedule.load_state_dict(schedule)
+        self._schedule.load_state_dict(moments.widened(schedule, len(self._groups)))
+
+    def begin_at(self, step: int) -> None:
+        """Leaves the state empty, and lets the schedule go on after a step."""
+        moments.forward(self._schedule, step)
 
 
 def shared(ranks: Ranks, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -224,8 +228,9 @@ class _AdamW(torch.optim.Optimizer):
 
 
 def _schedule(training: RunTraining, total_steps: int) -> Any:
-    """transformers' schedule, on an optimizer of a single number on the host."""
-    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    """transformers' schedule, on an optimizer of two numbers on the host: of as many groups as torch's have."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    alone = torch.optim.SGD(groups, lr=training.learning_rate)
     return get_scheduler(training.schedule, alone, training.warmup(total_steps), total_steps)
 
 

@@ -104,6 +104,9 @@ class _Counts:
     longest: int = 0
 
 
+_COUNTED_OF_HELD = ("rows", "truncated_rows", "cut_tokens", "dropped_rows")
+
+
 def write(
     spool: Spool,
     dataset: RunDataset,
@@ -137,11 +140,15 @@ def write(
         return counts
 
     counts = tokenised(trained, ROWS)
+    of_held = {}
+    if held is not None:
+        found = tokenised(held, EVALUATION)
+        of_held = {f"eval_{name}": getattr(found, name) for name in _COUNTED_OF_HELD}
     status = DataStatus(
         hash=data_hash(spool, dataset, tokenizer, evaluation, images),
         duplicates=spool.duplicates,
-        eval_rows=tokenised(held, EVALUATION).rows if held is not None else None,
         **asdict(counts),
+        **of_held,
     )
     text = status.model_dump_json(by_alias=True, exclude_none=True, indent=2)
     (folder / STATISTICS).write_text(text, encoding="utf-8")
