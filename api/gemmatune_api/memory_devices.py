@@ -11,8 +11,8 @@ from gemmatune_api.memory_mesh import Mesh
 from gemmatune_api.status import PlanMemory
 
 WHOLE_TABLES = 3
-"""Copies in fp32 of the embedding that XLA has at a time on each virtual device of a CPU that gathers it: for the head,
-for its gradient, and on their way (read off XLA's own account of the compiled pass, on 2, 4 and 8 devices)."""
+"""Copies in fp32 of the embedding that backend keras has at a time on each virtual device of a CPU that gathers it: for
+the head, for its gradient, and on their way (read off XLA's account of the compiled pass, on 2, 4 and 8 devices)."""
 
 COMPILER = 768 * memory.MIB
 """Resident size of XLA with what it compiles, beside the libraries (measured: JAX 430 MiB, PyTorch/XLA 750)."""
@@ -30,7 +30,7 @@ def estimate(backend: str, model: GemmaModel, setting: Setting, mesh: Mesh, capa
     as_chip = replace(setting, device="tpu")
     one: PlanMemory = chip(model, as_chip, mesh, capacity)
     gathered = memory_xla.gathered if backend == "xla" else memory_mesh.gathered
-    weights = one.weights - gathered(model, as_chip, mesh) + made_on_cpu(model, as_chip, mesh)
+    weights = one.weights - gathered(model, as_chip, mesh) + made_on_cpu(backend, model, as_chip, mesh)
     devices, rest = mesh[0] * mesh[1], COMPILER + memory.overhead(model, setting)
     return PlanMemory(
         weights=devices * weights,
@@ -44,15 +44,17 @@ def estimate(backend: str, model: GemmaModel, setting: Setting, mesh: Mesh, capa
     )
 
 
-def made_on_cpu(model: GemmaModel, setting: Setting, mesh: Mesh) -> int:
+def made_on_cpu(backend: str, model: GemmaModel, setting: Setting, mesh: Mesh) -> int:
     """Bytes of weights that a virtual device makes of its own: copies in fp32, and what it gathers from data.
 
     XLA's CPUs multiply 16-bit numbers in fp32, and keep copies and gathered matrices of all layers until the backward
-    pass has used them; a TPU does neither.
+    pass has used them; a TPU does neither. Backend xla leaves the embedding divided for its head (measured).
     """
     table = memory_mesh.part(model.vocab, mesh[1]) * model.hidden
     layers, narrow = model.linear // mesh[1], setting.activation_bytes == 2
     copies = 4 * (layers + (model.towers if setting.images else 0)) if narrow else 0
     if mesh[0] == 1:
         return copies + (4 * table if narrow else 0)
+    if backend == "xla":
+        return copies + setting.activation_bytes * layers + (4 * table // mesh[0] if narrow else 0)
     return copies + setting.activation_bytes * layers + (2 * table if narrow else 0) + 4 * WHOLE_TABLES * table

@@ -58,8 +58,7 @@ def run(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessage:
     fence = _fenced(config, storage, claimed, ranks)
     reporter = _reporter(config, fence)
     scratch = _scratch(config)
-    watchdog = _watchdog(config, reporter, stop)
-    tracking = Tracking([])
+    watchdog, tracking = _watchdog(config, reporter, stop), Tracking([])
     checkpoints = Checkpoints(
         storage, fence, scratch, _identity(config, claimed), config.checkpoint.keep, reporter.checkpoint
     )
