@@ -22,7 +22,7 @@ def test_two_arms_from_their_processes_to_the_table(tiny_model: Callable[[str], 
     theirs, ours = found["arms"]
     assert (theirs["arm"], ours["arm"]) == ("trainer", "ours")
     assert ours["nll"] == pytest.approx(theirs["nll"], rel=0.01)
-    assert 0.97 < ours["work"] < theirs["work"]
+    assert 0.8 < ours["work"] < theirs["work"]
     for line in found["arms"]:
         assert line["live_bytes"] > 0
         assert 0 < line["above_load"] < line["peak_rss"]
