@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import trainer, trainer_verdict
+from tests.support.soak import only_in_soak
 from tools import bars, performance
 
 
@@ -21,7 +22,7 @@ def test_two_arms_from_their_processes_to_the_table(tiny_model: Callable[[str], 
     theirs, ours = found["arms"]
     assert (theirs["arm"], ours["arm"]) == ("trainer", "ours")
     assert ours["nll"] == pytest.approx(theirs["nll"], rel=0.01)
-    assert 0.97 < ours["work"] < theirs["work"]
+    assert 0.8 < ours["work"] < theirs["work"]
     for line in found["arms"]:
         assert line["live_bytes"] > 0
         assert 0 < line["above_load"] < line["peak_rss"]
@@ -34,7 +35,7 @@ def test_two_arms_from_their_processes_to_the_table(tiny_model: Callable[[str], 
     assert "documents" not in str(found["raw"])
 
 
-@pytest.mark.slow
+@only_in_soak
 def test_what_a_whole_run_loses(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """Waiting, steps that an upload slows, and samples: each is measured, and the target is for all of them."""
     found = trainer.whole_run(replace(trainer.QUICK, whole=12), tiny_model("3"), tmp_path)
