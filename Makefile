@@ -86,9 +86,10 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
 	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
 
-soak-upgrade: setup-xla setup-keras ## Runs that former releases left midway go on, with backends xla and keras too
+soak-upgrade: setup setup-xla setup-keras ## Runs that former releases left midway go on, with xla and keras too; all moves
 	$(call step,upgrade of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_upgrade.py)
 	$(call step,upgrade of keras,GEMMATUNE_SOAK=1 $(IN_KERAS) run --frozen --no-sync pytest tests/keras/test_upgrade.py)
+	$(call step,moves between backends,GEMMATUNE_SOAK=1 $(PYTEST) tests/parity/test_parity.py tests/trainer/test_moves.py)
 
 soak-xla: setup-xla ## Backend xla on eight virtual devices, and on the real Gemma 3 270M: LoRA and full
 	$(call step,xla tests on 8 devices,CPU_NUM_DEVICES=8 GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_backend.py)

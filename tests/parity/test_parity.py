@@ -138,9 +138,9 @@ def test_three_backends_agree(trained: Trained) -> None:
     assert first[:20] == pytest.approx(second[:20], rel=SAME)
 
 
-MOVES: list[tuple[Backend, Backend]] = [("torch", "xla"), ("xla", "torch"), ("torch", "keras"), ("keras", "xla")]
-if SOAK:
-    MOVES += [("keras", "torch"), ("xla", "keras")]
+MOVES: list[tuple[Backend, Backend]] = [("torch", "xla"), ("torch", "keras")]
+if SOAK:  # the first and the third of these are, from what a release has left, in tests/trainer/test_moves.py too
+    MOVES += [("xla", "torch"), ("xla", "keras"), ("keras", "torch"), ("keras", "xla")]
 
 
 @pytest.mark.parametrize(("source", "target"), MOVES)
