@@ -113,7 +113,9 @@ def test_two_processes_stop_together_and_resume(
     saved = output(config) / "checkpoints" / f"step-{reached:08d}"
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {path.name for path in saved.iterdir()}
     one, other = (load_random(saved / random_file(rank, 2)) for rank in range(2))
-    assert not torch.equal(one["cpu"], other["cpu"]), "each rank drops out what it likes"
+    # The places differ in any case, since the rows do; the seeds are the first 8 bytes, and that of Python's numbers.
+    assert not torch.equal(one["cpu"][:8], other["cpu"][:8]), "each rank drops out what it likes"
+    assert one["python"] != other["python"]
     alone = at(config, tmp_path / "alone")
     shutil.copytree(output(config), output(alone))
     resumed = run(trainer_host, attempt(config, 2), tmp_path / "second")
