@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.api import Object
 from tests.support.controlplane import ControlPlane
 from tests.support.resources import resource
 from tests.support.wait import wait_for
@@ -103,7 +104,9 @@ def test_it_follows_a_run_to_its_success(
 def test_a_failed_run_and_a_deleted_one_end_with_1(
     crd: ControlPlane, namespace: str, path: str, watcher: Watcher, tmp_path: Path
 ) -> None:
-    failed = {"phase": "Failed", "reason": "DataInvalid", "message": "Row 7 is empty.", "remedy": "Correct row 7."}
+    """Failed for good only where the operator has looked at the spec as it is."""
+    failed: Object = {"phase": "Failed", "reason": "DataInvalid", "message": "Row 7 is empty.", "observedGeneration": 1}
+    failed["remedy"] = "Correct row 7."
     crd.api.patch(f"{path}/status", {"status": {**failed, "conditions": [condition("Finished", "DataInvalid", "x")]}})
     assert watcher("quotes", "-n", namespace).wait(timeout=30) == 1
     assert "Failed, DataInvalid: Row 7 is empty.\nCorrect row 7." in (tmp_path / "out").read_text()
