@@ -37,6 +37,7 @@ OTHER_TESTS = {
     ],
     "close": ["test_policy_attempt_ends.py", "test_policy_suspend.py", "test_scenarios.py"],
     "remedies": ["test_policy_retry.py", "test_policy_attempt_ends.py", "test_policy_merge.py"],
+    "retry": ["test_policy_retry.py", "test_policy_retry_on_demand.py"],
     "results": ["test_policy_prepare.py", "test_policy_accept.py"],
     "diagnose": ["test_diagnose.py"],
 }
