@@ -340,6 +340,11 @@ def overhead(model: GemmaModel, setting: Setting) -> int:
     return CUDA_CONTEXT + loading_reserve(model, setting)
 
 
+def summed(capacity: int, **purposes: int) -> PlanMemory:
+    """Bytes by purpose, with their sum."""
+    return PlanMemory(**purposes, total=sum(purposes.values()), capacity=capacity)
+
+
 @lru_cache(maxsize=4096)
 def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     """Memory of one device by purpose."""
@@ -349,13 +354,12 @@ def estimate(model: GemmaModel, setting: Setting, capacity: int) -> PlanMemory:
     optimizer = optimizer_state(model, setting) // setting.shards
     kept, head, rest = activations(model, setting), logits(model, setting), overhead(model, setting)
     kept = max(kept, towers(model, setting) - head, step_workspace(model, setting) // setting.shards - head)
-    return PlanMemory(
+    return summed(
+        capacity,
         weights=weights,
         gradients=held,
         optimizer=optimizer,
         activations=kept,
         logits=head,
         overhead=rest,
-        total=weights + held + optimizer + kept + head + rest,
-        capacity=capacity,
     )

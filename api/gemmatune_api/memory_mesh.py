@@ -103,13 +103,12 @@ def estimate(model: GemmaModel, setting: Setting, mesh: Mesh, capacity: int) -> 
     head = logits(model, setting)
     kept = max(activations(narrowed(model, mesh), setting, trained), memory.towers(model, setting) - head)
     rest = memory.overhead(model, setting)
-    return PlanMemory(
+    return memory.summed(
+        capacity,
         weights=weights,
         gradients=held,
         optimizer=2 * 4 * trained,
         activations=kept,
         logits=head,
         overhead=rest,
-        total=weights + held + 2 * 4 * trained + kept + head + rest,
-        capacity=capacity,
     )

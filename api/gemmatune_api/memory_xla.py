@@ -79,13 +79,12 @@ def estimate(model: GemmaModel, setting: Setting, mesh: Mesh, capacity: int) -> 
     update = 4 * own if setting.optimizer == "adamw_torch" else 0  # AdamW's second moment, made anew
     kept = max(kept, update - head)
     rest = memory.overhead(model, setting)
-    return PlanMemory(
+    return memory.summed(
+        capacity,
         weights=weights,
         gradients=held,
         optimizer=optimizer,
         activations=kept,
         logits=head,
         overhead=rest,
-        total=weights + held + optimizer + kept + head + rest,
-        capacity=capacity,
     )
