@@ -156,7 +156,7 @@ REPORTS: dict[str, Report] = {
         "(R1's script in eight), the same in every arm, their labels compared token by token. Rows are quotes, all "
         "labelled, or instructions of 100 to 400 tokens with the loss on the answer. The arms take turns, repeat by "
         "repeat. Work is what torch counts, against what a step cannot do without; in parts measured on 2026-11-25 it "
-        "left out gemmatune's products in place, so that its true work is higher, by arithmetic about 1.00. "
+        "left out gemmatune's products in place, so that its true work is higher than shown. "
         "Utilisation is the necessary work against the machine's own matrix product, both by processor time.",
         tables=(
             TARGETS,
