@@ -106,9 +106,16 @@ def test_created_again_at_once(crd: ControlPlane, namespace: str, start: Start) 
         return [job["metadata"]["ownerReferences"][0]["uid"] for job in jobs] == [last]
 
     wait_for(own, "the last one's preparation alone", detail=lambda: json.dumps(stage.status)[:1000])
+    job = stage.job("p1")["metadata"]["uid"]
+
+    def awaited() -> bool:
+        return [pod["metadata"]["ownerReferences"][0]["uid"] for pod in stage.pods_of("p1")] == [job]
+
     # The Job controller counts the pods that it awaits by the Job's name: those of an earlier Job of that name can hold
     # the new one's pod back, until after five minutes it no longer waits for them.
-    wait_for(lambda: stage.pods_of("p1"), "the preparation's pod", seconds=360)
+    wait_for(
+        awaited, "the preparation's own pod alone", seconds=360, detail=lambda: json.dumps(stage.pods_of("p1"))[:3000]
+    )
     Story(stage, SIMPLE).to_the_end(120).check()
 
 

@@ -263,10 +263,16 @@ class Story:
     def detail(self) -> str:
         """Where it stands."""
         try:
-            status = json.dumps(self.stage.status)[:3000]
+            told = "; ".join([*self._objects(), json.dumps(self.stage.status)[:3000]])
         except (*_AWAY, ApiError) as error:
-            status = str(error)
-        return f"done {self.done}; Jobs {sorted(self.made)}; {status}"
+            told = str(error)
+        return f"done {self.done}; Jobs {sorted(self.made)}; {told}"
+
+    def _objects(self) -> list[str]:
+        """What the Jobs and pods that exist say of themselves."""
+        jobs = self.stage.api.get(self.stage.jobs)["items"]
+        pods = self.stage.api.get(self.stage.pods)["items"]
+        return [f"{item['metadata']['name']}: {json.dumps(item.get('status'))[:1500]}" for item in (*jobs, *pods)]
 
     def check(self) -> None:
         """No Job doubled or lost, one pod each, none orphaned; counters and causes as undisturbed; no Event twice."""
