@@ -17,7 +17,15 @@ from gemmatune_operator.decision import Decision
 from gemmatune_operator.journal import Journal
 from gemmatune_operator.manifests import access
 from gemmatune_operator.memory import Memory
-from gemmatune_operator.observe import Observed, Refusal, asked_output, observe, unclaimed, with_defaults
+from gemmatune_operator.observe import (
+    Observed,
+    Refusal,
+    asked_output,
+    observe,
+    of_resource,
+    unclaimed,
+    with_defaults,
+)
 from gemmatune_operator.policies import plan
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
 from gemmatune_operator.posting import Emit
@@ -94,7 +102,8 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
         observed = replace(observed, refusal=refusal, still_since=tools.memory.still_since(observed, now))
         decision = plan(observed, now, tools.settings)
         try:
-            await write_status(tools, observed, decision)
+            if not await write_status(tools, observed, decision) and decision.delete:
+                await confirm(tools.cluster, observed)
             refusal = await act(tools, observed, decision, now)
         except ConflictError:
             continue
@@ -154,11 +163,17 @@ def changes(observed: Observed, decision: Decision) -> bool:
     return operator_fields(observed.status) != operator_fields(decision.status)
 
 
-async def write_status(tools: Tools, observed: Observed, decision: Decision) -> None:
-    """Applies the operator's fields, all of them, when one has changed; then says so in log, counters and Events."""
+async def write_status(tools: Tools, observed: Observed, decision: Decision) -> bool:
+    """Applies the operator's fields, all of them, when one has changed; then says so in log, counters and Events.
+
+    Returns whether there was anything to write.
+
+    Raises:
+        ConflictError: the resource has changed since it was observed.
+    """
     tools.journal.seen(observed, decision.status)
     if not changes(observed, decision):
-        return
+        return False
     meta = {"name": observed.name, "namespace": observed.namespace, "resourceVersion": observed.resource_version}
     status = operator_fields(decision.status)
     resource: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": status}
@@ -168,6 +183,21 @@ async def write_status(tools: Tools, observed: Observed, decision: Decision) -> 
     tools.journal.changed(observed.namespace, observed.status, decision.status)
     for event in events.transitions(observed.status, decision.status):
         await (tools.post or tools.cluster.emit)(observed.raw, event.type, event.reason, event.message)
+    return True
+
+
+async def confirm(cluster: Cluster, observed: Observed) -> None:
+    """What a status write has by itself, and deletions without one must have: nobody has written meanwhile.
+
+    Jobs and pods are read after the resource. Where another operator records an attempt in between, they are that
+    attempt's, which the resource as it was read did not know.
+
+    Raises:
+        ConflictError: the resource has changed since it was observed, or is gone.
+    """
+    raw = await cluster.get(names.KIND, observed.namespace, observed.name)
+    if raw is None or of_resource(raw).resource_version != observed.resource_version:
+        raise ConflictError(f"{observed.namespace}/{observed.name} has changed since it was read")
 
 
 def operator_fields(status: FineTuneStatus) -> Object:

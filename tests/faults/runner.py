@@ -60,6 +60,8 @@ class Runner:
             check(scene, fault)
         except BaseException as error:  # noqa: BLE001 - the fault's own test raises it
             error.add_note(f"run {scene.key}: {json.dumps(scene.resource.get('status'), indent=1)[:6000]}")
+            for name, status in scene.told_by_objects().items():
+                error.add_note(f"{name}: {json.dumps(status)[:3000]}")
             self.errors[fault.name].append(error)
         finally:
             scene.close()

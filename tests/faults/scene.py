@@ -138,6 +138,12 @@ class Scene(Stage):
         found = self.api.get(self.jobs, labelSelector=f"{names.LABEL_RUN}={self.name}")["items"]
         return sorted(item["metadata"]["name"] for item in found)
 
+    def told_by_objects(self) -> dict[str, Object | None]:
+        """What the run's Jobs and pods say of themselves."""
+        selector = f"{names.LABEL_RUN}={self.name}"
+        found = [item for path in (self.jobs, self.pods) for item in self.api.get(path, labelSelector=selector)["items"]]
+        return {item["metadata"]["name"]: item.get("status") for item in found}
+
     # --- what happened ---
 
     def first(self, holds: Holds, what: str, seconds: float = 120.0) -> Change:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -50,6 +51,39 @@ def test_a_deletion_that_meets_another_version_is_planned_anew(play: Play) -> No
     asyncio.run(reconcile(moody, NAMESPACE, "quotes", play.now, play.settings))
     assert moody.calls.count("delete") == 2
     assert play.job("quotes-t1")["metadata"]["deletionTimestamp"]
+
+
+@pytest.mark.parametrize("stands", ["failed", "suspended"])
+def test_what_another_operator_starts_during_a_look_is_not_deleted(play: Play, stands: str) -> None:
+    """Jobs are listed before the other's next attempt, pods after: its pod looks as if its Job were gone."""
+    play.training()
+    if stands == "failed":
+        play.ends("quotes-t1", 10)
+    else:
+        play.change(lambda spec: spec.update(suspend=True))
+        play.gone("quotes-t1")
+    assert play.jobs() in (["quotes-p1", "quotes-t1"], ["quotes-p1"])
+    listed = []
+
+    def go_on() -> None:
+        if stands == "failed":
+            play.annotate("1")
+        else:
+            play.change(lambda spec: spec.update(suspend=False))
+
+    def other(name: str) -> None:
+        listed.append(name)
+        if listed.count("list_objects") == 2 and name == "list_objects":
+            thread = threading.Thread(target=go_on)
+            thread.start()
+            thread.join()
+
+    moody = Moody(play.cluster, other)
+    asyncio.run(reconcile(moody, NAMESPACE, "quotes", play.now, play.settings))
+    assert "quotes-t2" in play.jobs()
+    assert "deletionTimestamp" not in play.pod("quotes-t2")["metadata"]
+    assert "deletionTimestamp" not in play.job("quotes-t2")["metadata"]
+    assert moody.calls.count("delete") == 0
 
 
 def test_nothing_is_created_before_it_is_recorded(play: Play) -> None:
