@@ -45,7 +45,10 @@ class NodeContext:
 
 
 class NotKnownYet(Exception):
-    """The node authorizer learns of a bound pod, and of what it refers to, a moment later; until then it refuses."""
+    """The node authorizer learns of a bound pod, and of what it refers to, a moment later; until then it refuses.
+
+    So does who gives tokens: with 403 while it knows the pod as not bound, with 404 while it does not know it at all.
+    """
 
 
 class Stopped(Exception):
@@ -246,7 +249,7 @@ class PodWorker(threading.Thread):
         try:
             return call()
         except ApiError as error:
-            if error.status == 403:
+            if error.status in (403, 404):
                 raise NotKnownYet from error
             raise
 
