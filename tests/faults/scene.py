@@ -141,8 +141,11 @@ class Scene(Stage):
     def told_by_objects(self) -> dict[str, Object | None]:
         """What the run's Jobs and pods say of themselves."""
         selector = f"{names.LABEL_RUN}={self.name}"
-        found = [item for path in (self.jobs, self.pods) for item in self.api.get(path, labelSelector=selector)["items"]]
-        return {item["metadata"]["name"]: item.get("status") for item in found}
+        found: dict[str, Object | None] = {}
+        for path in (self.jobs, self.pods):
+            for item in self.api.get(path, labelSelector=selector)["items"]:
+                found[item["metadata"]["name"]] = item.get("status")
+        return found
 
     # --- what happened ---
 
