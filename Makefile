@@ -80,7 +80,7 @@ soak-mutants: setup ## Every condition of every policy made wrong: its tests mus
 soak-chaos: setup ## 30 kills of the trainer, every fault of its storage, and what checkpoints cost; writes bench/results/chaos.json
 	$(call step,chaos,$(RUN) python -m bench.chaos)
 
-# Each of two workers has a core: with more threads they wait for each other, and take twice as long.
+# Each of two workers has a core: with more threads they would wait for each other.
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/trainer)
 
