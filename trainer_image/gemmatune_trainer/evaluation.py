@@ -13,7 +13,7 @@ from pathlib import Path
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend, Snapshot
 from gemmatune_trainer.data.prepared import PreparedData
-from gemmatune_trainer.errors import DataInvalid
+from gemmatune_trainer.errors import DataInvalid, naming
 from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.logs import log
 
@@ -72,7 +72,8 @@ class Evaluation:
         log.info("evaluation", step=step, loss=float(f"{found.loss:.4g}"), rows=self._rows.rows, seconds=seconds)
         if self._best and step and (self.chosen is None or found.loss < self.chosen.loss):
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._backend.save_weights(self._folder)
+            with naming(str(self._folder)):
+                self._backend.save_weights(self._folder)
             self.chosen = found
 
     def snapshot(self) -> Snapshot:

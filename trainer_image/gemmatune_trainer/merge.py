@@ -16,7 +16,7 @@ from gemmatune_api.status import Artifacts
 from gemmatune_trainer import access, manifest, merged, ownership
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.errors import DataInvalid, InvalidConfig
+from gemmatune_trainer.errors import DataInvalid, InvalidConfig, naming
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.merged import Inputs, Scores
@@ -96,7 +96,8 @@ def _merged(
     held_out = rows.evaluation is not None
     merger = Merger(files, known_rows(rows.evaluation or rows), held_out, alive)
     merger.load(adapter)
-    merger.write(folder, terminator_ids(files.tokenizer))
+    with naming(str(folder)):
+        merger.write(folder, terminator_ids(files.tokenizer))
     manifest.write_tokenizer(files, folder)
     scores = merger.verify(folder)
     log.info("merge verified", base=scores.base_loss, adapter=scores.adapter_loss, merged=scores.merged_loss)

@@ -19,7 +19,7 @@ from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
-from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain
+from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain, naming
 from gemmatune_trainer.evaluation import Evaluation
 from gemmatune_trainer.history import History
 from gemmatune_trainer.logs import log
@@ -146,7 +146,8 @@ def _verify(
 ) -> None:
     """Writes the result, holds what is reloaded from it against what was trained, and lets it answer the prompts."""
     with watchdog.patiently("verifying the result"), stop.at_once("the result's verification", result.total_steps):
-        backend.save_result(folder)
+        with naming(str(folder)):
+            backend.save_result(folder)
         found = result.verification = backend.verify(folder, rows.row(0)[0][:VERIFIED_TOKENS])
     log.info("result verified", delta=float(f"{found.delta:.3g}"), parameters=found.parameters)
     with stop.at_once("the samples after training", result.total_steps):

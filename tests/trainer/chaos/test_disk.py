@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gemmatune_api.names import ExitCode, Reason
 from tests.trainer.chaos.arena import Arena, began
 
-DISK_BYTES = 256 * 1024
-"""Room for the rows, and for less than a checkpoint."""
+KIB = 1024
 
 
-def test_a_full_disk(arena: Arena) -> None:
+@pytest.mark.parametrize("room", [pytest.param(256, id="checkpoint"), pytest.param(48, id="best adapter")])
+def test_a_full_disk(arena: Arena, room: int) -> None:
+    """There is room for the rows, but not for a checkpoint, or not even for the best adapter."""
     run = arena.run()
-    first = arena.start(run, 1, disk=DISK_BYTES)
+    first = arena.start(run, 1, disk=room * KIB)
     assert first.wait() == ExitCode.DISK_FULL, first.log()
     assert first.message.reason == Reason.DISK_FULL
     assert first.message.remedy.startswith("Free space on the file system named")
