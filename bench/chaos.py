@@ -28,7 +28,7 @@ from tests.support.fakegcs import FakeGcs
 from tests.support.quotes import quote_rows
 
 RESULTS = Path(__file__).parent / "results" / "chaos.json"
-STEPS, INTERVAL, ROWS = 60, 10, 8
+STEPS, INTERVAL, ROWS = 150, 10, 8
 
 
 def kills(scratch: Path) -> list[dict[str, Any]]:
