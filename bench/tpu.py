@@ -24,7 +24,7 @@ from bench import about, tpu_estimate, trainer_rows
 from bench.tpu_settings import SEED, Arm, Settings
 from bench.verdict import row
 from gemmatune_cli.local.environments import python_of
-from tools.performance import MIB, spread
+from tools.sections import MIB, spread
 
 RESULTS = Path(__file__).parent / "results" / "tpu.json"
 ROOT = Path(__file__).parents[1]

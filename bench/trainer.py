@@ -26,7 +26,7 @@ from bench.arms import RANK, Arm, Precision, Settings
 from bench.trainer_rows import Kind
 from gemmatune_api import catalog
 from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
-from tools.performance import MIB, spread
+from tools.sections import MIB, spread
 
 RESULTS = Path(__file__).parent / "results" / "trainer.json"
 ROOT = Path(__file__).parents[1]

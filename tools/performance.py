@@ -4,80 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from gemmatune_api.docgen import table
 from tools import bars, held
+from tools.sections import MIB, PARTS, TARGETS, Picture, Report, Row, Table, mib, spread
 
 HEADER = "<!-- Generated from bench/results by `make generate`; do not edit. -->\n"
-MIB = 2**20
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table over a list in the file: which rows, and a function of the row per column."""
-
-    rows: Callable[[Row], Iterable[Row]]
-    columns: dict[str, Callable[[Row], str]]
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawing of what the file holds; `shows` stands in its place where it cannot be seen."""
-
-    shows: str
-    groups: Callable[[Row], Sequence[bars.Group]]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A section of the document, from one file."""
-
-    title: str
-    command: str
-    text: str
-    tables: tuple[Table, ...]
-    picture: Picture | None = None
-
-
-def _mib(value: float) -> str:
-    return f"{value / MIB:,.0f}"
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """`0.12 (0.10 to 0.15)`: the median of the repeats, with the least and the most of them."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    shown = f"{middle:,.{digits}f}"
-    return shown if low == high else f"{shown} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-TARGETS = Table(
-    rows=lambda found: found["targets"],
-    columns={
-        "What": lambda row: row["what"],
-        "Target": lambda row: row["target"],
-        "Measured": lambda row: f"{spread(row['measured'], row['digits'])} {row['unit']}".rstrip(),
-        "Met": lambda row: {True: "yes", False: "no", None: "not shown"}[row["met"]],
-    },
-    title="Targets",
-)
-"""What a benchmark was to reach, and did."""
-PARTS = Table(
-    rows=lambda found: [{"part": part, **about} for part, about in found["parts"].items()],
-    columns={
-        "Part": lambda row: row["part"].replace("-", ", "),
-        "Commit": lambda row: row["commit"][:7],
-        "Date": lambda row: row["date"],
-    },
-    title="When each part was measured",
-)
-"""Commit and date of each part, where parts are measured one at a time."""
 
 
 def _arms(key: str, title: str, unit: str, divisor: float = 1.0) -> Callable[[Row], Iterator[bars.Group]]:
@@ -115,8 +49,8 @@ REPORTS: dict[str, Report] = {
                     "Method": lambda row: row["method"],
                     "Rows x tokens": lambda row: f"{row['rows']} x {row['length']}",
                     "Checkpointing": lambda row: "yes" if row["checkpointing"] else "no",
-                    "Measured": lambda row: _mib(row["peak"]),
-                    "Planned": lambda row: _mib(row["plan"]["total"]),
+                    "Measured": lambda row: mib(row["peak"]),
+                    "Planned": lambda row: mib(row["plan"]["total"]),
                     "Planned / measured": lambda row: f"{row['plan']['total'] / row['peak']:.2f}",
                 },
             ),
@@ -137,7 +71,7 @@ REPORTS: dict[str, Report] = {
                     "Seconds": lambda row: f"{row['seconds']:,.0f}",
                     "Rows/s": lambda row: f"{row['rows'] / row['seconds']:,.0f}",
                     "Rows per processor second": lambda row: f"{row['rows'] / row['cpu_seconds']:,.0f}",
-                    "Peak memory (MiB)": lambda row: _mib(row["peak"]),
+                    "Peak memory (MiB)": lambda row: mib(row["peak"]),
                 },
             ),
             Table(
@@ -180,9 +114,9 @@ REPORTS: dict[str, Report] = {
                 columns={
                     "Rows": lambda row: f"{row['data']}, {row['precision']}",
                     "Arm": lambda row: row["name"],
-                    "Peak resident (MiB)": lambda row: _mib(row["peak_rss"]),
-                    "Above that after loading": lambda row: _mib(row["above_load"]),
-                    "Live tensors": lambda row: _mib(row["live_bytes"]),
+                    "Peak resident (MiB)": lambda row: mib(row["peak_rss"]),
+                    "Above that after loading": lambda row: mib(row["above_load"]),
+                    "Live tensors": lambda row: mib(row["live_bytes"]),
                     "Imports (s)": lambda row: f"{row['imported']:.1f}",
                     "First step done (s)": lambda row: f"{row['first_step']:.1f}",
                 },
@@ -262,9 +196,9 @@ REPORTS: dict[str, Report] = {
                     "Compiling (s)": lambda row: f"{row['compile_seconds']:.0f}",
                     "Compilations": lambda row: str(row["compilations"]),
                     "After step 2": lambda row: str(row["late"]),
-                    "Weights on a device (MiB)": lambda row: _mib(row["weights"]),
-                    "of": lambda row: _mib(row["whole"]),
-                    "Optimizer on a device (MiB)": lambda row: "" if row["moments"] is None else _mib(row["moments"]),
+                    "Weights on a device (MiB)": lambda row: mib(row["weights"]),
+                    "of": lambda row: mib(row["whole"]),
+                    "Optimizer on a device (MiB)": lambda row: "" if row["moments"] is None else mib(row["moments"]),
                 },
                 title="Scaling at equal work",
             ),
@@ -353,7 +287,7 @@ REPORTS: dict[str, Report] = {
                 rows=lambda found: found["processes"],
                 columns={
                     "Process": lambda row: row["process"],
-                    "Resident (MiB)": lambda row: _mib(row["resident"]),
+                    "Resident (MiB)": lambda row: mib(row["resident"]),
                 },
                 title="Memory",
             ),

@@ -10,7 +10,7 @@ import pytest
 
 from gemmatune_api import generate
 from gemmatune_api.names import ConditionType, ExitCode, Phase, Reason
-from tools import docs, operations, performance
+from tools import docs, operations, performance, sections
 
 ROOT = Path(__file__).parents[2]
 MEASURED = {"commit": "a" * 40, "date": "2026-03-01", "machine": "a machine", "measurements": []}
@@ -68,4 +68,4 @@ def test_the_figures_are_those_of_the_file(tmp_path: Path) -> None:
     [([3.0, 1.0, 2.0], "2.00 (1.00 to 3.00)"), ([1.5], "1.50"), ([1.0, 2.0], "1.50 (1.00 to 2.00)")],
 )
 def test_median_and_spread(values: list[float], text: str) -> None:
-    assert performance.spread(values) == text
+    assert sections.spread(values) == text
