@@ -41,12 +41,12 @@ class Watcher:
 
 def run_config(settings: Settings) -> Any:
     """The RunConfig of this arm: one row a sequence, as the arm that it is held against has it."""
-    from gemmatune_api.runconfig import RunMesh
-
+    mesh = _mesh(settings)
+    micro_batch_size = settings.batch // (mesh.data if mesh else 1)
     training = {
         "maxSteps": settings.steps,
         "globalBatchSize": settings.batch,
-        "microBatchSize": max(1, settings.batch // settings.devices),
+        "microBatchSize": micro_batch_size,
         "gradientCheckpointing": True,
         "learningRate": LEARNING_RATE,
         "schedule": "constant",
@@ -69,14 +69,23 @@ def run_config(settings: Settings) -> Any:
         "accelerator": {"cpu": {} if settings.arm == "torch" else {"devices": settings.devices}},
     }
     config = arms.build_config(common, len(Rows.read(Path(settings.rows)).train), settings.length, **blocks)
-    # Weights are divided along data alone, as fully_shard divides them.
-    mesh = None if settings.arm == "torch" else RunMesh(data=settings.devices, model=1)
-    return config.model_copy(update={"mesh": mesh, "training": config.training.model_copy(update=_fixed(settings))})
+    # The plan for this machine must not decide these.
+    fixed = {"micro_batch_size": micro_batch_size, "gradient_checkpointing": True}
+    return config.model_copy(update={"mesh": mesh, "training": config.training.model_copy(update=fixed)})
 
 
-def _fixed(settings: Settings) -> dict[str, Any]:
-    """What the plan for this machine must not decide."""
-    return {"micro_batch_size": max(1, settings.batch // settings.devices), "gradient_checkpointing": True}
+def _mesh(settings: Settings) -> Any:
+    """xla: along data alone, as fully_shard divides weights. keras: along data in two, and the rest along model.
+
+    A CPU keeps what keras gathers along data until the backward pass has used it, whole for each group: four groups of
+    the 270M in fp32 take more than 24 GB.
+    """
+    from gemmatune_api.runconfig import RunMesh
+
+    if settings.arm == "torch":
+        return None
+    data = min(settings.devices, 2) if settings.arm == "keras" else settings.devices
+    return RunMesh(data=data, model=settings.devices // data)
 
 
 def _compiled_by_jax() -> Any:
@@ -103,14 +112,19 @@ def _compiled(arm: str) -> Any:
 
 
 def _bytes(arm: str, backend: Any, weights: int) -> Bytes:
-    """`weights`: how many of what keras has placed are weights."""
-    if arm == "xla":
-        held = {"weights": backend.device_bytes().values(), "optimizer": backend.optimizer_bytes().values()}
-        return {name: _sum(pairs) for name, pairs in held.items()}
+    """Of the model without its adapter, which keras has on every device, and of the optimizer.
+
+    `weights`: how many of what keras has placed are weights.
+    """
     if arm == "keras":
-        pairs = [(item.device_bytes, item.bytes) for item in backend.placed]
-        return {"weights": _sum(pairs[:weights]), "optimizer": _sum(pairs[weights:])}
-    return {"weights": _sum((value.nbytes, value.nbytes) for value in backend._model.parameters())}
+        pairs = [(item.path, (item.device_bytes, item.bytes)) for item in backend.placed]
+        model, moments = pairs[:weights], [pair for _, pair in pairs[weights:]]
+    elif arm == "xla":
+        model, moments = backend.device_bytes().items(), backend.optimizer_bytes().values()
+    else:
+        model, moments = [(name, (one.nbytes, one.nbytes)) for name, one in backend._model.named_parameters()], None
+    found = {"weights": _sum(pair for name, pair in model if "lora_" not in name)}
+    return found if moments is None else {**found, "optimizer": _sum(moments)}
 
 
 def _sum(pairs: Any) -> tuple[int, int]:

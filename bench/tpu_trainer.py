@@ -148,11 +148,13 @@ def _compilations() -> tuple[int, float]:
 
 
 def _bytes(model: Any) -> tuple[int, int]:
-    """Bytes of the weights on the fullest device, and of the whole."""
+    """Bytes of the weights without the adapter on the fullest device, and of the whole."""
     import torch_xla
 
     on_one = whole = 0
-    for value in model.parameters():
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            continue
         (shards,) = torch_xla._XLAC._get_local_shards([value])
         on_one += max(shard.nbytes for shard, _ in shards)
         whole += value.nbytes

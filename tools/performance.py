@@ -180,10 +180,11 @@ REPORTS: dict[str, Report] = {
         command="make bench-tpu",
         text="LoRA (rank 8, all linear modules, fp32, gradient checkpointing) of the real Gemma 3 270M: the same rows "
         "on 1, 2, 4 and 8 virtual devices of one CPU, a row a sequence of 64 tokens, weights divided among all devices "
-        "(data x 1). Virtual devices share the machine's cores, so the work is equal and more devices cannot be "
-        "faster: what a step takes longer is what dividing costs here. Backend torch has the same rows, on the CPU as "
-        "it is. No TPU was measured. The Trainer is that of transformers 5.2.0 with xla_fsdp_v2, set up as in recipe "
-        "R2 (from 5.3.0 on it makes no optimizer there).",
+        "(xla along data; keras 2 x 2 and 2 x 4 on four and eight). Virtual devices share the machine's cores, so the "
+        "work is equal and more devices cannot be faster: what a step takes longer is what dividing costs here. "
+        "Weights are those of the model without its adapter. Backend torch has the same rows, on the CPU as it is. No "
+        "TPU was measured. The Trainer is that of transformers 5.2.0 with xla_fsdp_v2, set up as in recipe R2 (from "
+        "5.3.0 on it makes no optimizer there).",
         tables=(
             TARGETS,
             Table(
