@@ -19,7 +19,7 @@ CASES: dict[str, Object] = {
             "secretRef": {"name": "hf-token"},
             "modelCache": "gs://tuning/models",
         },
-        "prices": {"nvidia-l4": {"onDemand": 0.75, "spot": 0.3}},
+        "prices": {"nvidia-l4": {"onDemand": 0.75, "spot": 0.3}, "tpu-v5-lite-podslice": 1.2},
         "allowed.images": ["registry.example.com/"],
         "allowed.buckets": ["tuning", "models"],
         "allowed.accelerators": ["nvidia-l4", "tpu-v5-lite-podslice"],

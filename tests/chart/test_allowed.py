@@ -115,7 +115,8 @@ def test_a_shortened_list_stops_no_run_that_exists(crd: ControlPlane, make_names
         "accelerators": ["nvidia-h100-80gb"],
         "maxCost": 5,
     }
-    rendered = chart.render({"allowed.byNamespace": {namespace: rules}}, release="shortened")
+    prices = {"nvidia-h100-80gb": 10}
+    rendered = chart.render({"allowed.byNamespace": {namespace: rules}, "prices": prices}, release="shortened")
     policies = [d for d in rendered if d["metadata"]["name"].endswith(f"-allowed-{namespace}")]
     chart.apply(crd, policies)
     assert not warnings(crd, policies[0])
@@ -148,7 +149,7 @@ def test_a_namespace_may_have_rules_and_a_budget_of_its_own(
     crd: ControlPlane, make_namespace: Callable[..., str]
 ) -> None:
     ours, theirs = make_namespace(), make_namespace()
-    values: Object = {"allowed.byNamespace": {ours: {"buckets": ["ours"], "maxCost": 5}}}
+    values: Object = {"allowed.byNamespace": {ours: {"buckets": ["ours"], "maxCost": 5}}, "prices": {"nvidia-l4": 1}}
     policies = [d for d in chart.render(values, release="budget") if d["metadata"]["name"].endswith(f"-allowed-{ours}")]
     assert [policy["kind"] for policy in policies] == [
         "ValidatingAdmissionPolicy",

@@ -81,6 +81,33 @@ def test_install_upgrade_uninstall(cluster: ControlPlane, helm: Helm, restricted
     run("uninstall", "other")
 
 
+def test_one_operator_two_and_one_again(cluster: ControlPlane, helm: Helm, restricted: str) -> None:
+    """Also by a rollback; and whoever may edit a namespace may make runs in it, whoever may view it sees them."""
+    flags = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", restricted)
+    deployment = f"/apis/apps/v1/namespaces/{restricted}/deployments/gemmatune-operator"
+
+    def replicas() -> int:
+        return int(cluster.api.get(deployment)["spec"]["replicas"])
+
+    helm("install", "gemmatune", str(chart.CHART), "--take-ownership", *flags)
+    helm("upgrade", "gemmatune", str(chart.CHART), "--set=replicas=2", *flags)
+    assert replicas() == 2
+    helm("upgrade", "gemmatune", str(chart.CHART), "--set=replicas=1", *flags)
+    assert replicas() == 1
+    helm("rollback", "gemmatune", "2", *flags)
+    assert replicas() == 2
+    helm("rollback", "gemmatune", "1", *flags)
+    assert replicas() == 1
+
+    for role in ("view", "edit"):
+        cluster.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", restricted)
+    wait_for(lambda: chart.allowed(cluster, "editer", "create", names.PLURAL, restricted), "the right to make runs")
+    assert chart.allowed(cluster, "viewer", "watch", names.PLURAL, restricted)
+    assert not chart.allowed(cluster, "viewer", "create", names.PLURAL, restricted)
+    assert not chart.allowed(cluster, "editer", "create", names.PLURAL, "default")
+    helm("uninstall", "gemmatune", *flags)
+
+
 def test_a_definition_that_was_applied_by_hand(cluster: ControlPlane, helm: Helm, restricted: str) -> None:
     """`kubectl apply -f crds/`, and the chart afterwards."""
     flags = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", restricted)

@@ -46,7 +46,7 @@ VALUES: Object = {
     "defaults.secretRef": {"name": "hf-token", "key": "token"},
     "defaults.serviceAccountName": "tuner",
     "defaults.priorityClassName": "low",
-    "prices": {"nvidia-l4": 0.75},
+    "prices": {"nvidia-l4": 0.5},
     "hostMemory": "16Gi",
     "tpuWebhook": False,
     "logFormat": "console",
@@ -71,6 +71,7 @@ VALUES: Object = {
     "allowed.accelerators": ["nvidia-l4"],
     "allowed.maxCost": 20,
     "allowed.byNamespace": {"team-a": {"maxCost": 5}},
+    "rbac.aggregate": False,
     "crd.install": False,
     "policy.install": False,
 }
@@ -79,6 +80,7 @@ SLOTS = {"monitoring.alerts": "files/alerts.yaml", "monitoring.dashboard": "file
 """Values that need a file of the chart."""
 ON: Object = {
     "replicas": 3,
+    "prices": {"nvidia-l4": 0.75},
     "networkPolicy.enabled": True,
     "monitoring.serviceMonitor": True,
     "monitoring.podMonitoring": True,
@@ -88,8 +90,13 @@ ON: Object = {
 
 
 def one(documents: list[Object], kind: str) -> Object:
-    (found,) = [document for document in documents if document["kind"] == kind]
+    """The object of that kind; of the ClusterRoles that of the operator."""
+    (found,) = [document for document in documents if document["kind"] == kind and not _of_people(document)]
     return found
+
+
+def _of_people(document: Object) -> bool:
+    return any("/aggregate-to-" in label for label in document["metadata"].get("labels", {}))
 
 
 def rights(role: Object) -> set[tuple[str, str, str]]:
@@ -245,15 +252,53 @@ def test_some_namespaces_only() -> None:
 def test_one_operator_or_several() -> None:
     """Several elect a leader by the Lease that they may write, and by no other."""
     alone, several = chart.render(), chart.render({"replicas": 2})
-    assert one(alone, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    room = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    assert one(alone, "Deployment")["spec"]["strategy"] == room
     assert [d for d in alone if d["kind"] in ("Role", "RoleBinding")] == []
-    assert one(several, "Deployment")["spec"]["strategy"] == {"type": "RollingUpdate"}
+    beside = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert one(several, "Deployment")["spec"]["strategy"] == beside
     role = one(several, "Role")
     assert role["metadata"]["namespace"] == chart.NAMESPACE
     for rule in role["rules"]:
         assert rule["resources"] == ["leases"]
         assert rule["verbs"] == ["create"] or rule["resourceNames"] == [chart.OPERATOR]
     assert rights(one(several, "ClusterRole")) == rights(one(alone, "ClusterRole"))
+
+
+def test_people_get_their_part_by_roles_that_they_have() -> None:
+    """They write resources, and never a status."""
+    roles = {d["metadata"]["name"]: rights(d) for d in chart.render() if d["kind"] == "ClusterRole" and _of_people(d)}
+    reading = {(names.GROUP, names.PLURAL, verb) for verb in ("get", "list", "watch")}
+    assert roles.keys() == {f"{chart.OPERATOR}-view", f"{chart.OPERATOR}-edit"}
+    assert reading < roles[f"{chart.OPERATOR}-view"]
+    assert {verb for *_, verb in roles[f"{chart.OPERATOR}-view"]} == {"get", "list", "watch"}
+    assert {resource for _, resource, _ in roles[f"{chart.OPERATOR}-edit"]} == {names.PLURAL}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"allowed.maxCost": 20}, "allowed.maxCost needs prices:"),
+        ({"allowed.byNamespace": {"team-a": {"maxCost": 5}}}, "allowed.byNamespace.team-a.maxCost needs prices:"),
+        (
+            {"allowed.maxCost": 20, "prices": {"cpu": 0.1}, "allowed.accelerators": ["nvidia-l4"]},
+            "allowed.maxCost needs prices.nvidia-l4, as allowed.accelerators names it",
+        ),
+        (
+            {"allowed.byNamespace": {"a": {"maxCost": 5}}, "prices": {"cpu": 1}, "allowed.accelerators": ["nvidia-l4"]},
+            "allowed.byNamespace.a.maxCost needs prices.nvidia-l4, as allowed.accelerators names it",
+        ),
+        (
+            {"prices": {"cpu": 1}, "allowed.byNamespace": {"a": {"maxCost": 5, "accelerators": ["nvidia-l4"]}}},
+            "allowed.byNamespace.a.maxCost needs prices.nvidia-l4, as allowed.byNamespace.a.accelerators names it",
+        ),
+    ],
+)
+def test_a_budget_without_prices_is_refused(values: Object, words: str) -> None:
+    """With it no run could begin: the operator refuses a bound that it cannot keep, the policy a run without one."""
+    done = chart.helm("template", "gemmatune", str(chart.CHART), *chart.values_flags(values), check=False)
+    assert done.returncode != 0
+    assert words in done.stderr
 
 
 def test_the_policy_knows_the_names() -> None:
