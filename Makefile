@@ -27,7 +27,7 @@ define step
 @start=$$(date +%s); echo "==> $(1)"; trap 'echo "==> $(1): $$(( $$(date +%s) - start )) s"' EXIT; $(2)
 endef
 
-.PHONY: release-state soak-upgrade test-images soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-prepare bench-operator
+.PHONY: release-state soak-upgrade test-images soak-xla soak-keras docs picture soak-fuzz audit help setup demo test test-unit test-cluster test-faults soak-faults chart soak-machinery soak-mutants soak-chaos test-trainer setup-xla test-xla setup-keras test-keras test-parity e2e clean-setup ci soak lint fmt generate kube prometheus test-observability bench-trainer bench-tpu bench-parity bench-prepare bench-operator
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,7 +48,7 @@ kube: ## Build the real Kubernetes control plane, KWOK and Helm into the cache (
 	$(call step,control plane,python3 tools/kube.py)
 
 prometheus: ## Put Debian's prometheus and promtool into the cache, where PATH has none
-	$(call step,prometheus,tools/prometheus.sh)
+	$(call step,prometheus,python3 -m tools.prometheus)
 
 test: setup kube node prometheus ## Unit, golden, real control plane, chart, end to end: all but the trainers' tests and test-faults
 	$(call step,tests,$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/trainer $(addprefix --ignore=,$(OTHER_BACKENDS) $(FAULTS)))
@@ -162,9 +162,12 @@ bench-trainer: setup ## The trainer's speed and memory beside others, and its me
 bench-tpu: setup setup-xla setup-keras ## Backends xla and keras on 1 to 8 virtual devices, beside transformers' Trainer
 	$(call step,TPU benchmark,$(RUN) python -m bench.tpu)
 
+bench-parity: setup setup-xla setup-keras ## The held-out loss of one run by torch, xla and keras
+	$(call step,parity benchmark,PARITY_RESULTS=bench/results/parity.json $(PYTEST) tests/parity/test_parity.py -k agree)
+
 bench-prepare: setup ## Speed and peak memory of a preparation, from ten thousand to a million rows
 	$(call step,prepare benchmark,$(RUN) python -m bench.prepare)
 
 ci: lint docs test test-trainer test-xla test-keras test-parity test-faults clean-setup ## What CI runs
 
-soak: ci bench-trainer bench-tpu bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-keras soak-upgrade ## Everything, with the benchmarks
+soak: ci bench-trainer bench-tpu bench-parity bench-prepare bench-operator soak-faults soak-machinery soak-mutants soak-fuzz soak-chaos soak-images soak-xla soak-keras soak-upgrade ## Everything, with the benchmarks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,18 +13,18 @@ import yaml
 
 from tests.support.servers import LOOPBACK, Server, free_ports
 from tests.support.wait import wait_for
+from tools import prometheus
 
 
 def program(name: str) -> str:
     """Path of prometheus or promtool; without it the test is skipped, in CI it fails."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    found = shutil.which(name) or shutil.which(name, path=str(cache / "gemmatune/prometheus/usr/bin"))
-    if found is None:
+    folder = prometheus.find()
+    if folder is None:
         reason = f"{name} is not here: run `make prometheus`"
         if os.environ.get("CI", "").lower() in ("true", "1"):
             pytest.fail(reason)
         pytest.skip(reason)
-    return found
+    return str(folder / name)
 
 
 class Prometheus:
