@@ -49,7 +49,7 @@ class Built:
 
 
 def image_name(name: str) -> str:
-    """The name under which an image is built: the chart's defaults, without a registry."""
+    """The name under which an image is built, without a registry."""
     return "gemmatune-operator:latest" if name == "operator" else f"gemmatune-trainer-{name}:latest"
 
 

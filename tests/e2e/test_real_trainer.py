@@ -1,7 +1,8 @@
-"""The torch trainer in a container of its built image, on a real kubelet, writing to a storage server: in a soak only.
+"""Recipe R1 in miniature, installed by Helm: the torch trainer in a container of its built image, on a real kubelet,
+writing to a storage server. In a soak only.
 
-The image has 6 GB, CUDA's libraries among them; it trains a tiny model on the CPU here. What the GPU would add is in no
-test. tests/e2e/test_real_node.py runs the same installation with a stand-in, in CI.
+The image has 6 GB, CUDA's libraries among them; it trains a tiny model by QLoRA on the CPU here, with quotes. What the
+GPU would add is in no test. tests/e2e/test_real_node.py runs the same installation with a stand-in, in CI.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def cluster(gcs: FakeGcs) -> Iterator[NodeCluster]:
 
 
 def apply(cluster: NodeCluster, name: str) -> None:
-    """Applies a run of the tiny model; the same in all but its name."""
+    """Applies a run of the tiny model, as R1 asks for it; the same in all but its name."""
     resources: Object = {"requests": {"cpu": "100m"}, "limits": {"memory": "3Gi"}}
     cluster.apply(
         name,
@@ -83,8 +84,8 @@ def apply(cluster: NodeCluster, name: str) -> None:
                 "maxLength": 64,
                 "evalFraction": 0.2,
             },
-            "lora": {"rank": 4, "dropout": 0.1},
-            "training": {"maxSteps": STEPS, "globalBatchSize": 8, "microBatchSize": 1, "precision": "fp32"},
+            "qlora": {"rank": 4, "dropout": 0.1},
+            "training": {"maxSteps": STEPS, "globalBatchSize": 8, "microBatchSize": 1},
             "checkpoint": {"everySteps": EVERY},
             "output": {"uri": f"gs://{BUCKET}/{name}"},
             "samples": {"prompts": ["Quote: Be"], "maxNewTokens": 4},

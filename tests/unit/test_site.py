@@ -13,9 +13,10 @@ import yaml
 from gemmatune_api import validate, yamlio
 from gemmatune_cli.main import COMMANDS, Commands
 from tests.support.blocks import ROOT, commands, resources
+from tools.images import CONTAINERFILES, image_name
 
 COMMON = {"cd", "mkdir", "ln", "export", "gcloud", "kubectl", "helm", "make", "gft", "uv", "KUBECONFIG=~/.kube/config"}
-COMMON |= {"python3", "~/gft/bin/pip"}
+COMMON |= {"python3", "~/gft/bin/pip", "docker"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -75,6 +76,18 @@ def test_the_chart_has_the_values_that_are_set(words: list[str]) -> None:
             for part in words[number + 1].partition("=")[0].split("."):
                 assert part in place, words[number + 1]
                 place = place[part]
+
+
+def test_images_are_pushed_by_the_names_that_are_pulled() -> None:
+    """Built as `make image` names them, with the tag that the chart asks for; what is installed was pushed."""
+    version = yaml.safe_load((ROOT / "charts/gemmatune/Chart.yaml").read_text())["appVersion"]
+    built, pushed = zip(*[words[1:] for words in of("docker") if words[0] == "tag"], strict=True)
+    assert set(built) <= {image_name(name) for name in CONTAINERFILES}
+    assert [words[1] for words in of("docker") if words[0] == "push"] == list(pushed)
+    assert all(name.endswith(f":{version}") for name in pushed)
+    installed = {word.partition("=")[2] for words in of("helm") for word in words if ".repository=$" in word}
+    installed |= {word.partition("=")[2] for words in of("helm") for word in words if "trainer.image=$" in word}
+    assert installed == {pushed[0].removesuffix(f":{version}"), pushed[1]}
 
 
 @pytest.mark.parametrize("text", resources())
