@@ -297,8 +297,11 @@ def _rounded(length: int) -> int:
 
 
 def _recompute(model: Any) -> None:
-    """Keeps of every layer its input alone, and computes the rest again in the backward pass."""
-    for layer in _layers(model):
+    """Keeps of a layer its input alone, and computes the rest again in the backward pass.
+
+    Not of the last one: its backward pass is next, so that what it keeps would be there again at once.
+    """
+    for layer in _layers(model)[:-1]:
         layer.forward = _recomputed(layer.forward)
 
 

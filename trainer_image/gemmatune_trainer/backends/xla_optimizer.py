@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from gemmatune_api.runconfig import RunTraining
 from gemmatune_api.sharding import Spec, whole
-from gemmatune_trainer.backends import moments, xla_device
+from gemmatune_trainer.backends import moments, xla_device, xla_updates
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.ranks import Ranks
@@ -21,7 +21,6 @@ from gemmatune_trainer.ranks import Ranks
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Weights that do not decay, by the names that transformers' Trainer goes by."""
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 class Optimizer:
@@ -51,7 +50,6 @@ class Optimizer:
             [item for item in trained if item[0] not in decaying],
         ]
         self._specs = specs
-        self._rate = torch.zeros((), device=chips.device)
         self._inner = self._made()
         self._described = _described(training, self._groups)
         self._schedule = _schedule(training, total_steps)
@@ -74,15 +72,14 @@ class Optimizer:
         """The learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
-    def _made(self) -> torch.optim.Optimizer:
+    def _made(self) -> xla_updates.AdamW | xla_updates.Adafactor:
         groups = [
             {"params": [value for _, value in group], "weight_decay": decay}
             for group, decay in zip(self._groups, (self._decay, 0.0), strict=True)
         ]
         if self._adamw:
-            return _AdamW(groups)
-        made: torch.optim.Optimizer = Adafactor(groups, lr=self._rate, scale_parameter=False, relative_step=False)
-        return made
+            return xla_updates.AdamW(groups)
+        return xla_updates.Adafactor(groups)
 
     def _empty(self, value: Tensor) -> dict[str, Any]:
         if self._adamw:
@@ -97,7 +94,7 @@ class Optimizer:
             if rows_columns
             else {"exp_avg_sq": torch.zeros_like(value)}
         )
-        return {"step": 0, **moments, "RMS": torch.zeros((), device=value.device)}
+        return {"step": 0, **moments, "RMS": 0}
 
     def _place(self) -> None:
         """Divides weights and state as the weights' specs say; what has another shape stays whole."""
@@ -112,9 +109,9 @@ class Optimizer:
         """Clips the gradients and applies them; their norm before clipping, on the chips."""
         norm = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
         factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
-        rate = self._rates()
+        rates = self._rates()
         for group in self._inner.param_groups:
-            group["lr"] = rate if self._adamw or not group["weight_decay"] else self.rate
+            group["lr"] = rates
         for value, gradient in zip(self.parameters, gradients, strict=True):
             value.grad = gradient * factor
         self._inner.step()
@@ -125,15 +122,9 @@ class Optimizer:
         return norm
 
     def _rates(self) -> Tensor:
-        """The learning rate on the chips; of AdamW [step size, square root of the second correction, rate].
-
-        They are made on the host in double precision: near 1, fp32 has few digits for what is left of a power.
-        """
-        if not self._adamw:
-            return torch.tensor(self.rate).to(self._chips.device)
-        step = float(self._inner.state[self.parameters[0]]["step"]) + 1
-        first, second = (1 - beta**step for beta in _BETAS)
-        return torch.tensor([self.rate / first, second**0.5, self.rate]).to(self._chips.device)
+        """What the step needs of learning rate and step, on the chips."""
+        step = int(self._inner.state[self.parameters[0]]["step"]) + 1
+        return torch.tensor(self._inner.rates(self.rate, step)).to(self._chips.device)
 
     def device_bytes(self) -> dict[str, tuple[int, int]]:
         """Of the state of every weight: bytes on one chip, and bytes of the whole."""
@@ -173,6 +164,8 @@ class Optimizer:
             if not wanted.keys() <= given.keys():
                 raise InvalidConfig("the checkpoint's optimizer is of another kind", "Create a new resource.")
             for key, old in wanted.items():
+                if key == "RMS":
+                    continue
                 new = given[key]
                 if isinstance(old, Tensor):
                     new = torch.as_tensor(new, dtype=old.dtype).reshape(old.shape).to(old.device)
@@ -202,31 +195,6 @@ def shared(ranks: Ranks, state: dict[str, Any] | None) -> dict[str, Any]:
     return {"state": found, "param_groups": described}
 
 
-class _AdamW(torch.optim.Optimizer):
-    """torch.optim.AdamW with rates that lie on the chips.
-
-    PyTorch's own for such rates (`capturable`) divides by the rate: where it is 0, as at the first step of a warm-up,
-    weights without a gradient become NaN.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; each group's lr is what `Optimizer._rates` gives."""
-        for group in self.param_groups:
-            size, correction, rate = group["lr"]
-            for value in group["params"]:
-                state, gradient = self.state[value], value.grad
-                state["step"] += 1
-                if group["weight_decay"]:
-                    value.mul_(1 - rate * group["weight_decay"])
-                state["exp_avg"].lerp_(gradient, 1 - _BETAS[0])
-                state["exp_avg_sq"].mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-                value.sub_(size * state["exp_avg"] / (state["exp_avg_sq"].sqrt() / correction + _EPSILON))
-
-
 def _schedule(training: RunTraining, total_steps: int) -> Any:
     """transformers' schedule, on an optimizer of two numbers on the host: of as many groups as torch's have."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
@@ -246,6 +214,8 @@ def _described(training: RunTraining, groups: list[list[tuple[str, nn.Parameter]
         made: Any = Adafactor(given, lr=training.learning_rate, scale_parameter=False, relative_step=False)
     else:
         fused = True if training.optimizer == "adamw_torch_fused" else None
-        made = torch.optim.AdamW(given, lr=training.learning_rate, betas=_BETAS, eps=_EPSILON, fused=fused)
+        made = torch.optim.AdamW(
+            given, lr=training.learning_rate, betas=xla_updates.BETAS, eps=xla_updates.EPSILON, fused=fused
+        )
     groups_: list[dict[str, Any]] = made.state_dict()["param_groups"]
     return groups_
