@@ -56,11 +56,16 @@ def summary(spec: FineTuneSpec, model: GemmaModel | None) -> Summary:
 
 
 def memory(plan: Plan) -> str:
-    """`12.3 of 22.5 GiB`."""
-    needed = f"{plan.memory.total / GIB:.1f}"
-    if not plan.memory.capacity:
-        return f"{needed} GiB needed"
-    return f"{needed} of {plan.memory.capacity / GIB:.1f} GiB"
+    """`12.3 of 22.5 GiB`, and host memory where it is short."""
+    needed, capacity = f"{plan.memory.total / GIB:.1f}", plan.memory.capacity
+    of_device = f"{needed} of {capacity / GIB:.1f} GiB" if capacity else f"{needed} GiB needed"
+    return f"{host_memory(plan)} ({of_device} on each device)" if plan.host_short else of_device
+
+
+def host_memory(plan: Plan) -> str:
+    """`each pod needs 313.3 GiB of host memory, and gets 154.0 of its machine`, where that is known."""
+    given = "" if plan.host_capacity is None else f", and gets {plan.host_capacity / GIB:.1f} of its machine"
+    return f"each pod needs {plan.host_memory / GIB:.1f} GiB of host memory{given}"
 
 
 def verdict(plan: Plan | None) -> str:
