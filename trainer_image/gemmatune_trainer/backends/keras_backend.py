@@ -233,15 +233,16 @@ class KerasBackend:
         return total, int(self._ranks.add([labelled])[0])
 
     def snapshot(self) -> Snapshot:
-        """Copies weights, optimizer state and step as they were after the last optimizer step."""
-        optimizer_state = {
-            f"{index:05d}": keras_mesh.host_array(item.value) for index, item in enumerate(self._optimizer.variables)
-        }
-        return keras_state.snapshot(self._trained(), optimizer_state, self._done)
+        """Copies weights, optimizer state and step as they were after the last optimizer step; rank 0 alone has all."""
+        values = ((f"{index:05d}", item.value) for index, item in enumerate(self._optimizer.variables))
+        optimizer_state = dict(keras_mesh.host_arrays(values, keep=self._ranks.main))
+        return keras_state.snapshot(self._trained(keep=self._ranks.main), optimizer_state, self._done)
 
-    def _trained(self) -> dict[str, Any]:
-        """What is trained, in host memory; all processes must ask."""
-        return keras_whole.snapshot(self._weights) if self._full else keras_lora.snapshot(self._adapted)
+    def _trained(self, *, keep: bool = True) -> dict[str, Any]:
+        """What is trained, in host memory; all processes must ask, and only those that `keep` have it."""
+        if self._full:
+            return keras_whole.snapshot(self._weights, keep=keep)
+        return keras_lora.snapshot(self._adapted, keep=keep)
 
     def _restore(self, start: Path) -> int:
         """Puts a checkpoint's optimizer state in place, where keras has left one; the steps that it has behind it."""
@@ -253,7 +254,7 @@ class KerasBackend:
 
     def save_weights(self, folder: Path) -> None:
         """Writes what is trained, bit by bit."""
-        arrays = self._trained()
+        arrays = self._trained(keep=self._ranks.main)
         if self._ranks.main:
             keras_state.write_arrays(arrays, folder)
 
@@ -271,7 +272,7 @@ class KerasBackend:
 
     def save_result(self, folder: Path) -> None:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
-        arrays = self._trained()
+        arrays = self._trained(keep=self._ranks.main)
         if not self._ranks.main:
             return
         if self._full:
