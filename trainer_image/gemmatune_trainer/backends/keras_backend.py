@@ -30,6 +30,7 @@ from gemmatune_trainer.backends.keras_tally import Counter
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
 from gemmatune_trainer.data.pack import IGNORED
+from gemmatune_trainer.errors import passing
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ranks import Ranks
@@ -154,7 +155,8 @@ class KerasBackend:
         first = self._restore(start) if start else 0
         batches = self._batches(rows, number_of_rows, total_steps)
         log.info("batches", sequences=batches.shape.sequences, passes=batches.shape.passes, length=batches.shape.length)
-        return self._loop(batches, first, total_steps, training)
+        with passing(batches.sequences_each):
+            return self._loop(batches, first, total_steps, training)
 
     def _moment_paths(self) -> list[str]:
         """For each variable of the optimizer, the path of the weight that it belongs to; its own where it has none."""
@@ -226,9 +228,11 @@ class KerasBackend:
         steps = self.steps
         values = steps.values()
         total, labelled = 0.0, 0
-        for batch in self._batches(rows, number_of_rows, 0).all():
+        batches = self._batches(rows, number_of_rows, 0)
+        for batch in batches.all():
             alive()
-            total += float(steps.loss(*values, steps.device(batch)))
+            with passing(batches.sequences_each):
+                total += float(steps.loss(*values, steps.device(batch)))
             labelled += batch.labelled
         return total, int(self._ranks.add([labelled])[0])
 
