@@ -62,7 +62,7 @@ def test_only_rank_0_holds_a_checkpoint(make_config: MakeConfig, tmp_path: Path)
     for name in (keras_state.WEIGHTS, keras_state.OPTIMIZER):
         kept, other = (keras_state.read_arrays(tmp_path / rank, name) for rank in ("0", "1"))
         assert len(kept) > 10
-        assert other == {}, "it has nothing to write"
+        assert list(other) == [], "it has nothing to write"
     weights = keras_state.read_arrays(tmp_path / "0")
     assert weights.keys() == keras_state.read_arrays(tmp_path / "0" / "weights").keys()
     assert not (tmp_path / "1" / "weights").exists()

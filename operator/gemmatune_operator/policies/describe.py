@@ -59,13 +59,10 @@ def memory(plan: Plan) -> str:
     """`12.3 of 22.5 GiB`, and host memory where it is short."""
     needed, capacity = f"{plan.memory.total / GIB:.1f}", plan.memory.capacity
     of_device = f"{needed} of {capacity / GIB:.1f} GiB" if capacity else f"{needed} GiB needed"
-    return f"{host_memory(plan)} ({of_device} on each device)" if plan.host_short else of_device
-
-
-def host_memory(plan: Plan) -> str:
-    """`each pod needs 313.3 GiB of host memory, and gets 154.0 of its machine`, where that is known."""
-    given = "" if plan.host_capacity is None else f", and gets {plan.host_capacity / GIB:.1f} of its machine"
-    return f"each pod needs {plan.host_memory / GIB:.1f} GiB of host memory{given}"
+    if plan.host_capacity is None or not plan.host_short:
+        return of_device
+    host, given = f"{plan.host_memory / GIB:.1f} GiB", f"{plan.host_capacity / GIB:.1f}"
+    return f"each pod needs {host} of host memory, and gets {given} of its machine ({of_device} on each device)"
 
 
 def verdict(plan: Plan | None) -> str:
