@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemmatune_api import accelerators
-from gemmatune_api.spec import FineTuneSpec, QloraSpec, TrainingSpec
+from gemmatune_api.spec import FineTuneSpec, LoraSpec, QloraSpec, TrainingSpec
 
 REMEDY_LENGTHS = (8192, 4096, 2048, 1024, 512, 256)
+
+_ADAPTER: Mapping[str, Any] = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
 
 Changed = tuple[str, FineTuneSpec]
 """What a change is called, and the spec with it."""
@@ -57,10 +59,15 @@ def shorter(spec: FineTuneSpec, length: int) -> Iterator[Changed]:
             yield f"dataset.maxLength {tokens}", _update(spec, dataset=dataset)
 
 
+def with_lora(spec: FineTuneSpec) -> Iterator[Changed]:
+    """An adapter in place of full tuning."""
+    if spec.method == "full":
+        yield "use lora", _update(spec, full=None, lora=LoraSpec(**_ADAPTER))
+
+
 def with_qlora(spec: FineTuneSpec) -> FineTuneSpec:
     adapter: dict[str, Any] = spec.adapter.model_dump(exclude_none=True) if spec.method == "lora" else {}
-    defaults: dict[str, Any] = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
-    return _update(spec, lora=None, full=None, qlora=QloraSpec(**{**defaults, **adapter}))
+    return _update(spec, lora=None, full=None, qlora=QloraSpec(**{**_ADAPTER, **adapter}))
 
 
 def _update(spec: FineTuneSpec, **changes: Any) -> FineTuneSpec:

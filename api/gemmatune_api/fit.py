@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from gemmatune_api import accelerators, changes_to_fit, memory, memory_devices, memory_mesh, mesh_remedies, scratch
+from gemmatune_api import (
+    accelerators,
+    changes_to_fit,
+    memory,
+    memory_devices,
+    memory_mesh,
+    mesh_remedies,
+    pod_memory,
+    scratch,
+)
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.defaults import DIVIDED_OPTIMIZERS, backend_of, total_steps
 from gemmatune_api.layout import Layout, layout, layouts
@@ -60,6 +69,14 @@ class _Choice:
     accumulation: int
     verdict: Verdict
     laid: Layout
+    host_memory: int = 0
+    host_capacity: int | None = None
+    """What a pod gets beside its accelerators; None where that is not known."""
+
+    @property
+    def host_short(self) -> bool:
+        """Whether a pod needs more host memory than it gets."""
+        return self.host_capacity is not None and self.host_memory > self.host_capacity
 
 
 def plan(
@@ -101,10 +118,11 @@ def plan(
         memory=choice.memory,
         weights_by_bits=weights_by_bits(model),
         disk=disk,
-        host_memory=_host_memory(model, choice, place),
+        host_memory=choice.host_memory,
+        host_capacity=choice.host_capacity,
         merge=_merge(spec, model, choice.setting, rows) if merges(spec) else None,
         verdict=choice.verdict,
-        remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, longest, host_memory),
+        remedies=[] if choice.verdict == "fits" else _remedies(spec, model, place, choice, longest, host_memory),
         notes=_notes(spec, model, place, longest, disk),
         cost_per_hour=None if price is None else round(price * paid, 4),
     )
@@ -163,6 +181,16 @@ def _place(spec: FineTuneSpec, host_memory: int) -> _Place:
 
 
 def _choose(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
+    """How the devices are used best, and whether the pods have the host memory for it."""
+    choice = _of_devices(spec, model, place, longest)
+    if place.device == "cpu":
+        return replace(choice, host_memory=choice.memory.total)
+    need = pod_memory.needed(model, choice.setting, choice.laid.per_host)
+    choice = replace(choice, host_memory=need, host_capacity=pod_memory.capacity(spec, need))
+    return replace(choice, verdict="does not fit") if choice.host_short else choice
+
+
+def _of_devices(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None) -> _Choice:
     """On several GPUs each holds a copy (DDP); full tuning, and LoRA that does not fit so, divide the model (FSDP2).
 
     Of the meshes that are possible it takes the first that fits, else the one with the least memory.
@@ -254,31 +282,6 @@ def _speed(setting: Setting) -> float:
     return setting.tokens / (setting.tokens + half) * (RECOMPUTE_SPEED if setting.checkpointing else 1)
 
 
-def _host_memory(model: GemmaModel, choice: _Choice, place: _Place) -> int:
-    """Host memory of a pod: all of it on a CPU; else the runtime, a shard in flight and the state to save.
-
-    Each GPU has a process of its own, all chips of a TPU host share one.
-    """
-    if place.device == "cpu":
-        return choice.memory.total
-    setting = choice.setting
-    if setting.method == "full":
-        return _full_host_memory(model, setting, place)
-    state = memory.adapter_weights(model, setting) + memory.optimizer_state(model, setting)
-    shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
-    processes = place.laid.per_host if place.device == "cuda" else 1
-    return processes * (memory.GPU_HOST_RUNTIME + shard + 2 * state)
-
-
-def _full_host_memory(model: GemmaModel, setting: Setting, place: _Place) -> int:
-    """As above; one process of each host gathers masters and the optimizer's state for a checkpoint, which is written
-    while training goes on, or at the end the result in 16 bit."""
-    shard = min(model.stored_bytes * model.checkpoint_parameters, memory.LARGEST_SHARD)
-    gathered = memory.optimizer_state(model, setting) + 4 * model.parameters
-    processes = place.laid.per_host if place.device == "cuda" else 1
-    return processes * (memory.GPU_HOST_RUNTIME + shard) + gathered
-
-
 def _disk(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | None) -> int:
     """Ephemeral storage: weights unless they are mounted, tokenised rows, two states on their way to the bucket."""
     state = 4 * memory.trainable(model, setting) + memory.optimizer_state(model, setting)
@@ -314,20 +317,23 @@ def _merge(spec: FineTuneSpec, model: GemmaModel, setting: Setting, rows: int | 
     )
 
 
-def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int | None, host_memory: int) -> list[str]:
+def _remedies(
+    spec: FineTuneSpec, model: GemmaModel, place: _Place, choice: _Choice, longest: int | None, host_memory: int
+) -> list[str]:
     """Up to three changes, each of which makes it fit by a plan of its own; two at once where no single one does."""
     length, found = row_length(spec, model, longest), list[str]()
     quantised = changes_to_fit.with_qlora(spec) if spec.method != "qlora" and place.device == "cuda" else None
-    divided = mesh_remedies.divided_otherwise(spec, place.laid)
     single = [
         changes_to_fit.lighter(spec),
-        changes_to_fit.larger(spec, place.capacity),
-        divided,
+        changes_to_fit.larger(spec, 0 if choice.host_short else place.capacity),
+        mesh_remedies.divided_otherwise(spec, place.laid),
         changes_to_fit.shorter(spec, length),
         changes_to_fit.more(spec),
     ]
     if quantised is not None:
         single.insert(0, iter([("use qlora", quantised)]))
+    if choice.host_short:
+        single = [changes_to_fit.with_lora(spec), pod_memory.larger_hosts(spec), *single]
 
     def add(groups: list[Iterator[changes_to_fit.Changed]], prefix: str = "") -> None:
         for group in groups:
@@ -341,7 +347,7 @@ def _remedies(spec: FineTuneSpec, model: GemmaModel, place: _Place, longest: int
         larger, shorter = changes_to_fit.larger(quantised, place.capacity), changes_to_fit.shorter(quantised, length)
         add([larger, shorter], "use qlora and ")
     if place.device == "cpu":
-        needed = _choose(spec, model, place, longest).memory.total / FITS_SHARE
+        needed = choice.memory.total / FITS_SHARE
         found = [*found[: MAX_REMEDIES - 1], f"{-int(-needed // GIB)} GiB of host memory"]
     return found[:MAX_REMEDIES]
 

@@ -25,6 +25,11 @@ class TerminationMessage(StatusModel):
     """Step that was reached."""
     manifest: str | None = None
     """The verified manifest of a finished run."""
+    sequences: int | None = None
+    """Sequences that a pass really had in each group of devices, where their memory did not suffice; absent: unknown.
+
+    Fewer than the micro-batch, where the rows of a step fill no more: a smaller micro-batch then changes nothing.
+    """
 
 
 Message = TypeVar("Message", bound=TerminationMessage)

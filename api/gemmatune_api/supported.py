@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from pydantic.alias_generators import to_camel
 
-from gemmatune_api import accelerators
+from gemmatune_api import accelerators, catalog
 from gemmatune_api.base import ApiModel
 from gemmatune_api.defaults import backend_of
 from gemmatune_api.errors import Problem, either, shown
 from gemmatune_api.names import Reason
 from gemmatune_api.spec import FineTuneSpec
+from gemmatune_api.trainable import family_refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,15 @@ def _several_hosts(spec: FineTuneSpec) -> bool:
 
 
 def _of_one_host(spec: FineTuneSpec) -> str:
-    """The slices of the TPU type that one host has, as a remedy."""
+    """The slices of the TPU type that one host has as a remedy, and backend keras where it may train the model."""
     found = accelerators.tpu(spec.accelerator.tpu.type) if spec.accelerator.tpu else None
     names = []
     for topology, chips in found.of_one_host if found else ():
         several = len(found.chips_per_node(topology)) > 1 if found else False
         names.append(f"{topology} with chipsPerNode {chips}" if several else topology)
-    return f"Use a slice of one host: topology {either(names)}."
+    model = catalog.by_uri(spec.model.uri)
+    keras = model is None or family_refused("keras", model) is None
+    return f"Use a slice of one host: topology {either(names)}{'; or use backend keras' if keras else ''}."
 
 
 REFUSED: tuple[Refusal, ...] = (
@@ -88,8 +91,8 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "accelerator.tpu",
-        "backend xla trains on the chips of one host; slices of several hosts are not built yet",
-        "Use a slice of one host.",
+        "backend xla on slices of several hosts is not verified: no mesh over several hosts has run",
+        "Use a slice of one host, or backend keras.",
         where="of several hosts, with backend xla",
         when=_several_hosts,
         choices=_of_one_host,

@@ -123,7 +123,8 @@ def _of_run(cluster: Connection, resource: GemmaFineTune, installed: Installatio
         yield _without_output(found.resource, installed)
         found = replace(found, resource=_with_output(found.resource, _ANYWHERE))
     if found.plan.verdict == "does not fit":
-        yield Finding(Verdict.PROBLEM, "plan", "it does not fit the accelerator", "; ".join(found.plan.remedies))
+        short = "its machine's host memory" if found.plan.host_short else "the accelerator"
+        yield Finding(Verdict.PROBLEM, "plan", f"it does not fit {short}", "; ".join(found.plan.remedies))
     newest = max((item.number for item in status_of(resource.status).attempts), default=0)
     jobs = [item for item in objects(found, newest + 1, settings) if item["kind"] == "Job"]
     preparation, attempt = (_template(jobs, role) for role in (names.Role.PREPARE, names.Role.TRAIN))

@@ -128,7 +128,8 @@ def _memory(plan: Plan) -> Table:
 
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
         row(name, getattr(memory, name))
-    row("total", memory.total, VERDICT_STYLES[plan.verdict])
+    of_host = plan.host_short and memory.total <= memory.capacity  # it is not the device that is too small
+    row("total", memory.total, "" if of_host else VERDICT_STYLES[plan.verdict])
     table.add_row("capacity", gib(memory.capacity) if memory.capacity else "unknown", "")
     return table
 
@@ -157,7 +158,9 @@ def _run(found: Planned, priced: bool) -> Table:
         table.add_row("devices", _devices(plan))
     table.add_row("gradient checkpointing", checkpointing)
     table.add_row("steps", steps)
-    table.add_row("host memory", gib(plan.host_memory))
+    given = "" if plan.host_capacity is None else f" of {gib(plan.host_capacity)} that a pod gets"
+    style = VERDICT_STYLES[plan.verdict] if plan.host_short else ""
+    table.add_row("host memory", f"{gib(plan.host_memory)}{given}", style=style)
     table.add_row("ephemeral storage", gib(plan.disk))
     if plan.cost_per_hour is not None:
         table.add_row("cost per hour", f"{plan.cost_per_hour:.2f}")

@@ -162,6 +162,35 @@ def test_the_termination_message_of_a_crash(tmp_path: Path, monkeypatch: pytest.
     assert from_text(text, TerminationMessage) is not None
 
 
+def out_of_memory() -> None:
+    raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G of 15G")
+
+
+def test_an_end_for_want_of_memory_tells_the_sequences_of_its_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation inside a training has passes of its own. Nothing else that goes through is changed."""
+    monkeypatch.setenv("GEMMATUNE_TERMINATION_LOG", str(tmp_path / "message"))
+    monkeypatch.setattr("gemmatune_trainer.__main__._config", out_of_memory)
+
+    def told() -> TerminationMessage | None:
+        assert main(["train"]) == ExitCode.ACCELERATOR_OUT_OF_MEMORY
+        return from_text((tmp_path / "message").read_text(), TerminationMessage)
+
+    without = told()
+    assert without is not None
+    assert without.sequences is None
+    monkeypatch.setattr("gemmatune_trainer.__main__._config", errors.passing(8)(errors.passing(2)(out_of_memory)))
+    found = told()
+    assert found is not None
+    assert (found.sequences, found.reason) == (2, Reason.ACCELERATOR_OUT_OF_MEMORY)
+    assert "20G of 15G" in found.message
+    for other in (ValueError("what"), errors.Interrupted("stop", step=3)):
+        with pytest.raises(type(other)) as caught, errors.passing(2):
+            raise other
+        assert caught.value is other
+
+
 def test_unknown_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMATUNE_TERMINATION_LOG", str(tmp_path / "message"))
     assert main(["dance"]) == ExitCode.INVALID_CONFIG

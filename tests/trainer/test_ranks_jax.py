@@ -40,9 +40,9 @@ def test_an_image() -> None:
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_an_error_ends_the_others_as_it_ends_rank_0(kind: type[TrainerError]) -> None:
-    error, crashed = heard(said((kind("gone", "look", 7), False)))
+    error, crashed = heard(said((kind("gone", "look", 7, 2), False)))
     assert type(error) is kind
-    assert (error.message, error.remedy, error.step, crashed) == ("gone", "look", 7, False)
+    assert (error.message, error.remedy, error.step, error.sequences, crashed) == ("gone", "look", 7, 2, False)
 
 
 def test_all_kinds_are_known() -> None:

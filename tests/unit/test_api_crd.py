@@ -250,7 +250,7 @@ def test_the_reference_names_everything() -> None:
         assert f"| {code.value} |" in text
     for item in REFUSED:
         assert f"| {item.why} | {item.remedy} |" in text
-    assert "| `spec.accelerator.tpu` | of several hosts, with backend xla | backend xla trains on the chips" in text
+    assert "| `spec.accelerator.tpu` | of several hosts, with backend xla | backend xla on slices of several" in text
     assert "| `spec.accelerator.tpu.type` | `tpu7x` | each of its chips is two devices" in text
 
 

@@ -94,6 +94,17 @@ def test_what_does_not_fit_fails_with_remedies(tmp_path: Path) -> None:
     assert "  remedy: " in output
 
 
+def test_host_memory_that_no_pod_gets_fails_with_both_numbers(tmp_path: Path) -> None:
+    """The devices' total is not told as what is too large."""
+    tpu = "{tpu: {type: tpu-v5-lite-podslice, topology: 8x8}}\n  backend: keras\n  full: {}"
+    file = tmp_path / "quotes.yaml"
+    file.write_text(RESOURCE.format(model="hf://google/gemma-2-27b", accelerator=tpu).replace("Size: 8", "Size: 64"))
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code == 1
+    assert "does not fit\n  remedy: use lora\n  remedy: accelerator.tpu {type: " in result.output
+    assert line(result.output, "host memory") == "host memory 313.29 GiB of 154.00 GiB that a pod gets"
+
+
 def test_prices_give_the_cost(tmp_path: Path) -> None:
     prices = tmp_path / "prices.yaml"
     prices.write_text("nvidia-l4: 0.75\n")

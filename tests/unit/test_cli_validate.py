@@ -84,12 +84,12 @@ def test_numbers_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
     assert validate(str(file))[0] == 0
 
 
-def test_what_is_not_built_yet_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_supported_yet_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tpu.yaml"
     file.write_text(GOOD.replace("gpu: {type: nvidia-l4}", "tpu: {type: tpu-v5-lite-podslice, topology: 4x4}"))
     code, output = validate(str(file))
     assert code == 1
-    assert "not built yet" in output
+    assert "is not verified: no mesh over several hosts has run" in output
 
 
 def test_a_wrong_version_is_looked_at(tmp_path: Path) -> None:

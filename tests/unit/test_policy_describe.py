@@ -11,7 +11,7 @@ from gemmatune_api.errors import Problem
 from gemmatune_api.names import Reason
 from gemmatune_api.status import DataStatus
 from gemmatune_operator.policies import describe
-from tests.support.situations import plan, resource, situation
+from tests.support.situations import GIB, plan, resource, situation
 
 TPU = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4"}}
 
@@ -46,6 +46,10 @@ def test_memory_and_verdict() -> None:
     assert describe.verdict(None) == "its memory is planned after preparation"
     unknown = plan(memory=known.memory.model_copy(update={"capacity": 0}))
     assert describe.memory(unknown) == "10.0 GiB needed"
+    short = plan(host_memory=313 * GIB, host_capacity=154 * GIB)
+    pod = "each pod needs 313.0 GiB of host memory, and gets 154.0 of its machine"
+    assert describe.memory(short) == f"{pod} (10.0 of 20.0 GiB on each device)"
+    assert describe.memory(plan(host_memory=154 * GIB, host_capacity=154 * GIB)) == "10.0 of 20.0 GiB"
 
 
 def test_data_says_what_was_cut_and_dropped_only_where_something_was() -> None:

@@ -224,6 +224,28 @@ def test_a_halved_batch_divides_the_step() -> None:
     assert after(OOM, plan=planned).overrides == Overrides(micro_batch_size=1)
 
 
+def test_downshifts_begin_at_what_a_pass_really_had() -> None:
+    """Packed rows fill two sequences in each group: micro-batches of 4 and 2 would be the same program again."""
+
+    def shifted(sequences: object, **own: Any) -> retry.Verdict:
+        said = json.dumps({"message": "Ran out of memory in memory space hbm", "sequences": sequences})
+        why = ended(failed_job(20, termination_message=said))
+        assert why is not None
+        assert why.reason is Reason.ACCELERATOR_OUT_OF_MEMORY
+        return after(why, **own)
+
+    planned = plan(micro_batch_size=8, accumulation=2)
+    assert shifted(2, plan=planned).overrides == Overrides(micro_batch_size=1)
+    assert shifted(6, plan=planned).overrides == Overrides(micro_batch_size=2), "3 does not divide the rows of a step"
+    assert shifted(1, plan=planned).overrides == Overrides(gradient_checkpointing=True)
+    assert not shifted(1, plan=plan(micro_batch_size=8, gradient_checkpointing=True)).again
+    for unknown in (None, 0, -3, 9, 64):  # an older trainer says nothing of it
+        assert shifted(unknown, plan=planned).overrides == Overrides(micro_batch_size=4), unknown
+    used = Counters(attempts=3, out_of_memory=2)
+    third = shifted(2, counters=used, overrides=Overrides(micro_batch_size=4), plan=planned)
+    assert third.overrides == Overrides(micro_batch_size=1, gradient_checkpointing=True)
+
+
 def test_more_memory() -> None:
     why = ended(failed_job(137, termination_reason="OOMKilled"))
     assert why is not None

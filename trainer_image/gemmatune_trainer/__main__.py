@@ -102,7 +102,13 @@ def _ending(error: BaseException) -> tuple[TerminationMessage, ExitCode]:
         reason = EXIT_REASONS[ExitCode.CRASHED]
         return TerminationMessage(reason=reason, message=text, remedy="Read the pod's log."), ExitCode.CRASHED
     log.error("ended", reason=str(known.reason), message=known.message, remedy=known.remedy, exit_code=known.exit_code)
-    message = TerminationMessage(reason=known.reason, message=known.message, remedy=known.remedy, step=known.step)
+    message = TerminationMessage(
+        reason=known.reason,
+        message=known.message,
+        remedy=known.remedy,
+        step=known.step,
+        sequences=known.sequences,
+    )
     return message, known.exit_code
 
 

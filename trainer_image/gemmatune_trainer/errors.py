@@ -17,17 +17,19 @@ _MESSAGE_CHARACTERS = 1500
 class TrainerError(Exception):
     """An end that the operator can explain: `message` says what was found and where, `remedy` what to do.
 
-    `step` is the optimizer step that was reached, where one was.
+    `step` is the optimizer step that was reached, where one was. `sequences` are those that a pass had in each group of
+    devices, where their memory did not suffice for it.
     """
 
     reason: ClassVar[Reason]
     exit_code: ClassVar[ExitCode]
 
-    def __init__(self, message: str, remedy: str = "", step: int | None = None) -> None:
+    def __init__(self, message: str, remedy: str = "", step: int | None = None, sequences: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy or REASONS[self.reason].remedy
         self.step = step
+        self.sequences = sequences
 
 
 class InvalidConfig(TrainerError):
@@ -166,7 +168,27 @@ def naming(subject: str) -> Iterator[None]:
         known = explain(error)
         if known is None:
             raise
-        raise type(known)(f"{subject}: {known.message}", known.remedy, known.step) from error
+        raise type(known)(f"{subject}: {known.message}", known.remedy, known.step, known.sequences) from error
+
+
+@contextmanager
+def passing(sequences: int) -> Iterator[None]:
+    """Lets an end for want of the accelerator's memory tell how many sequences a pass has in each group of devices.
+
+    Raises:
+        AcceleratorOutOfMemory: what an exception inside stands for.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = explain(error)
+        if not isinstance(known, AcceleratorOutOfMemory):
+            raise
+        if known.sequences is None:  # else a pass of another kind, inside this one, has told
+            known.sequences = sequences
+        if known is error:
+            raise
+        raise known from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

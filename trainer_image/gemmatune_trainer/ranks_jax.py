@@ -39,7 +39,7 @@ def heard(text: bytes) -> Any:
 
 def _encoded(value: Any) -> Any:
     if isinstance(value, TrainerError):
-        return {_ERROR: [type(value).__name__, value.message, value.remedy, value.step]}
+        return {_ERROR: [type(value).__name__, value.message, value.remedy, value.step, value.sequences]}
     if isinstance(value, np.ndarray):
         return {_ARRAY: [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]}
     if isinstance(value, np.generic):

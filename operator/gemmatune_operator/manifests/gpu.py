@@ -5,6 +5,7 @@ from __future__ import annotations
 from gemmatune_api import accelerators, gke
 from gemmatune_api.layout import Layout
 from gemmatune_api.placement import GpuSpec
+from gemmatune_api.pod_memory import USABLE
 from gemmatune_api.scratch import pod_bytes
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
@@ -24,7 +25,7 @@ def needs(spec: FineTuneSpec, gpu: GpuSpec, laid: Layout, plan: Plan, overrides:
     count = laid.per_host
     shared = SHARED_MEMORY if count == 1 else count * SHARED_MEMORY_EACH
     needed = plan.host_memory + shared
-    machine = accelerators.machine_for(gpu.type, count, int(needed / resources.USABLE))
+    machine = accelerators.machine_for(gpu.type, count, int(needed / USABLE))
     found = resources.combine(
         resources.whole(machine, plan.disk)
         if machine is not None

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from gemmatune_api.accelerators import Machine, allocatable_ephemeral_storage
 from gemmatune_api.placement import ResourceSpec
+from gemmatune_api.pod_memory import USABLE, asked
 from gemmatune_api.scratch import HEADROOM, pod_bytes
 from gemmatune_api.scratch import whole as whole_gibibytes
 from gemmatune_operator.manifests.quantities import GI, parse, text
 
 CPU, MEMORY, DISK = "cpu", "memory", "ephemeral-storage"
 LEAST_MEMORY = 4 * GI
-USABLE = 0.85
-"""Share of what a node can give that is asked for: the system's own pods need the rest."""
 
 
 def memory(needed: int) -> int:
@@ -43,7 +42,7 @@ def whole(machine: Machine, disk_needed: int) -> Resources:
     Ephemeral storage is asked for as needed, since the size of the node's disk is not known; the limit lets a pod use
     what a disk of GKE's usual size has.
     """
-    size = int(machine.allocatable_memory * USABLE) // GI * GI
+    size = asked(machine)
     needed = pod_bytes(disk_needed)
     usual = int(allocatable_ephemeral_storage() * USABLE) // GI * GI
     requests = {CPU: str(math.floor(machine.allocatable_cpu * USABLE)), MEMORY: text(size), DISK: text(needed)}

@@ -172,8 +172,8 @@ def _with_plan(decision: Decision, plan: Plan) -> Decision:
 
 
 def _same(old: Plan, new: Plan) -> bool:
-    """Whether two plans differ in nothing but the generation they were made for, and the price table."""
-    ignored = {"generation": None, "cost_per_hour": None}
+    """Whether two plans differ in nothing but the generation they were made for, the prices, and what machines have."""
+    ignored = {"generation": None, "cost_per_hour": None, "host_capacity": None}
     return old.model_copy(update=ignored) == new.model_copy(update=ignored)
 
 

@@ -56,11 +56,13 @@ def summary(spec: FineTuneSpec, model: GemmaModel | None) -> Summary:
 
 
 def memory(plan: Plan) -> str:
-    """`12.3 of 22.5 GiB`."""
-    needed = f"{plan.memory.total / GIB:.1f}"
-    if not plan.memory.capacity:
-        return f"{needed} GiB needed"
-    return f"{needed} of {plan.memory.capacity / GIB:.1f} GiB"
+    """`12.3 of 22.5 GiB`, and host memory where it is short."""
+    needed, capacity = f"{plan.memory.total / GIB:.1f}", plan.memory.capacity
+    of_device = f"{needed} of {capacity / GIB:.1f} GiB" if capacity else f"{needed} GiB needed"
+    if plan.host_capacity is None or not plan.host_short:
+        return of_device
+    host, given = f"{plan.host_memory / GIB:.1f} GiB", f"{plan.host_capacity / GIB:.1f}"
+    return f"each pod needs {host} of host memory, and gets {given} of its machine ({of_device} on each device)"
 
 
 def verdict(plan: Plan | None) -> str:

@@ -35,7 +35,7 @@ _GIVEN_UP: dict[Reason, str] = {
     Reason.RESULT_MISSING: "Read the pod's log: the trainer ended without naming a manifest.",
 }
 """Remedies of causes that are retried by themselves, once the retries are used up."""
-_FIXED_CHANGES = ("use qlora", "dataset.")
+_FIXED_CHANGES = ("use ", "dataset.")
 """How remedies of the planner begin, or go on after `and`, that change what is fixed once an attempt exists."""
 _SUSPENDED = "Most fields may change only while the run is suspended: set spec.suspend: true, {}, then suspend: false."
 _WHILE_OPEN: dict[Reason, str] = {

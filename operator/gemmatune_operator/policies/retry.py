@@ -90,7 +90,9 @@ def _counted(situation: Situation, decision: Decision, attempt: Attempt, job: Jo
 def _downshift(decision: Decision, attempt: Attempt, cause: Cause) -> Verdict:
     used, base = decision.counters, decision.budget_base.out_of_memory
     done = used.out_of_memory - base
-    smaller = smaller_batch(decision, attempt, last=done == DOWNSHIFTS - 1) if done < DOWNSHIFTS else None
+    filled = cause.said.sequences if cause.said is not None else None
+    last = done == DOWNSHIFTS - 1
+    smaller = smaller_batch(decision, attempt, last=last, filled=filled) if done < DOWNSHIFTS else None
     if smaller is None:
         message = f"{cause.sentence} Micro-batch and gradient checkpointing leave nothing more to lower."
         return Verdict(False, False, used, message=message)
@@ -98,16 +100,19 @@ def _downshift(decision: Decision, attempt: Attempt, cause: Cause) -> Verdict:
     return Verdict(True, False, counters, smaller)
 
 
-def smaller_batch(decision: Decision, attempt: Attempt, *, last: bool) -> Overrides | None:
+def smaller_batch(decision: Decision, attempt: Attempt, *, last: bool, filled: int | None = None) -> Overrides | None:
     """The attempt's overrides with half the micro-batch, or with checkpointing on; None: neither is left.
 
-    The last downshift does both.
+    The last downshift does both. `filled`: the sequences that a pass really had, where the trainer tells. Packed rows
+    fill fewer than the micro-batch allows, and a micro-batch that is still above them is the same program again.
     """
     plan = decision.status.plan
     if plan is None:
         return None
     old = carried(decision, attempt) or Overrides()
     micro = old.micro_batch_size or plan.micro_batch_size
+    if filled is not None and filled > 0:
+        micro = min(micro, filled)
     on = plan.gradient_checkpointing if old.gradient_checkpointing is None else old.gradient_checkpointing
     if micro <= 1 and on:
         return None

@@ -49,6 +49,11 @@ class FixedBatches:
         most = max((len(self._sequences(rows)) for rows in steps), default=1)
         self.sequences = self._groups * min(self._training.micro_batch_size, -(-most // self._groups))
 
+    @property
+    def sequences_each(self) -> int:
+        """Sequences of a pass in each group of chips."""
+        return self.sequences // self._groups
+
     def _step_rows(self, step: int) -> list[Row]:
         training = self._training
         chosen = step_rows(training.seed, step, self._number_of_rows, training.global_batch_size)

@@ -30,6 +30,7 @@ from gemmatune_trainer.backends.keras_tally import Counter
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
 from gemmatune_trainer.data.pack import IGNORED
+from gemmatune_trainer.errors import passing
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ranks import Ranks
@@ -154,7 +155,8 @@ class KerasBackend:
         first = self._restore(start) if start else 0
         batches = self._batches(rows, number_of_rows, total_steps)
         log.info("batches", sequences=batches.shape.sequences, passes=batches.shape.passes, length=batches.shape.length)
-        return self._loop(batches, first, total_steps, training)
+        with passing(batches.sequences_each):
+            return self._loop(batches, first, total_steps, training)
 
     def _moment_paths(self) -> list[str]:
         """For each variable of the optimizer, the path of the weight that it belongs to; its own where it has none."""
@@ -226,22 +228,25 @@ class KerasBackend:
         steps = self.steps
         values = steps.values()
         total, labelled = 0.0, 0
-        for batch in self._batches(rows, number_of_rows, 0).all():
+        batches = self._batches(rows, number_of_rows, 0)
+        for batch in batches.all():
             alive()
-            total += float(steps.loss(*values, steps.device(batch)))
+            with passing(batches.sequences_each):
+                total += float(steps.loss(*values, steps.device(batch)))
             labelled += batch.labelled
         return total, int(self._ranks.add([labelled])[0])
 
     def snapshot(self) -> Snapshot:
-        """Copies weights, optimizer state and step as they were after the last optimizer step."""
-        optimizer_state = {
-            f"{index:05d}": keras_mesh.host_array(item.value) for index, item in enumerate(self._optimizer.variables)
-        }
-        return keras_state.snapshot(self._trained(), optimizer_state, self._done)
+        """Copies weights, optimizer state and step as they were after the last optimizer step; rank 0 alone has all."""
+        values = ((f"{index:05d}", item.value) for index, item in enumerate(self._optimizer.variables))
+        optimizer_state = dict(keras_mesh.host_arrays(values, keep=self._ranks.main))
+        return keras_state.snapshot(self._trained(keep=self._ranks.main), optimizer_state, self._done)
 
-    def _trained(self) -> dict[str, Any]:
-        """What is trained, in host memory; all processes must ask."""
-        return keras_whole.snapshot(self._weights) if self._full else keras_lora.snapshot(self._adapted)
+    def _trained(self, *, keep: bool = True) -> dict[str, Any]:
+        """What is trained, in host memory; all processes must ask, and only those that `keep` have it."""
+        if self._full:
+            return keras_whole.snapshot(self._weights, keep=keep)
+        return keras_lora.snapshot(self._adapted, keep=keep)
 
     def _restore(self, start: Path) -> int:
         """Puts a checkpoint's optimizer state in place, where keras has left one; the steps that it has behind it."""
@@ -253,7 +258,7 @@ class KerasBackend:
 
     def save_weights(self, folder: Path) -> None:
         """Writes what is trained, bit by bit."""
-        arrays = self._trained()
+        arrays = self._trained(keep=self._ranks.main)
         if self._ranks.main:
             keras_state.write_arrays(arrays, folder)
 
@@ -271,7 +276,7 @@ class KerasBackend:
 
     def save_result(self, folder: Path) -> None:
         """Writes the PEFT adapter, or the whole model in the run's precision."""
-        arrays = self._trained()
+        arrays = self._trained(keep=self._ranks.main)
         if not self._ranks.main:
             return
         if self._full:

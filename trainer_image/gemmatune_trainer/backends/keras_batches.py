@@ -92,6 +92,11 @@ class Batches:
         per_replica = min(config.training.micro_batch_size, -(-most // replicas))
         self.shape = Shape(replicas * per_replica, -(-most // (replicas * per_replica)), self.length)
 
+    @property
+    def sequences_each(self) -> int:
+        """Sequences of a forward pass in each group of devices along data."""
+        return self.shape.sequences // self._replicas
+
     def _distinct_steps(self) -> int:
         """Steps after which nothing new is looked at: where rows are not packed, all are alike."""
         return 1 << 20 if self._packing else 1
@@ -148,7 +153,7 @@ class Batches:
 
     def _group_of(self, sequence: int) -> int:
         """The group of devices along data on which a sequence lies."""
-        return sequence // (self.shape.sequences // self._replicas)
+        return sequence // self.sequences_each
 
     def _counted(self) -> Any:
         """The sequences that this process counts, as an array of truths; None where there is one process."""

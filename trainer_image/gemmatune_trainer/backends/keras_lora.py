@@ -95,9 +95,10 @@ def _through_peft(inputs: Any, form: _PeftForm, result: Any) -> Any:
     return ops.reshape(ops.matmul(ops.matmul(flat, ops.transpose(first)), ops.transpose(second)), ops.shape(result))
 
 
-def snapshot(adapted: list[Adapted]) -> dict[str, Any]:
-    """The adapter in the form that is trained, in host memory; all processes must ask."""
-    return {name: keras_mesh.host_array(variable.value) for name, variable in _variables(adapted).items()}
+def snapshot(adapted: list[Adapted], *, keep: bool = True) -> dict[str, Any]:
+    """The adapter in the form that is trained, in host memory, where `keep`; all processes must ask."""
+    values = ((name, variable.value) for name, variable in _variables(adapted).items())
+    return dict(keras_mesh.host_arrays(values, keep=keep))
 
 
 def _variables(adapted: list[Adapted]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,9 +168,26 @@ def share_of(hosts: Sequence[set[int]], own: int) -> Share:
     return Share(held, frozenset(group for group in held if min(hosts[group]) == own))
 
 
+def host_arrays(values: Iterable[tuple[str, jax.Array]], *, keep: bool) -> Iterator[tuple[str, Any]]:
+    """Whole arrays in host memory by name, one after another; all processes must ask.
+
+    Only those that `keep` have them: the others help to gather each, and let it go before the next.
+    """
+    for name, value in values:
+        if keep:
+            yield name, host_array(value)
+        elif not _is_here(value):
+            host_array(value)
+
+
+def _is_here(value: jax.Array) -> bool:
+    """Whether this process has all of it already."""
+    return bool(value.is_fully_addressable or value.is_fully_replicated)
+
+
 def host_array(value: jax.Array) -> Any:
     """The whole array in host memory; all processes must ask."""
-    if value.is_fully_addressable or value.is_fully_replicated:
+    if _is_here(value):
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 

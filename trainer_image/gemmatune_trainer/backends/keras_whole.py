@@ -55,10 +55,11 @@ def largest_change(backbone: Any, before: dict[str, Any], kind: Any) -> float:
     return float(max(changes, default=0.0))
 
 
-def snapshot(weights: list[Weight]) -> dict[str, Any]:
-    """The trained weights in host memory by their published keys; all processes must ask."""
-    trained = [weight for weight in weights if weight.variable.trainable]
-    return {weight.key: weight.to_file(keras_mesh.host_array(weight.variable.value)) for weight in trained}
+def snapshot(weights: list[Weight], *, keep: bool = True) -> dict[str, Any]:
+    """The trained weights in host memory by their published keys, where `keep`; all processes must ask."""
+    trained = {weight.key: weight for weight in weights if weight.variable.trainable}
+    values = ((key, weight.variable.value) for key, weight in trained.items())
+    return {key: trained[key].to_file(array) for key, array in keras_mesh.host_arrays(values, keep=keep)}
 
 
 def restore(weights: list[Weight], arrays: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.backends.xla_loop import Loop, placed
 from gemmatune_trainer.backends.xla_optimizer import Optimizer
+from gemmatune_trainer.errors import passing
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
@@ -171,7 +172,8 @@ class XlaBackend:
         if start:
             self._loop.restore(start, self._ranks)
         log.info("passes", sequences=batches.sequences, length=batches.length)
-        return self._loop.run(training)
+        with passing(batches.sequences_each):
+            return self._loop.run(training)
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, number_of_rows: int, alive: Callable[[], None]) -> tuple[float, int]:
@@ -190,9 +192,10 @@ class XlaBackend:
             step = batches.of(_rows_of(rows, begin, size, number_of_rows))
             for batch in step.passes:
                 alive()
-                loss = self._loss(*placed(self._chips, batch))
-                xla_device.compute()
-                total += float(loss)
+                with passing(batches.sequences_each):
+                    loss = self._loss(*placed(self._chips, batch))
+                    xla_device.compute()
+                    total += float(loss)
             labelled += step.labelled
         self._model.train(training)
         return total, labelled
