@@ -153,8 +153,9 @@ def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig
     assert max(abs(one / other - 1) for one, other in zip(losses, expected, strict=True)) <= TOLERANCE
     assert tally.late == 0
     assert 0 < tally.compilations <= 4
-    check_division(backend, 4096, moments=case in ("full 1", "full 2", "full 3"))
-    check_planned(backend, config)
+    if "tower" not in case:  # what is divided and counted is the text decoder
+        check_division(backend, 4096, moments=case in ("full 1", "full 2", "full 3"))
+        check_planned(backend, config)
 
 
 RESUMED: list[dict[str, Any]] = [
