@@ -1,4 +1,4 @@
-"""What each backend can train of a model: families of backend keras, and modules that an adapter may name."""
+"""What each backend can train of a model: families of backends keras and xla, and modules that an adapter may name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from gemmatune_api.errors import either
 from gemmatune_api.shapes import LINEAR_TARGETS
 from gemmatune_api.spec import Backend
 
-KERAS_FAMILIES = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "paligemma"})
-"""model_types whose layers KerasHub has."""
+FAMILIES = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "paligemma"})
+"""model_types that keras and xla train; torch trains all.
+
+The layers of Gemma 3n and 4 hand each other more than one hidden state: keys and values, embeddings of every layer,
+several streams. KerasHub has no such layers, and xla divides and recomputes the hidden state alone. That PaliGemma is
+keras's, the rules for images say.
+"""
 _EMBEDDINGS = frozenset({"embed_tokens", "embed_tokens_per_layer"})
 """What PEFT adapts beside linear modules. Not `lm_head`: losses and logits take its weight and pass an adapter by."""
 
 
 def family_refused(backend: Backend, model: GemmaModel) -> tuple[str, str] | None:
     """Message and remedy where the backend does not train models of this family."""
-    if backend != "keras" or model.family in KERAS_FAMILIES:
+    return type_refused(backend, model.family)
+
+
+def type_refused(backend: Backend, model_type: str) -> tuple[str, str] | None:
+    """The same by the model_type of a config.json."""
+    if backend == "torch" or model_type in FAMILIES:
         return None
-    remedy = f"Use a Gemma 1, 2, 3 or PaliGemma model, or backend {'torch or xla' if not model.vision else 'torch'}."
-    return f"backend keras does not train models of type {model.family}", remedy
+    usual = "Gemma 1, 2, 3 or PaliGemma" if backend == "keras" else "Gemma 1, 2 or 3"
+    remedy = f"Use a {usual} model, or backend torch, which trains on GPUs and CPUs."
+    return f"backend {backend} does not train models of type {model_type}", remedy
 
 
 def modules_refused(backend: Backend, names: list[str], model: GemmaModel | None) -> tuple[list[str], str, str] | None:

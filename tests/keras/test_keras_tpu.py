@@ -169,7 +169,8 @@ def check_container(pod: Object, node: str) -> None:
     assert "trainer-keras" in container["image"]
     assert container["resources"]["limits"][gke.TPU] == "4"
     assert {"name": "KERAS_BACKEND", "value": "jax"} in container["env"]
-    assert not {"JAX_PLATFORMS", "XLA_FLAGS"} & {item["name"] for item in container["env"]}
+    assert {"name": "JAX_PLATFORMS", "value": "tpu,cpu"} in container["env"], "which the node's `hardware` overrides"
+    assert "XLA_FLAGS" not in {item["name"] for item in container["env"]}
 
 
 def check_adapter(model: Path, adapter: Path, folder: Path) -> None:

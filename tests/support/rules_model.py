@@ -10,6 +10,8 @@ CPU: Changes = {"spec.accelerator": {"cpu": {}}}
 KERAS: Changes = {**CPU, "spec.backend": "keras"}
 XLA: Changes = {**CPU, "spec.backend": "xla"}
 OWN: Changes = {"spec.model": {"uri": "gs://bucket/our-own-gemma"}}
+TPU: Changes = {"spec.accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}}
+GEMMA_3N: Changes = {"spec.model": {"uri": "hf://google/gemma-3n-E2B-it"}}
 GEMMA_4: Changes = {"spec.model": {"uri": "hf://google/gemma-4-E2B-it"}}
 
 
@@ -19,7 +21,9 @@ def lora(*names: str) -> Changes:
 
 GOOD: dict[str, Changes] = {
     "Gemma 3 with images on keras": {**KERAS, "spec.model": {"uri": "hf://google/gemma-3-4b-it"}},
-    "Gemma 4 on xla": {**XLA, **GEMMA_4},
+    "Gemma 4 on torch": {**CPU, **GEMMA_4},
+    "Gemma 3 with images on xla": {**XLA, "spec.model": {"uri": "hf://google/gemma-3-4b-it"}},
+    "a model of no known name on a TPU": {**TPU, **OWN},
     "a model of no known name on keras": {**KERAS, **OWN},
     "modules of keras": {**KERAS, **lora("q_proj", "down_proj")},
     "modules by the ends of their names": {**XLA, **lora("self_attn.q_proj", "model.layers.0.mlp.up_proj")},
@@ -35,13 +39,25 @@ BAD: dict[str, tuple[Changes, str, str, str]] = {
         {**KERAS, **GEMMA_4},
         "spec.model.uri",
         "backend keras does not train models of type gemma4",
-        "Use a Gemma 1, 2, 3 or PaliGemma model, or backend torch or xla.",
+        "Use a Gemma 1, 2, 3 or PaliGemma model, or backend torch, which trains on GPUs and CPUs.",
     ),
     "family: Gemma 3n on keras": (
-        {**KERAS, "spec.model": {"uri": "hf://google/gemma-3n-E2B-it"}},
+        {**KERAS, **GEMMA_3N},
         "spec.model.uri",
         "does not train models of type gemma3n",
-        "or backend torch or xla",
+        "or backend torch",
+    ),
+    "family: Gemma 4 on xla": (
+        {**XLA, **GEMMA_4},
+        "spec.model.uri",
+        "backend xla does not train models of type gemma4",
+        "Use a Gemma 1, 2 or 3 model, or backend torch, which trains on GPUs and CPUs.",
+    ),
+    "family: Gemma 3n on a TPU": (
+        {**TPU, **GEMMA_3N},
+        "spec.model.uri",
+        "backend xla does not train models of type gemma3n",
+        "or backend torch",
     ),
     "modules: the head on keras": (
         {**KERAS, **lora("q_proj", "lm_head")},

@@ -143,7 +143,7 @@ def test_a_bucket_without_a_login_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_every_way_of_failing_has_its_own_code() -> None:
     kinds = errors.TrainerError.__subclasses__()
     assert len({kind.exit_code for kind in kinds}) == len(kinds)
-    assert {kind.exit_code for kind in kinds} == set(EXIT_REASONS) - {ExitCode.CRASHED, ExitCode.STALLED}
+    assert {kind.exit_code for kind in kinds} == set(EXIT_REASONS) - {ExitCode.STALLED}
 
 
 def test_the_termination_message_of_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,6 +358,18 @@ def test_what_keras_cannot_compute_is_told_before_an_accelerator_starts(config, 
     assert prepare(wanted, StopFlag()).reason == Reason.PREPARED
 
 
+@pytest.mark.parametrize(("tokens_of", "model_type"), [("3", "gemma3n_text"), ("4", "gemma4_text")])
+def test_what_xla_does_not_train_is_told_before_an_accelerator_starts(config, tmp_path, tokens_of, model_type):
+    wanted = config()
+    write_small_model(tmp_path / "model", tokens_of, model_type=model_type, intermediate_size=[128, 128])
+    with pytest.raises(InvalidConfig) as raised:
+        prepare(wanted.model_copy(update={"backend": "xla"}), StopFlag())
+    assert raised.value.message == f"model.uri: backend xla does not train models of type {model_type}"
+    assert raised.value.remedy == "Use a Gemma 1, 2 or 3 model, or backend torch, which trains on GPUs and CPUs."
+    assert not (tmp_path / "out" / "run.json").exists(), "nothing is claimed"
+    assert prepare(wanted, StopFlag()).reason == Reason.PREPARED
+
+
 @pytest.mark.parametrize(
     ("backend", "names", "found"),
     [("keras", ["q_proj", "lm_head"], "lm_head names no module"), ("xla", ["qproj"], "qproj names no module")],

@@ -127,6 +127,21 @@ def test_two_processes_stop_together_and_resume(
     assert history(alone) == pytest.approx(history(config), rel=tolerance)
 
 
+def test_a_signal_to_another_rank_leaves_no_half_answer(
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path
+) -> None:
+    """SIGTERM to rank 1 while all answer the prompts: the next attempt would find cut answers, and keep them."""
+    prompts = [f"Quote: {number}" for number in range(20)]
+    config = make_config(sharded=True, prompts=prompts, max_new_tokens=64)
+    prepared(trainer_host, config, tmp_path / "p")
+    ranks = start(trainer_host, config, tmp_path / "first")
+    wait_for(lambda: ranks[0].events("sample"), "an answer", seconds=180, detail=ranks[0].log)
+    ranks[1].signal(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [ExitCode.INTERRUPTED] * 2, ranks[0].log() + ranks[1].log()
+    assert "samples before training" in ranks[0].message.message
+    assert not (output(config) / "samples" / "before.json").exists()
+
+
 def test_one_process_hands_over_to_two(make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path) -> None:
     """With the model divided: the optimizer's state of one process is dealt out to both."""
     config = make_config(max_steps=12, every_steps=1000, micro_batch_size=1, sharded=True)

@@ -312,9 +312,10 @@ def test_a_trained_run_keeps_its_plan_without_a_word_of_a_next_attempt() -> None
 
 
 def test_a_remedy_that_is_not_there_is_not_referred_to() -> None:
-    """Gemma 4's experts are whole on every chip: no slice of this type has room for them."""
-    tpu = {"accelerator": {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x2"}}}
-    found = accept(situation(resource({"model": {"uri": "hf://google/gemma-4-26B-A4B"}, **tpu})), NEW)
+    """27 billion weights in fp32: no host of this type has room for them."""
+    tpu = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": "2x4", "chipsPerNode": 8}}
+    wanted = {"model": {"uri": "hf://google/gemma-3-27b-pt"}, "accelerator": tpu, "training": {"precision": "fp32"}}
+    found = accept(situation(resource(wanted)), NEW)
     assert said(found, A) == ("False", "DoesNotFit")
     assert found.status.plan is not None
     assert found.status.plan.remedies == []

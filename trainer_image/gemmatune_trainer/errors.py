@@ -12,6 +12,10 @@ from gemmatune_api.handover import RunConfigError
 from gemmatune_api.names import REASONS, ExitCode, Reason
 
 _MESSAGE_CHARACTERS = 1500
+_NODE_REMEDY = (
+    "Nothing: another attempt is made. If it ends like this one, look at the node's device plugin, or have the node "
+    "replaced."
+)
 
 
 class TrainerError(Exception):
@@ -72,6 +76,16 @@ class AcceleratorOutOfMemory(TrainerError):
 
     reason = Reason.ACCELERATOR_OUT_OF_MEMORY
     exit_code = ExitCode.ACCELERATOR_OUT_OF_MEMORY
+
+
+class AcceleratorMissing(TrainerError):
+    """The devices that the run is for do not start: a fault of the node, which another attempt may not meet."""
+
+    reason = Reason.CRASHED
+    exit_code = ExitCode.CRASHED
+
+    def __init__(self, message: str, remedy: str = "", step: int | None = None) -> None:
+        super().__init__(message, remedy or _NODE_REMEDY, step)
 
 
 class LossDiverged(TrainerError):

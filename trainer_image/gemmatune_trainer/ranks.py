@@ -18,6 +18,7 @@ from gemmatune_trainer.errors import explain
 
 if TYPE_CHECKING:
     from gemmatune_trainer.ranks_jax import Meeting
+    from gemmatune_trainer.stop import StopFlag
 
 Value = TypeVar("Value")
 
@@ -112,6 +113,16 @@ class Ranks:
         found = torch.tensor([int(flag)])
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(found.item())
+
+    def stopping(self, stop: StopFlag, *, waiting: bool = False) -> bool:
+        """Whether any rank shall stop; then the flag of every rank is up, so that rank 0 takes nothing for finished.
+
+        `waiting`: who asks only waits, which is no sign of life.
+        """
+        found = self.any(stop.raised if waiting else stop.requested)
+        if found and not stop.raised:
+            stop.request("SIGTERM of another pod")
+        return found
 
     def barrier(self) -> None:
         """Waits until all are here."""

@@ -18,6 +18,7 @@ def environment(spec: FineTuneSpec, laid: Layout) -> list[Object]:
         return [value("PJRT_DEVICE", "TPU" if tpu else "CPU"), *cpu]
     if backend == "keras":
         flag = f"--xla_force_host_platform_device_count={laid.per_host}"
-        cpu = [] if tpu else [value("JAX_PLATFORMS", "cpu"), value("XLA_FLAGS", flag)]
-        return [value("KERAS_BACKEND", "jax"), *cpu]
+        cpu = [] if tpu else [value("XLA_FLAGS", flag)]
+        # Named, a TPU that does not start is an error; unnamed, JAX would take the CPU of its node.
+        return [value("KERAS_BACKEND", "jax"), value("JAX_PLATFORMS", "tpu,cpu" if tpu else "cpu"), *cpu]
     return []

@@ -25,6 +25,9 @@ def make(config: RunConfig, files: ModelFiles | None, stop: StopFlag, ranks: Ran
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILED_SECONDS)
+    # By default a TPU multiplies fp32 in bf16.
+    exact = config.training.precision == "fp32"
+    jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
     from gemmatune_trainer.backends.keras_backend import KerasBackend
 
     return KerasBackend(config, files, stop, ranks)

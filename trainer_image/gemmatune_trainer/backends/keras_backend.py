@@ -16,6 +16,7 @@ from gemmatune_api.memory_mesh import padded_length
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends import (
     forms,
+    keras_devices,
     keras_images,
     keras_lora,
     keras_mesh,
@@ -69,6 +70,7 @@ class KerasBackend:
 
     def load(self) -> None:
         """Loads the base where the mesh divides it, and attaches a fresh adapter (by the run's seed)."""
+        keras_devices.check(self._config.device)
         training = self._config.training
         keras.utils.set_random_seed(training.seed)
         self._distribution = keras_mesh.distribute(self._data, self._model)
@@ -136,7 +138,7 @@ class KerasBackend:
         found: list[int] = []
         while int(token) not in stop_at and len(found) < new_tokens:
             found.append(int(token))
-            if self._ranks.any(self._stop.requested):
+            if self._ranks.stopping(self._stop):
                 break
             place = np.int32(filled + len(found) - 1)
             token, cache = steps.decode(*values, cache, steps.copied(np.int32(found[-1])), place)

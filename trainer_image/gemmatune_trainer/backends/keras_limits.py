@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gemmatune_api.trainable import KERAS_FAMILIES
+from gemmatune_api import trainable
 from gemmatune_trainer.errors import InvalidConfig
 
 SLIDING = "sliding_attention"
@@ -37,11 +37,9 @@ def check(config: Mapping[str, Any]) -> None:
         InvalidConfig: they cannot compute what it asks for.
     """
     family, text = str(config.get("model_type")), text_config(config)
-    if family not in KERAS_FAMILIES:
-        raise InvalidConfig(
-            f"backend keras does not train models of type {family!r}",
-            "Use a Gemma 1, 2, 3 or PaliGemma model, or backend torch.",
-        )
+    refused = trainable.type_refused("keras", family)
+    if refused is not None:
+        raise InvalidConfig(*refused)
     if config.get("tie_word_embeddings", text.get("tie_word_embeddings", True)) is False:
         raise InvalidConfig(
             "config.json says tie_word_embeddings false, and KerasHub's Gemma has one matrix for both",

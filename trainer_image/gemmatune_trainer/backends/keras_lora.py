@@ -23,6 +23,8 @@ from gemmatune_trainer.backends.keras_weights import modules, place_of
 
 WEIGHTS = forms.PEFT_WEIGHTS
 SETTINGS = "adapter_config.json"
+_SEEDS = 2**32
+"""JAX takes seeds of 32 bits."""
 
 
 class AdapterInvalid(RuntimeError):
@@ -59,7 +61,7 @@ def attach(backbone: Any, names: tuple[str, ...], rank: int, alpha: int, seed: i
         layers = modules(block)
         for name in names:
             layer = layers[name]
-            first = keras.initializers.HeUniform(seed=seed * 1_000_003 + len(found))
+            first = keras.initializers.HeUniform(seed=(seed * 1_000_003 + len(found)) % _SEEDS)
             layer.enable_lora(rank, lora_alpha=alpha, a_initializer=first)
             layer.call = types.MethodType(_call, layer)
             found.append(Adapted(f"{prefix}layers.{index}.{place_of(name)}", layer))

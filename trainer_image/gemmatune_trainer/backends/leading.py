@@ -99,8 +99,7 @@ class _Led:
         self._stop = stop
 
     def around(self, work: Callable[[], None]) -> None:
-        if self._ranks.any(self._stop.raised) and not self._stop.raised:
-            self._stop.request("SIGTERM of another pod")
+        self._ranks.stopping(self._stop, waiting=True)
         self.then(work)
 
     def then(self, work: Callable[[], None]) -> None:
@@ -159,7 +158,7 @@ class Follower:
 
     def micro_batch(self) -> None:
         """Says whether this process shall stop, and hears what is decided."""
-        self._ranks.any(self._stop.raised)
+        self._ranks.stopping(self._stop, waiting=True)
         self._told()
 
     def step_done(self, step: Step) -> None:

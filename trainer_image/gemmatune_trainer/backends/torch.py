@@ -259,9 +259,8 @@ class _Stopped(StoppingCriteria):
         self._ranks = ranks
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        wanted = self._flag.requested
-        if self._ranks is not None:  # all generate together: all must end together
-            wanted = self._ranks.any(wanted)
+        # Where all generate together, all must end together.
+        wanted = self._flag.requested if self._ranks is None else self._ranks.stopping(self._flag)
         return torch.full((input_ids.shape[0],), wanted, device=input_ids.device)
 
 

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gemmatune_api import trainable
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.sharding import Spec, of_weight
 from gemmatune_trainer.backends import adapter, whole, xla_device, xla_forward
@@ -23,7 +24,7 @@ from gemmatune_trainer.backends.sharding import of_rows
 from gemmatune_trainer.backends.xla_device import Chips
 from gemmatune_trainer.backends.xla_loop import Loop, placed
 from gemmatune_trainer.backends.xla_optimizer import Optimizer
-from gemmatune_trainer.errors import passing
+from gemmatune_trainer.errors import InvalidConfig, passing
 from gemmatune_trainer.generation import terminator_ids
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
@@ -51,6 +52,7 @@ class XlaBackend:
         self._files = files
         self._stop = stop
         self._ranks = ranks or Ranks()
+        xla_device.multiply(exactly=config.training.precision == "fp32")
         mesh = config.mesh
         self._chips = Chips((mesh.data, mesh.model) if mesh else None)
         self._full = config.method.kind == "full"
@@ -71,7 +73,13 @@ class XlaBackend:
         """Loads the base on the host, attaches a fresh adapter (by the run's seed), and divides both among the chips.
 
         With full tuning the base itself is what is trained.
+
+        Raises:
+            InvalidConfig: the backend does not train such models.
         """
+        refused = trainable.family_refused("xla", self._files.model)
+        if refused is not None:  # prepare has asked already, but for a run that another backend began
+            raise InvalidConfig(f"model.uri: {refused[0]}", refused[1])
         base = self._base()
         transformers.set_seed(self._config.training.seed)
         if self._full:
@@ -136,7 +144,7 @@ class XlaBackend:
         self._model.eval()
         ids = list(prompt)
         self._width = max(self._width, _rounded(len(ids) + new_tokens))
-        while len(ids) < len(prompt) + new_tokens and not self._ranks.any(self._stop.requested):
+        while len(ids) < len(prompt) + new_tokens and not self._ranks.stopping(self._stop):
             input_ids, position_ids = self._single(ids, self._width)
             at = torch.tensor(len(ids) - 1).to(self._chips.device)
             with self._autocast():

@@ -15,6 +15,7 @@ os.environ.setdefault("XLA_NO_SPECIAL_SCALARS", "1")  # a rate that becomes 0 or
 import numpy as np
 import torch
 import torch_xla
+import torch_xla.backends
 import torch_xla.debug.metrics
 import torch_xla.runtime
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch_xla.utils.checkpoint import checkpoint
 
 from gemmatune_api.sharding import DATA, MODEL, Spec
 from gemmatune_trainer.backends.sharding import rows_of_host
-from gemmatune_trainer.errors import InvalidConfig
+from gemmatune_trainer.errors import AcceleratorMissing, InvalidConfig, text_of
 
 _STATM, _PAGE_BYTES = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 KIND = "xla"
@@ -38,10 +39,15 @@ class Chips:
         """Takes the chips.
 
         Raises:
+            AcceleratorMissing: they do not start. PJRT_DEVICE says which they are, and no others are taken for them.
             InvalidConfig: there are others than the mesh says.
         """
-        torch_xla.runtime.use_spmd()
-        self.count: int = torch_xla.runtime.global_runtime_device_count()
+        try:
+            torch_xla.runtime.use_spmd()
+            self.count: int = torch_xla.runtime.global_runtime_device_count()
+        except (RuntimeError, OSError) as error:
+            kind = torch_xla.runtime.device_type()
+            raise AcceleratorMissing(f"the node's {kind} does not start: {text_of(error)}") from error
         self.data, self.model = mesh or (self.count, 1)
         if self.data * self.model != self.count:
             raise InvalidConfig(
@@ -85,6 +91,13 @@ class Chips:
         """Bytes that a tensor takes of each chip of this host, the most of them."""
         (shards,) = torch_xla._XLAC._get_local_shards([value])
         return max(shard.nbytes for shard, _ in shards)
+
+
+def multiply(*, exactly: bool) -> None:
+    """Says how fp32 is multiplied, before anything is compiled: a TPU does it in bf16 where nothing is said."""
+    wanted: Any = "highest" if exactly else "default"
+    if torch_xla.backends.get_mat_mul_precision() != wanted:
+        torch_xla.backends.set_mat_mul_precision(wanted)
 
 
 def compute() -> None:
