@@ -74,7 +74,7 @@ class Process:
             board=Board(self._cache.documents),
         )
         self._metrics = Metrics(gauges)
-        self._journal = Journal(self._metrics)
+        self._journal = Journal(self._metrics, self._may_write)
         self._queue: WorkQueue[Key] = WorkQueue(
             self._look,
             workers=options.workers,
