@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -39,36 +39,50 @@ class _Loader(kube_config.KubeConfigLoader):  # type: ignore[misc]
     async def load_from_exec_plugin(self) -> bool:
         plugin = self._user["exec"]
         try:
-            async with asyncio.timeout(PLUGIN_SECONDS):
-                status = await ExecProvider(plugin).run()
-        except TimeoutError as error:
-            raise LoginError(_failed(plugin, f"it has not ended within {PLUGIN_SECONDS:g} s")) from error
+            status = await _asked(ExecProvider(plugin))
         except (config.ConfigException, OSError) as error:
-            raise LoginError(_failed(plugin, _words(error))) from error
-        certificate = all(status.get(field) for _, field in _CERTIFICATES)
-        if not (status.get("token") or certificate):
-            raise LoginError(_failed(plugin, "it gives neither a token nor a client certificate with its key"))
+            hint = " ".join(str(plugin.safe_get("installHint") or "").split())
+            why = f"{error} ({hint})" if hint else str(error)
+            raise LoginError(f"the login plugin {plugin['command']} of the kubeconfig failed: {why}") from error
         if status.get("token"):
             self.token = f"Bearer {status['token']}"
-        for name, field in _CERTIFICATES if certificate else ():
+        for name, field in _CERTIFICATES if status.get("clientCertificateData") else ():
             data = kube_config.FileOrData(status, None, data_key_name=field, base64_file_content=False)
             setattr(self, name, data.as_file())
         return True
 
 
-def _failed(plugin: Any, why: str) -> str:
-    hint = " ".join(str(plugin.safe_get("installHint") or "").split())
-    return f"the login plugin {plugin['command']} of the kubeconfig failed: {why}" + (f" ({hint})" if hint else "")
-
-
-def _words(error: Exception) -> str:
-    """A failure in one line; what the plugin wrote, the library shows as Python shows bytes."""
-    said, mark, written = str(error).partition(". b")
+async def _asked(plugin: ExecProvider) -> dict[str, Any]:
+    """A plugin's credentials; the library's own way waits for ever, and gives its words as Python shows bytes."""
+    asks = {"apiVersion": plugin.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
+    process = await asyncio.create_subprocess_exec(
+        *plugin.args,
+        env={**plugin.env, "KUBERNETES_EXEC_INFO": json.dumps(asks)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
-        text = f"{said}: {ast.literal_eval('b' + written).decode(errors='replace')}" if mark else said
-    except (SyntaxError, ValueError):
-        text = str(error)
-    return " ".join(text.removeprefix("exec: ").split())[:1000]
+        async with asyncio.timeout(PLUGIN_SECONDS):
+            answer, words = await process.communicate()
+    except TimeoutError as error:
+        raise LoginError(f"it has not ended within {PLUGIN_SECONDS:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        said = " ".join(words.decode(errors="replace").split())[:1000]
+        raise LoginError(f"exit code {process.returncode}: {said or 'it says nothing'}")
+    try:
+        status = json.loads(answer)["status"]
+        given = bool(status.get("token")) or all(status.get(field) for _, field in _CERTIFICATES)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LoginError("its answer is no ExecCredential with a status") from error
+    if not given:
+        raise LoginError("it gives neither a token nor a client certificate with its key")
+    found: dict[str, Any] = status
+    return found
 
 
 async def login() -> Configuration:

@@ -21,9 +21,12 @@ USER = "outside"
 EXEC = "client.authentication.k8s.io/v1beta1"
 
 
-def account(crd: ControlPlane, namespace: str) -> None:
-    """A ServiceAccount that may do everything in its namespace; tokens of an earlier one of its name are void."""
-    crd.api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": USER}})
+ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
+
+
+def account(crd: ControlPlane) -> None:
+    """A ServiceAccount of another namespace than the run's; tokens of an earlier one of its name are void."""
+    crd.api.create(ACCOUNTS, {"metadata": {"name": USER}})
 
 
 def takes(api: Api, path: str) -> bool:
@@ -37,11 +40,11 @@ def takes(api: Api, path: str) -> bool:
 
 
 def test_the_operator_goes_on_with_a_new_login(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
-    account(crd, namespace)
+    account(crd)
     binding = {
         "metadata": {"name": USER},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": USER, "namespace": namespace}],
+        "subjects": [{"kind": "ServiceAccount", "name": USER, "namespace": "default"}],
     }
     crd.api.create(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings", binding)
     plugin, answer, calls = tmp_path / "plugin", tmp_path / "answer", tmp_path / "calls"
@@ -51,7 +54,7 @@ def test_the_operator_goes_on_with_a_new_login(crd: ControlPlane, namespace: str
     def gives(token: str) -> None:
         answer.write_text(json.dumps({"apiVersion": EXEC, "kind": "ExecCredential", "status": {"token": token}}))
 
-    old = chart.token(crd, namespace, USER)
+    old = chart.token(crd, "default", USER)
     gives(old)
     config = yaml.safe_load(crd.kubeconfig.read_text())
     config["users"][0]["user"] = {"exec": {"apiVersion": EXEC, "command": str(plugin)}}
@@ -62,9 +65,9 @@ def test_the_operator_goes_on_with_a_new_login(crd: ControlPlane, namespace: str
         stage = Stage(crd.api, namespace)
         stage.create()
         stage.job("p1")
-        crd.api.delete(f"/api/v1/namespaces/{namespace}/serviceaccounts/{USER}")
-        account(crd, namespace)
-        gives(chart.token(crd, namespace, USER))
+        crd.api.delete(f"{ACCOUNTS}/{USER}")
+        account(crd)
+        gives(chart.token(crd, "default", USER))
         former = crd.api_with_token(old)
         wait_for(lambda: not takes(former, stage.jobs), "the API server to refuse the old token", seconds=60)
         before = len(calls.read_text().splitlines())
@@ -76,3 +79,4 @@ def test_the_operator_goes_on_with_a_new_login(crd: ControlPlane, namespace: str
         assert "logged in again" in operator.server.log.read_text()
     finally:
         assert operator.stop() == 0
+        crd.api.delete(f"{ACCOUNTS}/{USER}")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import kopf
+import psutil
 import pytest
 import yaml
 from aiohttp import web
@@ -158,7 +159,7 @@ async def test_a_plugin_that_fails_later_is_told_in_its_words(api: Api, plugin: 
             with pytest.raises(UnavailableError) as told:
                 await port.get("Job", "ns", "x")
             assert str(told.value) == (
-                f"Unauthorized: the login plugin {plugin.command} of the kubeconfig failed: process returned 3: "
+                f"Unauthorized: the login plugin {plugin.command} of the kubeconfig failed: exit code 3: "
                 "ERROR: (gcloud.config) There was a problem refreshing your auth tokens: Reauthentication failed."
             )
         assert (plugin.calls, api.refused) == (2, 2), "the second request finds the pause"
@@ -209,9 +210,10 @@ async def test_a_request_that_is_given_up_ends_no_login(api: Api, plugin: Plugin
 @pytest.mark.parametrize(
     ("status", "words", "expected"),
     [
-        ({"token": "t"}, "no account", "process returned 3: no account (Install it.)"),
+        ({"token": "t"}, "no account", "exit code 3: no account (Install it.)"),
         ({"token": ""}, None, "it gives neither a token nor a client certificate with its key (Install it.)"),
         ({"clientCertificateData": "c"}, None, "it gives neither a token nor a client certificate with its key"),
+        ({}, "", "exit code 3: it says nothing"),
         (None, None, "No such file or directory"),
     ],
 )
@@ -223,7 +225,7 @@ async def test_no_login_without_credentials(
         plugin.command.unlink()
     else:
         plugin.gives(status)
-    if words:
+    if words is not None:
         plugin.fails(words)
     monkeypatch.setenv("KUBECONFIG", str(plugin.kubeconfig("http://127.0.0.1:9", installHint="Install\nit.")))
     with pytest.raises(LoginError) as told:
@@ -234,12 +236,24 @@ async def test_no_login_without_credentials(
         await handlers._login()
 
 
+@pytest.mark.parametrize("answer", ["", "no JSON", "[]", "{}", '{"status": null}'])
+async def test_a_plugin_that_answers_something_else(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    (plugin.folder / "answer").write_text(answer)
+    monkeypatch.setenv("KUBECONFIG", str(plugin.kubeconfig("http://127.0.0.1:9")))
+    with pytest.raises(LoginError, match="its answer is no ExecCredential with a status"):
+        await login()
+
+
 async def test_a_plugin_that_hangs(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin.command.write_text("#!/bin/sh\nexec sleep 60\n")
+    pid = plugin.folder / "pid"
+    plugin.command.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 60\n")
     monkeypatch.setenv("KUBECONFIG", str(plugin.kubeconfig("http://127.0.0.1:9")))
     monkeypatch.setattr(module, "PLUGIN_SECONDS", 0.2)
     with pytest.raises(LoginError, match=r"has not ended within 0\.2 s"):
         await login()
+    assert not psutil.pid_exists(int(pid.read_text())), "nothing is left of it"
 
 
 def test_the_process_tells_why_it_cannot_log_in(plugin: Plugin, tmp_path: Path) -> None:
