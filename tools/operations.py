@@ -28,6 +28,7 @@ from gemmatune_operator.diagnose import ANSWERS, FREE_ON_SPOT, Answer
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.policies import retry
 from gemmatune_operator.policies.cleanup import OVERDUE_SECONDS
+from gemmatune_operator.policies.deleted import DELETED
 from gemmatune_operator.policies.prepare import RETRIES
 
 ALERTS = Path(__file__).parents[1] / "charts/gemmatune/files/alerts.yaml"
@@ -70,6 +71,7 @@ def document() -> str:
         Phase=Phase,
         Condition=ConditionType,
         Reason=Reason,
+        DELETED=DELETED,
         Exit=ExitCode,
         job=lambda role: f"NAME-{JOB_SUFFIX[role]}N",
         Role=Role,

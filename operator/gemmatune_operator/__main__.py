@@ -10,6 +10,7 @@ import uvloop
 from kubernetes.aio.config import ConfigException
 
 from gemmatune_operator import logs, options
+from gemmatune_operator.login import LoginError
 from gemmatune_operator.process import Process, StoppedError
 
 GC_THRESHOLD = 50_000
@@ -31,6 +32,8 @@ def main() -> None:
 
     try:
         uvloop.run(run())
+    except LoginError as error:
+        sys.exit(f"cannot log in to the cluster: {error}. Log in again (GKE: `gcloud auth login`).")
     except ConfigException as error:
         sys.exit(f"cannot log in to a cluster: {error}. Set KUBECONFIG, or run in a pod with a service account.")
     except StoppedError as error:

@@ -60,6 +60,8 @@ class Cache:
     def __init__(self) -> None:
         self._runs: dict[Key, _Run] = {}
         self._outputs: dict[tuple[str, str], set[Key]] = {}
+        self._departed: dict[Key, list[_Run]] = {}
+        self._dead: OrderedDict[str, int] = OrderedDict()
         self._jobs: _Children[JobView] = _Children()
         self._pods: _Children[PodView] = _Children()
         self._stories: OrderedDict[str, dict[str, EventView]] = OrderedDict()
@@ -84,8 +86,10 @@ class Cache:
         old = self._runs.get(key)
         if type_ == "DELETED":
             return self._deleted(key, old, run)
-        if old is not None and 0 < run.version <= old.version:
-            return []
+        if 0 < run.version <= max(self._dead.get(run.uid, 0), old.version if old is not None else 0):
+            return []  # known already; or an answer that was under way when its resource went
+        if old is not None and old.uid != run.uid:
+            self._depart(key, old)
         if old is None or old.output != run.output:
             self._release(key, old)
             if run.output[1]:  # else the defaults decide, and have not yet
@@ -101,8 +105,15 @@ class Cache:
             return []
         self._release(key, old)
         del self._runs[key]
+        self._depart(key, run)
         rivals = self._outputs.get(old.output, ())
         return [(other, Priority.ROUTINE) for other in (key, *rivals)]
+
+    def _depart(self, key: Key, last: _Run) -> None:
+        self._departed.setdefault(key, []).append(last)
+        self._dead[last.uid] = last.version
+        if len(self._dead) > STORIES:
+            self._dead.popitem(last=False)
 
     def _release(self, key: Key, run: _Run | None) -> None:
         if run is not None and (holders := self._outputs.get(run.output)) is not None:
@@ -175,12 +186,17 @@ class Cache:
         run = self._runs.get((namespace, name))
         if run is None:
             return None
-        observed = of_resource(from_json(run.text))
-        if observed.deleting:
-            return observed
-        if unclaimed(observed):
+        observed = self._observed(run)
+        if unclaimed(observed) and not observed.deleting:
             others = self._outputs.get(run.output, set()) - {(namespace, name)}
             observed = replace(observed, rivals=tuple(from_json(self._runs[key].text) for key in sorted(others)))
+        return observed
+
+    def departed(self, namespace: str, name: str) -> list[Observed]:
+        """The runs of this name that are gone since this was last asked, as they were at the end."""
+        return [self._observed(run) for run in self._departed.pop((namespace, name), ())]
+
+    def _observed(self, run: _Run) -> Observed:
         pods: dict[str, list[PodView]] = {}
         for _, pod in self._pods.of(run.uid):
             if pod.phase == "Pending":
@@ -192,7 +208,7 @@ class Cache:
                 own = tuple(pods.pop(name_, ()))
                 jobs[name_] = replace(job, pods=own, events=() if own else self._story(job.uid))
         lost = tuple(pod for rest in pods.values() for pod in rest)
-        return replace(observed, jobs=jobs, lost_pods=lost)
+        return replace(of_resource(from_json(run.text)), jobs=jobs, lost_pods=lost)
 
     def _story(self, uid: str) -> tuple[EventView, ...]:
         story = self._stories.get(uid, {}).values()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import time
@@ -15,13 +14,13 @@ from urllib.parse import quote
 
 import aiohttp
 import structlog
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 from pydantic_core import from_json
 
 from gemmatune_api import names
 from gemmatune_api.apply import CONTENT_TYPE, apply_text
 from gemmatune_operator.conditions import rfc3339
+from gemmatune_operator.login import LoginError, Session
 from gemmatune_operator.ports import AlreadyExistsError, ConflictError, Object, RefusedError, UnavailableError
 
 JSON = "application/json"
@@ -72,23 +71,6 @@ class _BusyError(_ApiError):
         self.retry_after = retry_after
 
 
-async def login() -> Configuration:
-    """How to reach the API server: KUBECONFIG where it is set, the pod's service account elsewhere.
-
-    Raises:
-        kubernetes.aio.config.ConfigException: there is neither.
-    """
-    configuration = Configuration()
-    file = os.environ.get("KUBECONFIG")
-    if file or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        await config.load_kube_config(file, client_configuration=configuration, persist_config=False)
-    else:
-        config.load_incluster_config(client_configuration=configuration)
-    configuration.connection_pool_maxsize = 100
-    configuration.client_session_kwargs = {"trust_env": False}  # as kopf does: both take the same way
-    return configuration
-
-
 @dataclass(frozen=True, slots=True)
 class _Request:
     verb: str
@@ -105,12 +87,12 @@ class KubernetesCluster:
 
     def __init__(
         self,
-        client: ApiClient,
+        session: Session,
         measure: Measure = lambda verb, kind, code, seconds: None,
         failpoint: Failpoint = lambda point: None,
         may_write: MayWrite = lambda: True,
     ) -> None:
-        self._client = client
+        self._session = session
         self._measure = measure
         self._failpoint = failpoint
         self._may_write = may_write
@@ -241,14 +223,26 @@ class KubernetesCluster:
     async def _call(self, request: _Request) -> Object:
         """One request, repeated a few times while the server is busy."""
         for attempt in range(1, ATTEMPTS + 1):
+            login = self._session.configuration
             try:
-                return await self._measured(request)
+                answer = await self._measured(request)
+                self._session.works()
+                return answer
             except _BusyError as error:
+                if error.code == 401:
+                    await self._log_in_again(login, error)
                 if attempt == ATTEMPTS:
                     raise
                 asked = error.retry_after
             await asyncio.sleep(_backoff(attempt) if asked is None else asked)
         raise AssertionError("the last attempt answers or raises")
+
+    async def _log_in_again(self, login: Configuration, error: _BusyError) -> None:
+        """A login that has run out is replaced; a server that has just started refuses good ones for a moment, too."""
+        try:
+            await self._session.renew(login)
+        except LoginError as failed:
+            raise _BusyError(401, error.reason, f"{error}: {failed}") from failed
 
     async def _measured(self, request: _Request) -> Object:
         verb, kind = request.verb, request.kind
@@ -265,8 +259,8 @@ class KubernetesCluster:
             self._measure(verb, kind, code, time.monotonic() - began)
 
     async def _once(self, request: _Request) -> tuple[int, Object]:
-        """One request over the client's own session and login, without its generic serialisation of models."""
-        configuration, rest = self._client.configuration, self._client.rest_client
+        """One request over the session's own connections and login, without the client's serialisation of models."""
+        configuration, rest = self._session.configuration, self._session.rest
         if rest.pool_manager is None:
             rest.pool_manager = rest._create_pool_manager()
         headers = {"Accept": JSON, "Content-Type": request.content_type}

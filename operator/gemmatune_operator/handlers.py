@@ -10,7 +10,7 @@ import kopf
 
 from gemmatune_api import names
 from gemmatune_operator.cache import SCALED, WARNINGS, Cache, Key, Wake
-from gemmatune_operator.cluster import login
+from gemmatune_operator.login import PAUSE_SECONDS, LoginError, login
 from gemmatune_operator.ports import Object
 from gemmatune_operator.workqueue import Priority
 
@@ -72,7 +72,10 @@ def _as_core(event: Mapping[str, Any]) -> Object:
 
 async def _login(**_: Any) -> kopf.ConnectionInfo:
     """kopf reaches the API server as cluster.py does."""
-    found = await login()
+    try:
+        found = await login()
+    except LoginError as error:
+        raise kopf.TemporaryError(str(error), delay=PAUSE_SECONDS) from error
     *scheme, token = str(found.api_key.get("BearerToken") or "").split(" ")
     authority = found.ca_cert_data
     return kopf.ConnectionInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -10,9 +11,10 @@ from gemmatune_api.names import Phase, Reason
 from gemmatune_api.status import Attempt, FineTuneStatus
 from gemmatune_operator.board import OTHER, accelerators_of
 from gemmatune_operator.observe import Observed
+from gemmatune_operator.policies.deleted import DELETED
 
 _PHASES = frozenset(phase.value for phase in Phase)
-_REASONS = frozenset(reason.value for reason in Reason)
+_CAUSES = frozenset([*(reason.value for reason in Reason), DELETED])
 
 log = structlog.get_logger(__name__)
 
@@ -29,27 +31,41 @@ class Journal:
 
     Args:
         meter: where counts go; None counts nothing.
+        leads: whether this process leads: of several that see a deletion only one counts it.
     """
 
-    def __init__(self, meter: Meter | None = None) -> None:
-        self._meter = meter
-        self._phases: dict[tuple[str, str], str] = {}
+    def __init__(self, meter: Meter | None = None, leads: Callable[[], bool] = lambda: True) -> None:
+        self._meter, self._leads = meter, leads
+        self._runs: dict[tuple[str, str], tuple[str, str]] = {}
+        """UID and phase."""
 
     def phases(self) -> dict[str, int]:
         """Runs by phase, every phase named. Called from the probes' thread."""
         counts = dict.fromkeys([phase.value for phase in Phase], 0)
-        for phase in list(self._phases.values()):
+        for _, phase in list(self._runs.values()):
             counts[phase] = counts.get(phase, 0) + 1
         return counts
 
     def seen(self, observed: Observed, status: FineTuneStatus) -> None:
         """A run was looked at; this is its status now."""
         phase = status.phase or Phase.PENDING.value
-        self._phases[observed.namespace, observed.name] = phase if phase in _PHASES else OTHER
+        shown = phase if phase in _PHASES else OTHER
+        self._runs[observed.namespace, observed.name] = (observed.uid, shown)
 
     def forget(self, namespace: str, name: str) -> None:
         """The run is gone."""
-        self._phases.pop((namespace, name), None)
+        self._runs.pop((namespace, name), None)
+
+    def knows(self, observed: Observed) -> bool:
+        """Whether exactly this run was seen and not forgotten since; an earlier process may have counted others."""
+        uid, _ = self._runs.get((observed.namespace, observed.name), ("", ""))
+        return uid == observed.uid
+
+    def deleted(self, last: Observed, ended: FineTuneStatus | None) -> None:
+        """A run that it knows is gone, or only waits to be; `ended` is its last status with the open attempt closed."""
+        self.forget(last.namespace, last.name)
+        if ended is not None and self._leads():
+            self._attempt(last.namespace, ended.attempts[-1], last.status, ended)
 
     def changed(self, namespace: str, before: FineTuneStatus, after: FineTuneStatus) -> None:
         """The API server has taken a new status."""
@@ -75,7 +91,7 @@ class Journal:
             seconds=round(trained, 1),
         )
         if self._meter is not None:
-            cause = attempt.reason if attempt.reason in _REASONS else OTHER
+            cause = attempt.reason if attempt.reason in _CAUSES else OTHER
             cost = max(0.0, _spent(after) - _spent(before))
             self._meter.attempt_ended(namespace, cause, kind, max(0.0, trained) * count, cost)
 

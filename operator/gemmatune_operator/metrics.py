@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from gemmatune_operator.board import RUNS, Board, Card, Key, numbers
 from gemmatune_operator.diagnose import ANSWERS
+from gemmatune_operator.policies.deleted import DELETED
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -153,7 +154,10 @@ class Metrics:
 
     def _count_attempts(self) -> None:
         self._attempts = Counter(
-            "gemmatune_attempts_ended_total", "Attempts that ended, by cause.", ["cause"], registry=self.registry
+            "gemmatune_attempts_ended_total",
+            f"Attempts that ended, by cause ({DELETED}: with their run).",
+            ["cause"],
+            registry=self.registry,
         )
         self._accelerator_seconds = Counter(
             "gemmatune_accelerator_seconds_total",
@@ -161,8 +165,8 @@ class Metrics:
             ["type", "outcome"],
             registry=self.registry,
         )
-        for reason in ANSWERS:  # from 0 on: a first stall is a growth
-            self._attempts.labels(reason.value)
+        for cause in (*ANSWERS, DELETED):  # from 0 on: a first stall is a growth
+            self._attempts.labels(str(cause))
         self._namespace_seconds = Counter(
             "gemmatune_namespace_accelerator_seconds_total",
             "Training time of ended attempts times their accelerators, by namespace of the run.",

@@ -10,17 +10,17 @@ from typing import Any
 
 import kopf
 import structlog
-from kubernetes.aio.client import ApiClient
 
 from gemmatune_api import accelerators, catalog
 from gemmatune_operator import handlers, logs, probes
 from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache, Key, Wake
 from gemmatune_operator.clock import SteadyClock
-from gemmatune_operator.cluster import Failpoint, KubernetesCluster, login
+from gemmatune_operator.cluster import Failpoint, KubernetesCluster
 from gemmatune_operator.election import Election
 from gemmatune_operator.health import Health
 from gemmatune_operator.journal import Journal
+from gemmatune_operator.login import Session
 from gemmatune_operator.metrics import Gauges, Metrics
 from gemmatune_operator.options import Options
 from gemmatune_operator.ports import RefusedError, UnavailableError
@@ -74,7 +74,7 @@ class Process:
             board=Board(self._cache.documents),
         )
         self._metrics = Metrics(gauges)
-        self._journal = Journal(self._metrics)
+        self._journal = Journal(self._metrics, self._may_write)
         self._queue: WorkQueue[Key] = WorkQueue(
             self._look,
             workers=options.workers,
@@ -83,6 +83,7 @@ class Process:
             ordinary=(UnavailableError, RefusedError),
         )
         self._health = Health(self._queue, options.workers)
+        self._session = Session()
         self._cluster: KubernetesCluster | None = None
         self._tools: Tools | None = None
         self._poster: Poster | None = None
@@ -102,8 +103,8 @@ class Process:
         )
         with serving:
             self._on_signals()
-            async with ApiClient(await login()) as client:
-                self._set_up(KubernetesCluster(client, self._metrics.request, self._failpoint, self._may_write))
+            async with self._session:
+                self._set_up(KubernetesCluster(self._session, self._metrics.request, self._failpoint, self._may_write))
                 if options.election is not None:
                     self._election = Election(self._reached, options.election)
                 self._part("event loop's pulse", self._health.beat())
@@ -217,6 +218,8 @@ class Process:
     def _unready(self) -> str | None:
         """A standby that could take over is ready: a rollout waits for it, and it gets no traffic anyway."""
         election = self._election
+        if self._session.failure:
+            return self._session.failure
         if election is not None and not election.held:
             return None if election.in_touch else "the Lease cannot be read"
         if not self._listed:

@@ -26,7 +26,8 @@ from gemmatune_operator.observe import (
     unclaimed,
     with_defaults,
 )
-from gemmatune_operator.policies import plan
+from gemmatune_operator.policies import plan, situation_of
+from gemmatune_operator.policies.deleted import deleted, trains_on
 from gemmatune_operator.ports import AlreadyExistsError, Cluster, ConflictError, Object, RefusedError
 from gemmatune_operator.posting import Emit
 from gemmatune_operator.settings import Settings
@@ -93,8 +94,10 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
     for _ in range(LOOKS):
         observed = await observe(tools.cluster, namespace, name)
         if observed is None or observed.deleting:
-            forget(tools, namespace, name)
-            return None
+            tools.memory.forget(namespace, name)
+            if tools.cache is None:
+                tools.journal.forget(namespace, name)
+            return None  # the journal hears of it when the watch, too, has shown it
         if tools.cache is not None:
             tools.cache.resource("MODIFIED", observed.raw)
             tools.cache.keep_jobs(observed)
@@ -119,11 +122,16 @@ async def _by_cache(
 
     A new run's Job comes before its status: that is written when no other run waits for its Job.
     """
+    for last in cache.departed(namespace, name):
+        leave(tools, last, now)
     observed = cache.observe(namespace, name)
     if observed is None:
         return _Undecided.LIVE
     if observed.deleting:
-        forget(tools, namespace, name)
+        if trains_on(observed):
+            tools.journal.seen(observed, observed.status)
+        else:
+            leave(tools, observed, now)
         return None
     await restore_access(tools, observed, now)
     observed = replace(observed, still_since=tools.memory.still_since(observed, now))
@@ -152,10 +160,11 @@ async def _by_cache(
             return _Undecided.LIVE
 
 
-def forget(tools: Tools, namespace: str, name: str) -> None:
-    """The run is gone, or going."""
-    tools.memory.forget(namespace, name)
-    tools.journal.forget(namespace, name)
+def leave(tools: Tools, last: Observed, now: datetime) -> None:
+    """The run is gone, or only waits to be: what its open attempt has used is counted."""
+    tools.memory.forget(last.namespace, last.name)
+    if tools.journal.knows(last):
+        tools.journal.deleted(last, deleted(situation_of(last, now, tools.settings)))
 
 
 def changes(observed: Observed, decision: Decision) -> bool:

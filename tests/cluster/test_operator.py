@@ -169,15 +169,22 @@ def test_suspend_and_resume(stage: Stage) -> None:
     assert stage.condition("Suspended") | {"status": "False", "reason": "Resumed"} == stage.condition("Suspended")
 
 
-def test_delete_collects_everything(stage: Stage) -> None:
-    """Deleting the resource takes Jobs and pods along; there is no finalizer."""
+def test_delete_collects_everything(stage: Stage, operator: OperatorProcess) -> None:
+    """Deleting the resource takes Jobs and pods along; there is no finalizer. What it has used is counted."""
     stage.create()
     stage.to_training()
+    deleted = 'gemmatune_attempts_ended_total{cause="Deleted"}'
+    used = f'gemmatune_namespace_accelerator_seconds_total{{run_namespace="{stage.namespace}"}}'
+    before = _value(operator, deleted)
+    began = stage.status["attempts"][0]["trainingTime"]
+    wait_for(lambda: rfc3339(datetime.now(UTC)) > began, "a second of training")
     assert "finalizers" not in stage.resource["metadata"]
     stage.api.delete(f"{stage.runs}/quotes")
     wait_for(lambda: stage.api.find(f"{stage.runs}/quotes") is None, "the resource to go")
     wait_for(lambda: stage.job_names() == [], "the Jobs to go")
     wait_for(lambda: stage.api.get(stage.pods)["items"] == [], "the pods to go")
+    wait_for(lambda: _value(operator, deleted) == before + 1, "its attempt to be counted")
+    assert _value(operator, used) > 0
 
 
 def test_same_name_again(stage: Stage) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 
 from gemmatune_api import names
 from gemmatune_operator import cluster
-from gemmatune_operator.cluster import KubernetesCluster, login
+from gemmatune_operator.cluster import KubernetesCluster
+from gemmatune_operator.login import Session
 from gemmatune_operator.ports import (
     AlreadyExistsError,
     ConflictError,
@@ -34,8 +35,8 @@ from tests.support.wait import wait_for
 async def port(crd: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KubernetesCluster]:
     """The operator's client, logged in by KUBECONFIG as the administrator."""
     monkeypatch.setenv("KUBECONFIG", str(crd.kubeconfig))
-    async with ApiClient(await login()) as client:
-        yield KubernetesCluster(client)
+    async with Session() as session:
+        yield KubernetesCluster(session)
 
 
 def account(namespace: str, name: str, **labels: str) -> Object:
@@ -110,8 +111,8 @@ async def test_status(port: KubernetesCluster, crd: ControlPlane, namespace: str
 @pytest.mark.cluster
 async def test_without_rights(crd: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(crd.kubeconfig_for("nobody-special")))
-    async with ApiClient(await login()) as client:
-        port = KubernetesCluster(client)
+    async with Session() as session:
+        port = KubernetesCluster(session)
         with pytest.raises(RefusedError, match="nobody-special"):
             await port.create(account(namespace, "x"))
         with pytest.raises(RefusedError):
@@ -138,11 +139,21 @@ class Script:
         return web.json_response(status, status=code, headers=headers)
 
 
+def at(host: str) -> Session:
+    """A session with a server that asks for no login."""
+
+    async def nobody() -> Configuration:
+        return Configuration(host=host)
+
+    return Session(nobody)
+
+
 @pytest.fixture
 async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """Serves a script; the client's pauses are as long as the server says, else very short."""
     monkeypatch.setattr(cluster, "_backoff", lambda attempt: 0.001)
-    servers, clients = [], []
+    servers: list[TestServer] = []
+    sessions: list[Session] = []
 
     async def start(script: Script, **hooks: Any) -> KubernetesCluster:
         app = web.Application()
@@ -150,13 +161,13 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
         server = TestServer(app)
         await server.start_server()
         servers.append(server)
-        client = ApiClient(Configuration(host=str(server.make_url("")).rstrip("/")))
-        clients.append(client)
-        return KubernetesCluster(client, **hooks)
+        session = await at(str(server.make_url("")).rstrip("/")).__aenter__()
+        sessions.append(session)
+        return KubernetesCluster(session, **hooks)
 
     yield start
-    for client in clients:
-        await client.close()
+    for session in sessions:
+        await session.__aexit__(None, None, None)
     for server in servers:
         await server.close()
 
@@ -207,9 +218,9 @@ async def test_a_server_that_stays_busy(serve: Any) -> None:
 
 async def test_no_answer_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_backoff", lambda attempt: 0.001)
-    async with ApiClient(Configuration(host="http://127.0.0.1:9")) as client:
+    async with at("http://127.0.0.1:9") as session:
         with pytest.raises(UnavailableError):
-            await KubernetesCluster(client).get("Job", "ns", "x")
+            await KubernetesCluster(session).get("Job", "ns", "x")
 
 
 async def test_a_quota_that_two_creations_updated(serve: Any) -> None:

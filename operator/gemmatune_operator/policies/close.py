@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from gemmatune_api.status import Attempt
+from gemmatune_api.status import Attempt, Timers
 from gemmatune_operator.conditions import parse_time, rfc3339
 from gemmatune_operator.decision import Decision, Situation, stamp
 from gemmatune_operator.diagnose import Cause
@@ -30,16 +30,21 @@ def closed(
             "to_step": cause.step if cause.step is not None else progress.step if progress else None,
         }
     )
-    seconds = seconds_trained(situation, began, job)
+    timers = summed(situation, decision, attempt, job)
+    return decision.update(attempts=[*decision.status.attempts[:-1], last], timers=timers)
+
+
+def summed(situation: Situation, decision: Decision, attempt: Attempt, job: JobView | None) -> Timers:
+    """The clocks with the training time and the cost of an attempt that ends now."""
+    seconds = seconds_trained(situation, training_time(attempt, job), job)
     spent = (rate(situation, decision, attempt) or 0.0) * seconds / HOUR
-    timers = decision.timers.model_copy(
+    return decision.timers.model_copy(
         update={
             "active_seconds": round(decision.timers.active_seconds + seconds, 1),
             "spent": round(decision.timers.spent + spent, 6),
             "pending_since": None,
         }
     )
-    return decision.update(attempts=[*decision.status.attempts[:-1], last], timers=timers)
 
 
 def training_time(attempt: Attempt, job: JobView | None) -> datetime | None:

@@ -26,8 +26,8 @@ def problems(spec: FineTuneSpec, settings: Settings) -> tuple[Problem, ...]:
         return ()
     message = f"the price table of this installation has no price for {name}, so the limit cannot be kept"
     remedy = (
-        f"Remove limits.maxCost, or have a line such as `{name}: 1.5` put into the price table (the operator's option "
-        f"--prices); then {settings.try_again}."
+        f"Ask whoever runs the operator for a price of {name} (the chart's value prices.{name}), or remove "
+        f"limits.maxCost where this namespace does not require it; then {settings.try_again}."
     )
     return (Problem("spec.limits.maxCost", message, remedy, shown(limit)),)
 
