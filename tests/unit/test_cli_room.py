@@ -12,7 +12,9 @@ from gemmatune_cli import quotascopes
 from tests.support.oddapi import Answer
 from tests.support.oddgft import gft, healthy
 
-SHAPES = Path(__file__).parents[2] / "examples/shapes"
+ROOT = Path(__file__).parents[2]
+SHAPES = ROOT / "examples/shapes"
+SLICE = ROOT / "tests/golden/manifests/tpu-keras-mesh.yaml"
 H100 = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
 V5E = {
     "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
@@ -49,7 +51,7 @@ def quota(hard: dict[str, str], used: dict[str, str] | None = None, **scopes: An
 
 
 def doctor(
-    serve: Any, file: str, *, nodes: list[dict[str, Any]] | None = None, quotas: list[dict[str, Any]] | None = None
+    serve: Any, file: str | Path, *, nodes: list[dict[str, Any]] | None = None, quotas: list[dict[str, Any]] | None = None
 ) -> list[str]:
     """The lines of doctor on nodes and quotas."""
 
@@ -92,7 +94,7 @@ def test_nodes_for_two_pods(found: list[dict[str, Any]], says: str, serve: Any) 
     ],
 )
 def test_the_hosts_of_a_slice_are_of_one_node_pool(hosts: tuple[int, ...], says: str, serve: Any) -> None:
-    (line, *_) = doctor(serve, "tpu-v5e-4x4.yaml", nodes=slices(*hosts))
+    (line, *_) = doctor(serve, SLICE, nodes=slices(*hosts))
     assert line.startswith(says), line
 
 
@@ -151,7 +153,7 @@ def test_a_quota_of_other_pods_is_no_problem(scopes: dict[str, Any], others: str
 def test_a_quota_of_pods_that_keep_away_from_other_namespaces(serve: Any) -> None:
     """The pods of a TPU slice do: slices belong to all namespaces."""
     crossing = quota({"pods": "0"}, **term("CrossNamespacePodAffinity"))
-    assert doctor(serve, "tpu-v5e-4x4.yaml", quotas=[crossing])[-1].startswith("problem")
+    assert doctor(serve, SLICE, quotas=[crossing])[-1].startswith("problem")
 
 
 @pytest.mark.parametrize(
