@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def quota(hard: dict[str, str], used: dict[str, str] | None = None, **scopes: An
 
 
 def doctor(
-    serve: Any, file: str | Path, *, nodes: list[dict[str, Any]] | None = None, quotas: list[dict[str, Any]] | None = None
+    serve: Any, file: str | Path, *, nodes: Sequence[dict[str, Any]] = (), quotas: Sequence[dict[str, Any]] = ()
 ) -> list[str]:
     """The lines of doctor on nodes and quotas."""
 
     def answer(method: str, path: str) -> Answer:
         for kind, items in (("/nodes", nodes), ("/resourcequotas", quotas)):
             if kind in path:
-                return 200, {"items": items or []}
+                return 200, {"items": list(items)}
         return healthy(method, path)
 
     with serve(answer):
