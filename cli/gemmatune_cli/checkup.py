@@ -1,4 +1,4 @@
-"""What `gft doctor` asks the API server, as the user: what is installed, what the namespace and the nodes have."""
+"""What `gft doctor` asks the API server, as the user: what is installed, and what the namespace has."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import Any
 from kubernetes import client
 
 from gemmatune_api import names
-from gemmatune_api.quantity import parse
 from gemmatune_cli.refusals import FORBIDDEN, UNAUTHORIZED, api_error, reason
 from gemmatune_cli.remote import Connection
-
-_NODE_LABELS = ("cloud.google.com/gke-accelerator", "cloud.google.com/gke-tpu-accelerator")
-_REQUESTED = ("requests.", "limits.")
 
 
 class Verdict(StrEnum):
@@ -67,8 +63,8 @@ def resource_kind(cluster: Connection) -> Finding:
 
 
 def rights(cluster: Connection, namespace: str) -> Finding:
-    """Whether the user may make, follow and change runs."""
-    verbs = ("create", "get", "watch", "patch", "delete")
+    """Whether the user may make, list, follow and change runs."""
+    verbs = ("create", "get", "list", "watch", "patch", "delete")
     try:
         missing = [verb for verb in verbs if not _may(cluster, namespace, verb)]
     except client.ApiException as error:
@@ -76,7 +72,7 @@ def rights(cluster: Connection, namespace: str) -> Finding:
     if missing:
         message = f"you may not {', '.join(missing)} {names.PLURAL} in namespace {namespace}"
         return Finding(Verdict.PROBLEM, "rights", message, "Ask for a Role with these verbs.")
-    return Finding(Verdict.OK, "rights", f"you may create, follow and change runs in namespace {namespace}")
+    return Finding(Verdict.OK, "rights", f"you may create, list, follow and change runs in namespace {namespace}")
 
 
 def _may(cluster: Connection, namespace: str, verb: str) -> bool:
@@ -126,75 +122,3 @@ def _secret(cluster: Connection, namespace: str, name: str, keys: list[str]) -> 
     if missing:
         return Finding(Verdict.PROBLEM, "Secret", f"{name} has no key {', '.join(missing)}", create)
     return Finding(Verdict.OK, "Secret", f"{name} has {', '.join(keys)}")
-
-
-def nodes(cluster: Connection, pod: Mapping[str, Any] | None) -> Finding:
-    """Whether a node is there that a pod could run on; without a pod, which accelerators there are."""
-    try:
-        found = cluster.core.list_node().items
-    except client.ApiException as error:
-        return may_not("nodes", error, "list Nodes")
-    if pod is None:
-        kinds = {label: found_ for item in found for label, found_ in _accelerators(item.metadata.labels or {})}
-        shown = ", ".join(sorted(set(kinds.values()))) or "no accelerators now"
-        return Finding(Verdict.OK, "nodes", f"{len(found)} nodes, with {shown}")
-    selector: Mapping[str, str] = pod.get("nodeSelector", {})
-    matching = [item for item in found if selector.items() <= (item.metadata.labels or {}).items()]
-    asked = ", ".join(f"{key}={value}" for key, value in selector.items()) or "no label"
-    if not matching:
-        message = f"none of {len(found)} nodes matches {asked}"
-        remedy = "A node pool that scales from zero is not seen from here: `gcloud container node-pools list` shows it."
-        return Finding(Verdict.WARNING, "nodes", message, remedy)
-    requests = pod["containers"][0]["resources"]["requests"]
-    fitting = [item for item in matching if not _lacking(requests, item.status.allocatable or {})]
-    if not fitting:
-        lacks = ", ".join(_lacking(requests, matching[0].status.allocatable or {}))
-        message = (
-            f"{len(matching)} nodes match {asked}, and all are too small: {matching[0].metadata.name} lacks {lacks}"
-        )
-        return Finding(Verdict.PROBLEM, "nodes", message, "Add a larger machine type, or lower pod.resources.")
-    return Finding(Verdict.OK, "nodes", f"{len(fitting)} nodes can take the pod ({asked})")
-
-
-def _accelerators(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for label in _NODE_LABELS:
-        if label in labels:
-            yield f"{label}={labels[label]}", labels[label]
-
-
-def _lacking(requests: Mapping[str, str], has: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} (has {has.get(name, 0)}, asked {value})"
-        for name, value in requests.items()
-        if parse(str(has.get(name, "0"))) < parse(str(value))
-    ]
-
-
-def quotas(cluster: Connection, namespace: str, pod: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Whether the namespace's ResourceQuotas leave room for a pod."""
-    try:
-        found = cluster.core.list_namespaced_resource_quota(namespace).items
-    except client.ApiException as error:
-        yield may_not("quota", error, "list ResourceQuotas")
-        return
-    if not found:
-        yield Finding(Verdict.OK, "quota", f"namespace {namespace} has no ResourceQuota")
-    for quota in found:
-        hard, used = quota.status.hard or {}, quota.status.used or {}
-        full = list(_full(hard, used, pod["containers"][0]["resources"] if pod else {}))
-        if full:
-            remedy = "Raise it, or wait for other pods to end."
-            yield Finding(Verdict.PROBLEM, "quota", f"{quota.metadata.name} has no room: {', '.join(full)}", remedy)
-        else:
-            yield Finding(Verdict.OK, "quota", f"{quota.metadata.name} has room")
-
-
-def _full(hard: Mapping[str, str], used: Mapping[str, str], resources: Mapping[str, Any]) -> Iterator[str]:
-    wanted = {"pods": "1", "count/pods": "1", "count/jobs.batch": "1"}
-    for kind in _REQUESTED:
-        wanted |= {f"{kind}{name}": value for name, value in resources.get(kind.rstrip("."), {}).items()}
-    wanted |= {name: wanted[f"requests.{name}"] for name in ("cpu", "memory") if f"requests.{name}" in wanted}
-    for name, limit in hard.items():
-        asked = parse(str(wanted.get(name, "0")))
-        if asked and parse(str(used.get(name, "0"))) + asked > parse(str(limit)):
-            yield f"{name} ({used.get(name, 0)} of {limit} used, {wanted[name]} asked)"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gemmatune_api import names, site_defaults
 from gemmatune_api.names import Phase
-from gemmatune_cli import checkpod, checkup, installation
+from gemmatune_cli import checkpod, checkup, installation, room
 from gemmatune_cli.checkup import Finding, Verdict
 from gemmatune_cli.console import FAILED, CommandError, output
 from gemmatune_cli.documents import fine_tunes
@@ -20,6 +20,7 @@ from gemmatune_cli.planning import planned, with_image
 from gemmatune_cli.refusals import answers
 from gemmatune_cli.remote import Connection, Context, connect
 from gemmatune_cli.render import objects
+from gemmatune_cli.room import Pods
 from gemmatune_operator.observe import status_of
 from gemmatune_operator.settings import Settings
 
@@ -105,8 +106,8 @@ def _findings(cluster: Connection, namespace: str, resource: GemmaFineTune | Non
         return
     account = installed.defaults.service_account_name or names.TRAINER_SERVICE_ACCOUNT
     yield checkup.service_account(cluster, namespace, account)
-    yield checkup.nodes(cluster, None)
-    yield from checkup.quotas(cluster, namespace, None)
+    yield room.nodes(cluster, None)
+    yield from room.quotas(cluster, namespace, None)
 
 
 def _of_run(cluster: Connection, resource: GemmaFineTune, installed: Installation, ways: _Ways) -> Iterator[Finding]:
@@ -127,17 +128,18 @@ def _of_run(cluster: Connection, resource: GemmaFineTune, installed: Installatio
         yield Finding(Verdict.PROBLEM, "plan", f"it does not fit {short}", "; ".join(found.plan.remedies))
     newest = max((item.number for item in status_of(resource.status).attempts), default=0)
     jobs = [item for item in objects(found, newest + 1, settings) if item["kind"] == "Job"]
-    preparation, attempt = (_template(jobs, role) for role in (names.Role.PREPARE, names.Role.TRAIN))
-    account = checkup.service_account(cluster, namespace, attempt["spec"]["serviceAccountName"])
+    preparation, attempt = (_job(jobs, role) for role in (names.Role.PREPARE, names.Role.TRAIN))
+    pods = Pods.of(attempt)
+    account = checkup.service_account(cluster, namespace, pods.spec["serviceAccountName"])
     yield account
-    for template in (preparation, attempt):
-        yield from checkup.secrets(cluster, namespace, template["spec"])
-    yield checkup.nodes(cluster, attempt["spec"])
-    yield from checkup.quotas(cluster, namespace, attempt["spec"])
+    for job in (preparation, attempt):
+        yield from checkup.secrets(cluster, namespace, job["spec"]["template"]["spec"])
+    yield room.nodes(cluster, pods)
+    yield from room.quotas(cluster, namespace, pods)
     if ways.pod and decided:
         named = resource.spec.pod.image if resource.spec.pod else None
         known = bool(ways.image or installed.settings or named)
-        yield from _access(cluster, namespace, preparation, account, ways.patience, known=known)
+        yield from _access(cluster, namespace, preparation["spec"]["template"], account, ways.patience, known=known)
 
 
 def _with_defaults(resource: GemmaFineTune, installed: Installation) -> GemmaFineTune:
@@ -175,7 +177,6 @@ def _access(
         yield Finding(Verdict.UNKNOWN, "pod", "access is not checked: the ServiceAccount does not exist", remedy)
 
 
-def _template(jobs: list[dict[str, Any]], role: names.Role) -> dict[str, Any]:
-    (found,) = (job["spec"]["template"] for job in jobs if job["metadata"]["labels"][names.LABEL_ROLE] == role)
-    template: dict[str, Any] = found
-    return template
+def _job(jobs: list[dict[str, Any]], role: names.Role) -> dict[str, Any]:
+    (found,) = (job for job in jobs if job["metadata"]["labels"][names.LABEL_ROLE] == role)
+    return found

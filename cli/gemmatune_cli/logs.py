@@ -13,6 +13,8 @@ from kubernetes import client
 from gemmatune_api import names
 from gemmatune_api.names import Role
 from gemmatune_cli.console import CommandError
+from gemmatune_cli.outage import PAUSE_SECONDS as RETRY_SECONDS
+from gemmatune_cli.outage import Outage
 from gemmatune_cli.refusals import UNAUTHORIZED, answers, api_error, reason, silence
 from gemmatune_cli.remote import (
     CONNECT_SECONDS,
@@ -29,6 +31,8 @@ from gemmatune_cli.run import INTERRUPTED
 from gemmatune_operator.observe import status_of
 
 PAUSE_SECONDS = 1.0
+_OVERLOADED = (429, 503)
+"""Answers of an API server that starts, ends or has too much to do."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -135,14 +139,18 @@ def _once(pods: Pods, tail: int | None) -> Iterator[str]:
 
 
 def _followed(pods: Pods, tail: int | None) -> Iterator[str]:
-    """The log of one pod after the other, until the run has ended and the last one was read to its end."""
+    """The log of one pod after the other, until the run has ended and the last one was read to its end.
+
+    The API server may be away meanwhile, as for `gft watch`.
+    """
+    outage = Outage(answered=True)  # else there would be no pods to ask for
     read: set[str] = set()
     while True:
-        over = pods.ended()
-        pod = pods.newest()
+        over = outage.outlasted(pods.ended)
+        pod = outage.outlasted(pods.newest)
         if pod is not None and pod.metadata.uid not in read and pod.status.phase != "Pending":
             yield f"==> {pod.metadata.name}"
-            yield from _to_its_end(pods, pod, None if read else tail)
+            yield from _to_its_end(pods, pod, None if read else tail, outage)
             read.add(pod.metadata.uid)
         elif over:
             return
@@ -150,22 +158,28 @@ def _followed(pods: Pods, tail: int | None) -> Iterator[str]:
             time.sleep(PAUSE_SECONDS)
 
 
-def _to_its_end(pods: Pods, pod: Any, tail: int | None) -> Iterator[str]:
+def _to_its_end(pods: Pods, pod: Any, tail: int | None, outage: Outage) -> Iterator[str]:
     """The log of one pod; where the connection breaks it goes on, with the last second before once more."""
     seconds: int | None = None
+    last: float | None = None
+    away = Outage(answered=True)  # of the log alone: the API server may answer, and yet not for this pod
     while True:
-        last = time.monotonic()
         try:
             for line in pods.log(pod, follow=True, tail=tail, seconds=seconds):
+                away.over()
                 last = time.monotonic()
                 yield line
             return
         except client.ApiException as error:
-            yield f"==> no more of it can be read: {reason(error)}"
-            return
+            # Another answer is one on the pod: its node is away, or it is deleted.
+            if error.status not in _OVERLOADED or not away.bears(error):
+                yield f"==> no more of it can be read: {reason(error)}"
+                return
         except urllib3.exceptions.HTTPError:
             yield "==> the connection broke"
-            pods.ended()  # whether the API server is there
+        outage.outlasted(pods.ended)
+        time.sleep(RETRY_SECONDS)
+        if last is not None:  # else all of it is still to come
             tail, seconds = None, int(time.monotonic() - last) + 2
 
 

@@ -16,7 +16,9 @@ from kubernetes import client, config, watch
 from gemmatune_api import names
 from gemmatune_api.names import Phase
 from gemmatune_api.status import FineTuneStatus
+from gemmatune_cli import kubeconfig
 from gemmatune_cli.console import CommandError, harmless
+from gemmatune_cli.outage import PAUSE_SECONDS, Outage
 from gemmatune_cli.refusals import answers
 from gemmatune_cli.results import Context as Context
 from gemmatune_cli.run import ended
@@ -24,8 +26,6 @@ from gemmatune_operator.observe import status_of
 
 WATCH_SECONDS = 300
 """After that time the API server is asked anew: a watch may die without a word."""
-OUTAGE_SECONDS = 300.0
-"""How long an API server that answered before may be away while a run is followed."""
 CONNECT_SECONDS, REQUEST_SECONDS = 10, 30
 """How long an API server may take to accept a connection, and be silent before and within an answer."""
 LATE_SECONDS = 15
@@ -33,7 +33,6 @@ LATE_SECONDS = 15
 FOLLOWED_SECONDS = 86400
 """The same for a log that is followed, which may be silent for hours; the kernel's probes find out earlier whether the
 other side is gone."""
-_PAUSE_SECONDS = 2.0
 _WHERE = (names.GROUP, names.VERSION)
 
 Name = Annotated[str, typer.Argument(help="Name of the GemmaFineTune.")]
@@ -59,28 +58,33 @@ class Connection:
 
 
 def connect(context: str) -> Connection:
-    """The cluster of the kubeconfig, or the one whose pod this is.
+    """The cluster of the kubeconfig's context, or, where there is no kubeconfig, the one whose pod this is.
 
     Raises:
-        CommandError: there is neither.
+        CommandError: there is none of that name, or neither.
     """
     try:
-        contexts, current = config.list_kube_config_contexts()
-        if context:
-            current = next((item for item in contexts if item["name"] == context), current)
-        api = config.new_client_from_config(context=context or None, client_configuration=_configuration())
-        return Connection(_bounded(api), current["context"].get("namespace") or "default")
+        found = kubeconfig.chosen(context)
+        if found is None:
+            return _of_pod()
+        api = config.new_client_from_config(found.files, found.context, client_configuration=_configuration())
     except config.ConfigException as error:
-        found = _configuration()
-        try:
-            config.load_incluster_config(client_configuration=found)
-        except config.ConfigException:
-            raise CommandError(
-                f"no cluster: {error}", "Set KUBECONFIG, or follow a run of this machine with `gft run`."
-            ) from error
-        return Connection(_bounded(client.ApiClient(found)), "default")
+        raise CommandError(
+            f"no cluster: {error}", "Set KUBECONFIG, or follow a run of this machine with `gft run`."
+        ) from error
     except yaml.YAMLError as error:
         raise CommandError(f"the kubeconfig is no YAML: {' '.join(str(error).split())}", "Correct it.") from error
+    return Connection(_bounded(api), found.namespace)
+
+
+def _of_pod() -> Connection:
+    """The cluster in whose pod this runs. Raises ConfigException where it is no pod, or has no token."""
+    found = _configuration()
+    try:
+        config.load_incluster_config(client_configuration=found)
+    except config.ConfigException as error:
+        raise config.ConfigException(f"there is no kubeconfig, and this is no pod with a token: {error}") from error
+    return Connection(_bounded(client.ApiClient(found)), kubeconfig.pod_namespace())
 
 
 def _configuration() -> Any:
@@ -169,7 +173,7 @@ class Remote:
     def looks(self, until: float = float("inf")) -> Iterator[Look]:
         """How it is now and after every change, until it is deleted.
 
-        An API server that has answered once may be away for OUTAGE_SECONDS.
+        An API server that has answered once may be away for OUTAGE_SECONDS, counted from where it is first missed.
 
         Args:
             until: by time.monotonic.
@@ -178,28 +182,26 @@ class Remote:
             CommandError: it does not exist, may not be read, or nobody answers.
             TimeoutError: `until` is over.
         """
-        answered = None
+        outage = Outage()
         while True:
             try:
-                for found in self._changes(until):
-                    answered = time.monotonic()
-                    yield found
+                yield from self._changes(until, outage)
                 return
             except (client.ApiException, urllib3.exceptions.HTTPError) as error:
-                permanent = isinstance(error, client.ApiException) and error.status < 500 and error.status != 429
-                if permanent or answered is None or time.monotonic() - answered > OUTAGE_SECONDS:
+                if not outage.bears(error):
                     with answers(self):
                         raise
             if time.monotonic() >= until:
                 raise TimeoutError
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
 
-    def _changes(self, until: float) -> Iterator[Look]:
+    def _changes(self, until: float, outage: Outage) -> Iterator[Look]:
         while True:
             wait = max(1.0, min(REQUEST_SECONDS, until - time.monotonic()))
             found = self.cluster.api.get_namespaced_custom_object(
                 *self._where, self.name, _request_timeout=(min(CONNECT_SECONDS, wait), wait)
             )
+            outage.over()
             yield look(harmless(found))
             rest = until - time.monotonic()
             if rest <= 0:

@@ -86,10 +86,15 @@ def test_a_namespace_from_nothing_to_a_run(
     crd: ControlPlane, namespace: str, tmp_path: Path, fake_gcs: FakeGcs, bucket: str
 ) -> None:
     write_small_model(tmp_path / "gemma-3-270m", "3")
-    (tmp_path / "rows.jsonl").write_text('{"quote": "Be yourself.", "author": "Oscar Wilde"}\n')
+    for name in ("rows", "held-out"):
+        (tmp_path / f"{name}.jsonl").write_text('{"quote": "Be yourself.", "author": "Oscar Wilde"}\n')
     spec = {
         "model": {"uri": (tmp_path / "gemma-3-270m").as_uri()},
-        "dataset": {"uri": (tmp_path / "rows.jsonl").as_uri(), "text": {"template": "{quote}"}},
+        "dataset": {
+            "uri": (tmp_path / "rows.jsonl").as_uri(),
+            "evalUri": (tmp_path / "held-out.jsonl").as_uri(),
+            "text": {"template": "{quote}"},
+        },
         "output": {"uri": f"gs://{bucket}/quotes"},
         "tracking": {"wandb": {"project": "quotes", "secretRef": {"name": "wandb"}}},
         "accelerator": {"cpu": {}},
@@ -131,14 +136,21 @@ def test_a_namespace_from_nothing_to_a_run(
     with NodeAgent(crd, tmp_path / "node", environment=environment):
         good = doctor("--patience", "120")
         assert (good.code, findings(good)["access"]) == (0, "ok"), good.out
-        for line in (f"gs://{bucket}/quotes can be written", "gemma-3-270m can be read", "rows.jsonl can be read"):
+        for line in (
+            f"gs://{bucket}/quotes can be written",
+            "gemma-3-270m can be read",
+            "rows.jsonl can be read\n",
+            "held-out.jsonl can be read for evaluation",
+        ):
             assert line in good.out
         assert fake_gcs.names(bucket) == [], "nothing is left behind"
         spec["output"] = {"uri": "gs://no-such-bucket/quotes"}
+        spec["dataset"]["evalUri"] = "gs://no-such-bucket-either/held-out.jsonl"
         file.write_text(yaml.safe_dump(run))
         refused = doctor("--patience", "120")
         assert (refused.code, findings(refused)["access"]) == (1, "problem"), refused.out
-        assert "no-such-bucket" in refused.out
+        assert "gs://no-such-bucket/" in refused.out
+        assert "gs://no-such-bucket-either/" in refused.out
         assert "rows.jsonl can be read" in refused.out, "one failure does not hide the rest"
     assert crd.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"] == [], "no pod is left behind"
 
@@ -171,7 +183,7 @@ def test_what_an_administrator_sees(
 def test_a_person_without_rights_is_told_what_to_ask_for(crd: ControlPlane, namespace: str) -> None:
     done = gft(person(crd, namespace, []), "doctor")
     assert done.code == 1
-    assert f"you may not create, get, watch, patch, delete {names.PLURAL} in namespace {namespace}" in done.out
+    assert f"you may not create, get, list, watch, patch, delete {names.PLURAL} in namespace {namespace}" in done.out
     found = findings(done)
     assert {found[subject] for subject in ("operator", "ServiceAccount", "nodes", "quota")} == {"unknown"}
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,3 +148,20 @@ def gemma_270m() -> Path:
     from gemmatune_cli.local.model import gemma_3_270m
 
     return gemma_3_270m()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Serves an API server as `oddapi` has it, to which gft in this process goes: `with serve(answer) as api`."""
+    from kubernetes.config import kube_config
+
+    from tests.support.oddapi import Answer, OddApi
+
+    @contextmanager
+    def served(answer: Callable[[str, str], Answer]) -> Iterator[OddApi]:
+        with OddApi(answer) as api:
+            # The client has read KUBECONFIG when it was imported.
+            monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(api.kubeconfig(tmp_path)))
+            yield api
+
+    return served

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes.config import kube_config
-from typer.testing import CliRunner, Result
 
 from gemmatune_api import names
-from gemmatune_cli import logs, remote
-from gemmatune_cli.main import app
-from tests.support.oddapi import Answer, OddApi, refusal
+from gemmatune_cli import logs, outage, remote
+from tests.support.oddapi import Answer, refusal
+from tests.support.oddgft import LISTS, gft, healthy, run
 from tests.support.resources import resource
 
 COMMANDS = (
@@ -36,33 +32,6 @@ COMMANDS = (
 )
 """Every command that asks a cluster."""
 UNAUTHORIZED = refusal(401, "Unauthorized", "Unauthorized")
-FAILED = {"type": "Finished", "status": "True", "reason": "DataInvalid", "message": "", "lastTransitionTime": ""}
-
-
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    @contextmanager
-    def served(answer: Callable[[str, str], Answer]) -> Iterator[OddApi]:
-        with OddApi(answer) as api:
-            # The client has read KUBECONFIG when it was imported.
-            monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(api.kubeconfig(tmp_path)))
-            yield api
-
-    return served
-
-
-def gft(*arguments: str) -> Result:
-    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done
-
-
-def run(phase: str, *, generation: int = 1, **status: Any) -> dict[str, Any]:
-    """A resource as the API server gives it."""
-    document = resource()
-    meta = {"name": "quotes", "namespace": "team", "uid": "u", "resourceVersion": "7", "generation": generation}
-    conditions = [FAILED] if phase in ("Failed", "Succeeded") else []
-    return {**document, "metadata": meta, "status": {"phase": phase, "conditions": conditions, **status}}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -95,21 +64,6 @@ def test_a_login_that_expires_on_the_way(serve: Any) -> None:
         with serve(lambda method, path, at=refused: UNAUTHORIZED if at in path else healthy(method, path)):
             done = gft("doctor")
         assert (done.exit_code, "Log in again" in done.stderr) == (1, True), (refused, done.output)
-
-
-LISTS = ("deployments", "configmaps", "serviceaccounts", "nodes", "resourcequotas")
-
-
-def healthy(method: str, path: str) -> Answer:
-    """What doctor is told by a cluster that is empty but well."""
-    kind = {"name": names.PLURAL, "singularName": "", "namespaced": True, "kind": names.KIND, "verbs": []}
-    if method == "POST":
-        return 201, {"spec": {}, "status": {"allowed": True}}
-    if "secrets" in path:
-        return 200, {"metadata": {"name": "x"}, "data": {"HF_TOKEN": "eA=="}}
-    if any(name in path for name in LISTS):
-        return 200, {"items": [], "metadata": {"name": "x"}}
-    return 200, {"groupVersion": names.API_VERSION, "resources": [kind]}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +209,7 @@ def test_an_api_server_that_falls_silent_for_good(serve: Any, monkeypatch: pytes
     with serve(lambda method, path: (200, first.pop()) if first else None):
         assert gft("wait", "quotes", "--timeout", "3s").exit_code == 2
     first = [run("Training")]
-    monkeypatch.setattr(remote, "OUTAGE_SECONDS", 1)
+    monkeypatch.setattr(outage, "OUTAGE_SECONDS", 1)
     monkeypatch.setattr(remote, "WATCH_SECONDS", 1)
     with serve(lambda method, path: (200, first.pop()) if first else None):
         done = gft("wait", "quotes")

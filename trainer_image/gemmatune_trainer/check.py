@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gemmatune_api.messages import TerminationMessage
-from gemmatune_api.runconfig import RunConfig
+from gemmatune_api.runconfig import RunConfig, RunDataset
 from gemmatune_trainer.access import grant_command, in_pod, probe
-from gemmatune_trainer.data.sources import open_rows
+from gemmatune_trainer.data.sources import evaluation_source, open_rows
 from gemmatune_trainer.errors import AccessDenied, TrainerError, explain
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import cache_folder, fetch
@@ -16,7 +16,8 @@ from gemmatune_trainer.storage import open_storage
 
 
 def check(config: RunConfig, stop: StopFlag) -> TerminationMessage:
-    """Writes, reads and deletes an object of the output, reads the model's small files and the first row of the data.
+    """Writes, reads and deletes an object of the output, reads the model's small files, and the first row of the data
+    and of that for evaluation, which may lie elsewhere.
 
     Returns:
         One line for each in the message.
@@ -25,7 +26,8 @@ def check(config: RunConfig, stop: StopFlag) -> TerminationMessage:
         TrainerError: one of them fails; the message holds a line for each all the same.
     """
     lines, failures = list[str](), list[TrainerError]()
-    for work in (_output, _model, _data):
+    held_out = (_held_out,) if config.dataset.eval_uri is not None else ()
+    for work in (_output, _model, _data, *held_out):
         stop.check("access was checked")
         try:
             lines.append(work(config))
@@ -50,10 +52,23 @@ def _model(config: RunConfig) -> str:
 
 
 def _data(config: RunConfig) -> str:
-    first = config.dataset.model_copy(update={"limit": 1})  # with a limit, files are read only as far as needed
-    return _granted(
-        config, config.dataset.uri, lambda: next(iter(open_rows(first, cache_folder(""))), None), "can be read"
-    )
+    return _granted(config, config.dataset.uri, lambda: _first_row(config.dataset), "can be read")
+
+
+def _held_out(config: RunConfig) -> str:
+    """As the preparation reads it: of a repository, the split that it would take."""
+
+    def read() -> None:
+        source = evaluation_source(config.dataset, cache_folder(""))
+        if source is not None:
+            _first_row(source, config.dataset.uri)
+
+    return _granted(config, config.dataset.eval_uri or "", read, "can be read for evaluation")
+
+
+def _first_row(dataset: RunDataset, secret_of: str | None = None) -> None:
+    first = dataset.model_copy(update={"limit": 1})  # with a limit, files are read only as far as needed
+    next(iter(open_rows(first, cache_folder(""), secret_of)), None)
 
 
 def _granted(config: RunConfig, uri: str, work: Callable[[], object], works: str) -> str:
