@@ -166,6 +166,7 @@ def lines(found: Iterable[Found]) -> list[Found]:
             "weights": one["bytes"]["weights"][0],
             "moments": one["bytes"]["optimizer"][0] if "optimizer" in one["bytes"] else None,
             "whole": one["bytes"]["weights"][1],
+            "peak": max(again["peak_rss"] for again in group),
             "loss": one["losses"][-1],
         }
         for group in groups.values()

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemmatune_api import generate
-from tools import dashboard, operations, performance, troubleshooting
+from tools import dashboard, operations, performance, sidebyside, troubleshooting
 
-RESULTS = Path(__file__).parents[1] / "bench/results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results"
 
 
 def files() -> Mapping[str, str]:
@@ -18,6 +19,7 @@ def files() -> Mapping[str, str]:
         "docs/operations.md": operations.document(),
         "docs/performance.md": performance.document(RESULTS),
         "docs/troubleshooting.md": troubleshooting.document(),
+        sidebyside.PAGE: sidebyside.document(ROOT),
         dashboard.PATH: dashboard.document(),
         **drawn,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemmatune_api.docgen import table
 from tools import bars, held
-from tools.sections import MIB, PARTS, TARGETS, Picture, Report, Row, Table, mib, spread
+from tools.sections import GIB, MIB, PARTS, TARGETS, Picture, Report, Row, Table, mib, spread
 
 HEADER = "<!-- Generated from bench/results by `make generate`; do not edit. -->\n"
 
@@ -200,6 +200,7 @@ REPORTS: dict[str, Report] = {
                     "Weights on a device (MiB)": lambda row: mib(row["weights"]),
                     "of": lambda row: mib(row["whole"]),
                     "Optimizer on a device (MiB)": lambda row: "" if row["moments"] is None else mib(row["moments"]),
+                    "Peak memory of the process (GiB)": lambda row: f"{row['peak'] / GIB:.1f}",
                 },
                 title="Scaling at equal work",
             ),
@@ -216,6 +217,23 @@ REPORTS: dict[str, Report] = {
                 },
                 title="Estimated, not measured: tokens for a dollar of one GPU or chip, LoRA of Gemma 2 9B at 40% of "
                 "the published peak; divide by what you pay an hour",
+            ),
+        ),
+    ),
+    "parity.json": Report(
+        title="One run by three backends",
+        command="make bench-parity",
+        text="LoRA (rank 8, fp32) of a tiny Gemma 3, 150 steps of 8 rows from one preparation, each backend in its own "
+        "environment, xla and keras on a mesh of 2 x 2 virtual devices. Plain transformers and PEFT load base and "
+        "adapters, and say the loss of a token of rows that were held out.",
+        tables=(
+            Table(
+                rows=lambda found: found["results"],
+                columns={
+                    "Adapter by": lambda row: row["adapter"],
+                    "Held-out loss": lambda row: f"{row['held_out']:.4f}",
+                    "Against torch's": lambda row: "" if row["apart"] is None else f"{100 * row['apart']:+.2f}%",
+                },
             ),
         ),
     ),

@@ -10,6 +10,7 @@ from typing import Any
 from tools import bars
 
 MIB = 2**20
+GIB = 2**30
 
 Row = dict[str, Any]
 

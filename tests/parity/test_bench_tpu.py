@@ -22,6 +22,7 @@ def trained(arm: str, devices: int, optimizer: str = "adamw_torch", **changes: A
         "late": 0,
         "compile_seconds": 12.0,
         "bytes": {"weights": [1000 // devices, 1000], "optimizer": [10, 10]},
+        "peak_rss": 5000,
     }
     part = "trainer" if optimizer == "adafactor" else arm
     return {"part": part, "arm": arm, "devices": devices, "optimizer": optimizer, **told, **changes}

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from bench import about
 from bench.held_out import loss
 from bench.trainer_rows import Row
 from gemmatune_api.names import ENV_CACHE, ENV_RUN, ENV_STATUS_FILE, ENV_TERMINATION_LOG
@@ -130,12 +132,21 @@ def test_three_backends_agree(trained: Trained) -> None:
         assert before == pytest.approx(untrained, rel=SAME), backend
         assert after == pytest.approx(found[backend], rel=10 * SAME), backend
         assert len(steps) == STEPS
+    if path := os.environ.get("PARITY_RESULTS"):
+        about.write({"results": results(untrained, found)}, Path(path))
     assert found["torch"] < 0.7 * untrained
     for backend in ("xla", "keras"):
         assert found[backend] == pytest.approx(found["torch"], rel=WITHIN), backend
     # torch and xla also begin with the same adapter.
     first, second = history(configs["torch"])[0], history(configs["xla"])[0]
     assert first[:20] == pytest.approx(second[:20], rel=SAME)
+
+
+def results(untrained: float, found: Mapping[Backend, float]) -> list[dict[str, object]]:
+    """What docs/performance.md shows of it."""
+    rows = [(backend, value, value / found["torch"] - 1) for backend, value in found.items()]
+    base: list[tuple[str, float, float | None]] = [("none: the base", untrained, None)]
+    return [{"adapter": name, "held_out": value, "apart": apart} for name, value, apart in [*base, *rows]]
 
 
 MOVES: list[tuple[Backend, Backend]] = [("torch", "xla"), ("torch", "keras")]

@@ -10,7 +10,7 @@ import pytest
 
 from gemmatune_api import generate
 from gemmatune_api.names import ConditionType, ExitCode, Phase, Reason
-from tools import docs, operations, performance, sections
+from tools import docs, operations, performance, sections, sidebyside
 
 ROOT = Path(__file__).parents[2]
 MEASURED = {"commit": "a" * 40, "date": "2026-03-01", "machine": "a machine", "measurements": []}
@@ -69,3 +69,27 @@ def test_the_figures_are_those_of_the_file(tmp_path: Path) -> None:
 )
 def test_median_and_spread(values: list[float], text: str) -> None:
     assert sections.spread(values) == text
+
+
+def test_backends_side_by_side() -> None:
+    """A column for each backend; of torch, which no mesh divides, no line of eight devices."""
+    line = {"optimizer": "adamw_torch", "compile_seconds": 40, "compilations": 3, "weights": 2**20, "whole": 8 * 2**20}
+    line |= {"peak": 3 * 2**30, "seconds": [1.0, 2.0, 4.0]}
+    lines = [{**line, "arm": arm, "devices": n} for arm in ("xla", "keras") for n in (1, 8)]
+    lines += [{**line, "arm": "torch", "devices": 1, "compilations": 0}, {**line, "arm": "xla", "devices": 8} | {
+        "optimizer": "adafactor", "seconds": [9.0]}]  # fmt: skip
+    losses = [{"adapter": name, "held_out": 2.0, "apart": 0.001} for name in ("none: the base", *sidebyside.BACKENDS)]
+    rows = sidebyside.compared({"lines": lines}, {"results": losses}).splitlines()
+    assert rows[0] == "| measured | `torch` | `xla` | `keras` |"
+    assert rows[2].endswith("| 2.00 (1.00 to 4.00) | 2.00 (1.00 to 4.00) | 2.00 (1.00 to 4.00) |")
+    assert rows[3].endswith("| - | 2.00 (1.00 to 4.00) | 2.00 (1.00 to 4.00) |")
+    assert rows[4].endswith("| - | 40 | 40 |")
+    assert rows[8].endswith("| - | 1 of 8 MiB | 1 of 8 MiB |")
+    assert rows[9].endswith("| 2.0000 | 2.0000 (+0.10%) | 2.0000 (+0.10%) |")
+
+
+def test_a_page_without_a_place_for_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / sidebyside.PAGE).write_text("# Backends\n")
+    with pytest.raises(ValueError, match=r"docs/backends\.md has no <!-- measured"):
+        sidebyside.document(tmp_path)
