@@ -128,7 +128,7 @@ def test_watch_and_logs_outlive_an_api_server(crd: ControlPlane, namespace: str,
         Terminal(crd.kubeconfig, ["logs", *where, "-f"]) as logs,
     ):
         watch.shows("Attempt 1 trains.")
-        logs.shows("no more of it can be read")  # no node ever ran it; from here on the run is asked for each second
+        logs.shows("==> quotes-t1-abcde")  # no node ever ran it: from here on the run is asked for each second
         crd.stop_apiserver()
         crd.start_apiserver()
         write(crd, run, phase="Succeeded", message="It is written.", conditions=[ACCEPTED, FINISHED])
