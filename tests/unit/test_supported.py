@@ -80,8 +80,13 @@ def test_a_slice_of_several_hosts_is_refused_with_those_of_one(accelerator: dict
 
 
 def test_backend_keras_is_no_remedy_for_a_model_that_it_does_not_train() -> None:
-    found = problem(tpu(V5E, "4x4"), model={"uri": "hf://google/gemma-4-E4B"})
-    assert found.remedy == "Use a slice of one host: topology 1x1, 2x2 or 2x4 with chipsPerNode 8."
+    with pytest.raises(InvalidResourceError) as caught:
+        parse(document(tpu(V5E, "4x4"), model={"uri": "hf://google/gemma-4-E4B"}))
+    by_path = {found.path: found.remedy for found in caught.value.problems}
+    assert by_path.pop("spec.accelerator.tpu") == (
+        "Use a slice of one host: topology 1x1, 2x2 or 2x4 with chipsPerNode 8."
+    )
+    assert by_path.keys() == {"spec.model.uri"}, "nor does xla train it"
 
 
 def test_what_the_remedy_names_is_accepted() -> None:
