@@ -29,6 +29,10 @@ _CPU_RESERVED = ((1, 0.06), (1, 0.01), (2, 0.005), (math.inf, 0.0025))
 """GKE's reservation: (cores, share) of CPU from the first core on."""
 
 
+USABLE = 0.85
+"""Share of what a node can give that a pod asks for: the system's own pods need the rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine type with its accelerators."""
@@ -42,6 +46,11 @@ class Machine:
     def allocatable_memory(self) -> int:
         """Bytes of memory that pods may request on such a node."""
         return allocatable_memory(self.memory_gib * GIB)
+
+    @property
+    def pod_memory(self) -> int:
+        """Bytes of memory that a run's pod asks for, in whole gibibytes: it has no use beside the accelerators."""
+        return int(self.allocatable_memory * USABLE) // GIB * GIB
 
     @property
     def allocatable_cpu(self) -> float:
@@ -180,7 +189,7 @@ def possible_counts(label: str) -> tuple[int, ...]:
 
 
 def machine_for(label: str, count: int, host_memory: int = 0) -> Machine | None:
-    """The smallest machine with `count` GPUs of a type that leaves `host_memory` bytes to pods.
+    """The smallest machine with `count` GPUs of a type whose pod gets `host_memory` bytes.
 
     Where none leaves so much it is the largest; None where no machine has that many GPUs.
     """
@@ -189,7 +198,7 @@ def machine_for(label: str, count: int, host_memory: int = 0) -> Machine | None:
         return None
     candidates = [machine for machine in found.machines if machine.accelerators == count]
     candidates.sort(key=lambda machine: (machine.memory_gib, machine.vcpu))
-    enough = [machine for machine in candidates if machine.allocatable_memory >= host_memory]
+    enough = [machine for machine in candidates if machine.pod_memory >= host_memory]
     return next(iter(enough or candidates[-1:]), None)
 
 

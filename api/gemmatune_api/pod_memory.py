@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemmatune_api import accelerators, memory
-from gemmatune_api.accelerators import GIB, Machine, TpuType, topology_chips
+from gemmatune_api.accelerators import GIB, TpuType, topology_chips
 from gemmatune_api.catalog import GemmaModel
 from gemmatune_api.changes_to_fit import Changed
 from gemmatune_api.checks_accelerator import batch
@@ -16,13 +16,12 @@ from gemmatune_api.quantity import parse
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.supported import unsupported
 
-USABLE = 0.85
-"""Share of what a node can give that a pod asks for: the system's own pods need the rest."""
+_GPU_SHARED, _GPU_SHARED_EACH = GIB, 2 * GIB
 
 
-def asked(machine: Machine) -> int:
-    """Bytes of memory that a pod asks for on a machine that has no use beside the accelerators, in whole gibibytes."""
-    return int(machine.allocatable_memory * USABLE) // GIB * GIB
+def gpu_shared(per_host: int) -> int:
+    """Bytes of /dev/shm beside GPUs; of several each has its own: without a direct link NCCL moves all through it."""
+    return _GPU_SHARED if per_host == 1 else per_host * _GPU_SHARED_EACH
 
 
 def needed(model: GemmaModel, setting: Setting, per_host: int) -> int:
@@ -41,21 +40,21 @@ def needed(model: GemmaModel, setting: Setting, per_host: int) -> int:
 
 
 def capacity(spec: FineTuneSpec, need: int) -> int | None:
-    """Bytes that a pod gets on the smallest machine that leaves it `need`, else on the largest.
+    """Bytes that a pod gets on the machine that its Job is made for: the smallest with `need`, else the largest.
 
     More where pod.resources asks for more. None where there are no accelerators, or no catalog has their machines.
     """
     per_host, wanted = layout(spec).per_host, spec.accelerator
     found = accelerators.tpu(wanted.tpu.type) if wanted.tpu else None
     if wanted.gpu is not None:
-        machine = accelerators.machine_for(wanted.gpu.type, per_host, int(need / USABLE))
+        machine = accelerators.machine_for(wanted.gpu.type, per_host, need + gpu_shared(per_host))
     else:
         machine = found.machine(per_host) if found is not None else None
     if machine is None:
         return None
     own = _written(spec)
     # A TPU's machine has one size; of GPUs people may have others than the catalog.
-    return max(asked(machine), min(own, machine.allocatable_memory) if found is not None else own)
+    return max(machine.pod_memory, min(own, machine.allocatable_memory) if found is not None else own)
 
 
 def _written(spec: FineTuneSpec) -> int:

@@ -22,6 +22,7 @@ PLUGIN_SECONDS = 60.0
 """How long a login plugin may take."""
 PAUSE_SECONDS = 10.0
 """Between two logins: a server that refuses every one gets no more of them."""
+REFUSED = "the API server refuses the login, also after a new one"
 _CERTIFICATES = (("cert_file", "clientCertificateData"), ("key_file", "clientKeyData"))
 
 LogIn = Callable[[], Awaitable[Configuration]]
@@ -161,7 +162,9 @@ class Session:
             self._under_way = asyncio.create_task(self._again(), name="login")
         if self._under_way is not None:
             await asyncio.shield(self._under_way)  # it goes on for the others where this request is given up
-        if self.failure:
+        elif not self.failure:
+            self.failure = REFUSED  # what was just logged in with
+        if self.failure and self.configuration is refused:
             raise LoginError(self.failure)
 
     def works(self) -> None:
@@ -173,8 +176,9 @@ class Session:
             configuration = await self._log_in()
             way = _way(configuration)
             if way != self._way:
+                follows = RESTClientObject(configuration)  # first: it fails where certificate and key are no pair
                 await self._leave()
-                self._client.rest_client, self._way = RESTClientObject(configuration), way
+                self._client.rest_client, self._way = follows, way
             self._client.configuration, self.failure = configuration, ""
             log.info("logged in again")
         except Exception as error:  # noqa: BLE001  (a kubeconfig that is being written, a provider: later it may work)

@@ -100,6 +100,8 @@ async def look(tools: Tools, namespace: str, name: str, now: datetime) -> float 
             return None  # the journal hears of it when the watch, too, has shown it
         if tools.cache is not None:
             tools.cache.resource("MODIFIED", observed.raw)
+            for last in tools.cache.departed(namespace, name):  # made again, and its watch is late
+                leave(tools, last, now)
             tools.cache.keep_jobs(observed)
         await restore_access(tools, observed, now)
         observed = replace(observed, refusal=refusal, still_since=tools.memory.still_since(observed, now))

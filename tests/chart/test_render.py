@@ -275,30 +275,36 @@ def test_people_get_their_part_by_roles_that_they_have() -> None:
     assert {resource for _, resource, _ in roles[f"{chart.OPERATOR}-edit"]} == {names.PLURAL}
 
 
+L4, H100 = "nvidia-l4", "nvidia-h100-80gb"
+
+
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("prices", "allowed", "refused"),
     [
-        ({"allowed.maxCost": 20}, "allowed.maxCost needs prices:"),
-        ({"allowed.byNamespace": {"team-a": {"maxCost": 5}}}, "allowed.byNamespace.team-a.maxCost needs prices:"),
-        (
-            {"allowed.maxCost": 20, "prices": {"cpu": 0.1}, "allowed.accelerators": ["nvidia-l4"]},
-            "allowed.maxCost needs prices.nvidia-l4, as allowed.accelerators names it",
-        ),
-        (
-            {"allowed.byNamespace": {"a": {"maxCost": 5}}, "prices": {"cpu": 1}, "allowed.accelerators": ["nvidia-l4"]},
-            "allowed.byNamespace.a.maxCost needs prices.nvidia-l4, as allowed.accelerators names it",
-        ),
-        (
-            {"prices": {"cpu": 1}, "allowed.byNamespace": {"a": {"maxCost": 5, "accelerators": ["nvidia-l4"]}}},
-            "allowed.byNamespace.a.maxCost needs prices.nvidia-l4, as allowed.byNamespace.a.accelerators names it",
-        ),
+        ({}, {"maxCost": 20}, "allowed"),
+        ({}, {"byNamespace": {"a": {"maxCost": 5}}}, "allowed.byNamespace.a"),
+        ({L4: 1}, {"maxCost": 20, "accelerators": [H100]}, "allowed"),
+        ({L4: 1}, {"maxCost": 20, "byNamespace": {"a": {"accelerators": [H100]}}}, "allowed.byNamespace.a"),
+        ({L4: 1}, {"accelerators": [H100], "byNamespace": {"a": {"maxCost": 5}}}, "allowed.byNamespace.a"),
+        ({L4: 1}, {"maxCost": 20}, ""),
+        ({"cpu": 1}, {"accelerators": [L4], "byNamespace": {"a": {"maxCost": 5}}}, ""),
+        ({L4: 1}, {"accelerators": [L4, H100], "byNamespace": {"a": {"maxCost": 5}}}, ""),
+        ({L4: 1}, {"accelerators": [L4], "byNamespace": {"a": {"maxCost": 5, "accelerators": [L4, H100]}}}, ""),
+        ({}, {"accelerators": [L4], "byNamespace": {"a": {"buckets": ["a"]}}}, ""),
     ],
 )
-def test_a_budget_without_prices_is_refused(values: Object, words: str) -> None:
-    """With it no run could begin: the operator refuses a bound that it cannot keep, the policy a run without one."""
-    done = chart.helm("template", "gemmatune", str(chart.CHART), *chart.values_flags(values), check=False)
-    assert done.returncode != 0
-    assert words in done.stderr
+def test_a_budget_that_lets_no_run_begin_is_refused(prices: Object, allowed: Object, refused: str) -> None:
+    """The operator refuses a bound that it cannot keep, the policy a run without one."""
+    flags = chart.values_flags({"prices": prices, "allowed": allowed})
+    done = chart.helm("template", "gemmatune", str(chart.CHART), *flags, check=False)
+    assert (done.returncode != 0) == bool(refused), done.stderr
+    if refused:
+        assert f"{refused}.maxCost lets no run begin: prices has no accelerator that runs may name" in done.stderr
+
+
+def test_values_of_a_former_chart() -> None:
+    """`helm upgrade --reuse-values` brings what that had: not the newer blocks, whose defaults then hold."""
+    assert chart.render({"rbac": None}) == chart.render()
 
 
 def test_the_policy_knows_the_names() -> None:

@@ -48,7 +48,7 @@ def test_capacity_is_never_more_than_what_is_printed_on_the_card() -> None:
     ("label", "count", "host_gib", "name"),
     [
         ("nvidia-l4", 1, 0, "g2-standard-4"),
-        ("nvidia-l4", 1, 14, "g2-standard-8"),
+        ("nvidia-l4", 1, 12, "g2-standard-8"),
         ("nvidia-l4", 1, 500, "g2-standard-32"),
         ("nvidia-l4", 2, 0, "g2-standard-24"),
         ("nvidia-tesla-a100", 16, 0, "a2-megagpu-16g"),

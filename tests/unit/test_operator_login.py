@@ -141,11 +141,39 @@ async def test_a_server_that_refuses_every_login_gets_few(api: Api, plugin: Plug
         port = KubernetesCluster(session)
         api.knows = lambda request: False
         for _ in range(3):
-            with pytest.raises(UnavailableError, match="Unauthorized"):
+            with pytest.raises(UnavailableError, match="Unauthorized: the API server refuses the login, also after"):
                 await port.get("Job", "ns", "x")
-        assert (plugin.calls, api.refused) == (2, 3 * cluster.ATTEMPTS)
+        assert (plugin.calls, api.refused) == (2, 4), "each request, and the first one with the new login too"
+        assert session.failure, "which the readiness probe tells"
         now += PAUSE_SECONDS
         api.knows = bearer("token-3")
+        assert await port.get("Job", "ns", "x") is not None
+        assert session.failure == ""
+
+
+async def test_certificates_that_are_no_pair_end_no_connection(api: Api) -> None:
+    """As while they are being replaced: the connections in use stay, however often it happens."""
+    now = 100.0
+    async with Session(clock=lambda: now) as session:
+        port, given = KubernetesCluster(session), await login()
+        broken = await login()
+        broken.cert_file = broken.key_file = str(Path(os.environ["KUBECONFIG"]))
+        api.knows = lambda request: False
+
+        async def halfway() -> object:
+            return broken
+
+        session._log_in = halfway
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="Unauthorized"):
+                await port.get("Job", "ns", "x")
+            now += PAUSE_SECONDS
+
+        async def whole() -> object:
+            return given
+
+        session._log_in = whole
+        api.knows = lambda request: True
         assert await port.get("Job", "ns", "x") is not None
 
 

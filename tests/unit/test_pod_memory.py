@@ -80,6 +80,20 @@ def test_each_remedy_makes_it_fit(changes: Object) -> None:
         assert plan(_with(wanted, remedy)).verdict == "fits", remedy
 
 
+@pytest.mark.parametrize("short", [1, 0])
+def test_the_next_machine_is_taken_before_the_last_gibibyte(short: int) -> None:
+    """Where the pod of the smallest machine just suffices, and where it lacks a byte beside /dev/shm."""
+    l4 = accelerators.gpu("nvidia-l4")
+    assert l4 is not None
+    of_one = sorted(machine.pod_memory for machine in l4.machines if machine.accelerators == 1)
+    small, large = of_one[:2]
+    need = small - pod_memory.gpu_shared(1) + short
+    wanted = document(accelerator={"gpu": {"type": "nvidia-l4"}})
+    head = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "run"}}
+    spec = resolve(parse({**head, "spec": wanted}).spec)
+    assert pod_memory.capacity(spec, need) == (large if short else small)
+
+
 def _with(wanted: Object, remedy: str) -> Object:
     """The document with a remedy, by its text alone, as a person would write it."""
     if remedy.startswith("use "):

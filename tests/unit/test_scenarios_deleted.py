@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from gemmatune_api import names
+from gemmatune_operator import reconcile
 from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache
+from gemmatune_operator.certainty import Certainty
 from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.journal import Journal
 from gemmatune_operator.metrics import Gauges, Metrics
@@ -181,6 +183,22 @@ def test_created_again_at_once(shown: bool) -> None:
         play.cache.resource("DELETED", gone)
     new: dict[str, Any] = {"namespace": NAMESPACE, "name": NAME}
     play.store.create({"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": new, "spec": SPEC})
+    play.cache.resource("ADDED", play.last("902"))
+    play.looks()
+    assert play.counted() == (1, 1, 2)
+
+
+def test_created_again_and_looked_at_live_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look reads the new run before any watch has shown that the old one is gone."""
+    play = Priced()
+    play.training()
+    play.now += HOUR
+    play.store.remove(names.KIND, NAMESPACE, NAME)
+    new: dict[str, Any] = {"namespace": NAMESPACE, "name": NAME}
+    play.store.create({"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": new, "spec": SPEC})
+    monkeypatch.setattr(reconcile, "certainty", lambda *_, **__: Certainty.LIVE)
+    play.looks()
+    monkeypatch.undo()
     play.cache.resource("ADDED", play.last("902"))
     play.looks()
     assert play.counted() == (1, 1, 2)

@@ -84,8 +84,8 @@ class AcceleratorMissing(TrainerError):
     reason = Reason.CRASHED
     exit_code = ExitCode.CRASHED
 
-    def __init__(self, message: str, remedy: str = "", step: int | None = None) -> None:
-        super().__init__(message, remedy or _NODE_REMEDY, step)
+    def __init__(self, message: str, remedy: str = "", step: int | None = None, sequences: int | None = None) -> None:
+        super().__init__(message, remedy or _NODE_REMEDY, step, sequences)
 
 
 class LossDiverged(TrainerError):

@@ -5,27 +5,23 @@ from __future__ import annotations
 from gemmatune_api import accelerators, gke
 from gemmatune_api.layout import Layout
 from gemmatune_api.placement import GpuSpec
-from gemmatune_api.pod_memory import USABLE
+from gemmatune_api.pod_memory import gpu_shared
 from gemmatune_api.scratch import pod_bytes
 from gemmatune_api.spec import FineTuneSpec
 from gemmatune_api.status import Overrides, Plan
 from gemmatune_operator.manifests import resources
 from gemmatune_operator.manifests.pod import Needs, value
-from gemmatune_operator.manifests.quantities import GI
 
 DRIVER_LIBRARIES = "/usr/local/nvidia/lib64"
 """Where GKE mounts the driver's libraries."""
-SHARED_MEMORY = GI
-SHARED_MEMORY_EACH = 2 * GI
-"""Bytes of /dev/shm for each of several GPUs: without a direct link NCCL moves everything through it."""
 
 
 def needs(spec: FineTuneSpec, gpu: GpuSpec, laid: Layout, plan: Plan, overrides: Overrides) -> Needs:
     """Nearly all of the smallest machine that has the GPUs and the host memory: nobody else can use its rest."""
     count = laid.per_host
-    shared = SHARED_MEMORY if count == 1 else count * SHARED_MEMORY_EACH
+    shared = gpu_shared(count)
     needed = plan.host_memory + shared
-    machine = accelerators.machine_for(gpu.type, count, int(needed / USABLE))
+    machine = accelerators.machine_for(gpu.type, count, needed)
     found = resources.combine(
         resources.whole(machine, plan.disk)
         if machine is not None

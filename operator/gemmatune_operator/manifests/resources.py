@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gemmatune_api.accelerators import Machine, allocatable_ephemeral_storage
+from gemmatune_api.accelerators import USABLE, Machine, allocatable_ephemeral_storage
 from gemmatune_api.placement import ResourceSpec
-from gemmatune_api.pod_memory import USABLE, asked
 from gemmatune_api.scratch import HEADROOM, pod_bytes
 from gemmatune_api.scratch import whole as whole_gibibytes
 from gemmatune_operator.manifests.quantities import GI, parse, text
@@ -42,7 +41,7 @@ def whole(machine: Machine, disk_needed: int) -> Resources:
     Ephemeral storage is asked for as needed, since the size of the node's disk is not known; the limit lets a pod use
     what a disk of GKE's usual size has.
     """
-    size = asked(machine)
+    size = machine.pod_memory
     needed = pod_bytes(disk_needed)
     usual = int(allocatable_ephemeral_storage() * USABLE) // GI * GI
     requests = {CPU: str(math.floor(machine.allocatable_cpu * USABLE)), MEMORY: text(size), DISK: text(needed)}
