@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, get_scheduler, set_seed
+from transformers import AutoModelForCausalLM, Trainer, get_scheduler, set_seed
 from transformers.optimization import Adafactor
 
 from gemmatune_api import memory_xla
@@ -69,10 +69,16 @@ def reference(config: RunConfig, rows: ListedRows) -> list[float]:
     else:
         model = get_peft_model(model, adapter.lora_config(config, files.model.rules))
     trained = [value for value in model.parameters() if value.requires_grad]
+    decaying = set(Trainer.get_decay_parameter_names(cast(Any, None), model))
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [value for name, value in named if (name in decaying) == decays], "weight_decay": decay}
+        for decays, decay in ((True, training.weight_decay), (False, 0.0))
+    ]
     if training.optimizer == "adafactor":
-        made: Any = Adafactor(trained, lr=training.learning_rate, scale_parameter=False, relative_step=False)
+        made: Any = Adafactor(groups, lr=training.learning_rate, scale_parameter=False, relative_step=False)
     else:
-        made = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
+        made = torch.optim.AdamW(groups, lr=training.learning_rate)
     schedule = get_scheduler(training.schedule, made, training.warmup(training.max_steps), training.max_steps)
     losses = []
     for step in range(training.max_steps or 0):
@@ -95,7 +101,7 @@ def reference(config: RunConfig, rows: ListedRows) -> list[float]:
 
 CASES: dict[str, dict[str, Any]] = {
     "lora 1": {"generation": "1", "mesh": MESHES[0]},
-    "lora 2": {"generation": "2", "mesh": MESHES[1], "gradient_checkpointing": True},
+    "lora 2": {"generation": "2", "mesh": MESHES[1], "gradient_checkpointing": True, "weight_decay": 3.0},
     "dora 2": {"generation": "2", "mesh": MESHES[1], "dora": True},
     "lora 3": {"generation": "3", "mesh": MESHES[1]},
     "full 3": {"generation": "3", "mesh": MESHES[1], "kind": "full", "learning_rate": 5e-4},
@@ -107,6 +113,7 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-4,
         "optimizer": "adafactor",
         "gradient_checkpointing": True,
+        "weight_decay": 3.0,
     },
 }
 if SOAK:
