@@ -26,11 +26,12 @@ UNSEEN = {(names.GROUP, f"{names.PLURAL}/finalizers", "update")}
 
 
 def granted(documents: list[Object]) -> set[Right]:
-    """What the roles of the chart grant to the operator, as (group, resource, verb)."""
+    """What the roles that the chart binds the operator to grant, as (group, resource, verb)."""
+    bound = {document["roleRef"]["name"] for document in documents if "roleRef" in document}
     return {
         (group, resource, verb)
         for document in documents
-        if document["kind"] in ("ClusterRole", "Role")
+        if document["kind"] in ("ClusterRole", "Role") and document["metadata"]["name"] in bound
         for rule in document["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
