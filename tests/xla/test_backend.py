@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -163,6 +164,22 @@ def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig
     if "tower" not in case:  # what is divided and counted is the text decoder
         check_division(backend, 4096, moments=case in ("full 1", "full 2", "full 3"))
         check_planned(backend, config)
+
+
+def test_a_step_looks_for_no_package(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marking a thousand tensors by way of torch_xla's mark_sharding looked for two of them on the disk each time."""
+    looked: list[str] = []
+
+    class Spy:
+        def find_spec(self, name: str, *_: Any) -> None:
+            looked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Spy(), *sys.meta_path])
+    backend = loaded(make_config(global_batch_size=8, max_steps=4, optimizer="adafactor"))
+    backend.train(
+        ListedRows(LENGTHS), len(LENGTHS), 4, None, Watcher(lambda step: looked.clear() if step.number == 2 else None)
+    )
+    assert looked == []
 
 
 RESUMED: list[dict[str, Any]] = [
