@@ -182,10 +182,9 @@ REPORTS: dict[str, Report] = {
         "on 1, 2, 4 and 8 virtual devices of one CPU, a row a sequence of 64 tokens, weights divided among all devices "
         "(xla along data; keras 2 x 2 and 2 x 4 on four and eight). Virtual devices share the machine's cores, so the "
         "work is equal and more devices cannot be faster: what a step takes longer is what dividing costs here. "
-        "Weights are those of the model without its adapter; what was measured at 9a16c53 counts that too, and is of "
-        "the slower step of backend xla then. Backend torch has the same rows, on the CPU as it is. No TPU was "
-        "measured. The Trainer is that of transformers 5.2.0 with xla_fsdp_v2, set up as in recipe R2 (from 5.3.0 on "
-        "it makes no optimizer there).",
+        "Weights are those of the model without its adapter. Backend torch has the same rows, on the CPU as it is. No "
+        "TPU was measured. The Trainer is that of transformers 5.2.0 with xla_fsdp_v2, set up as in recipe R2 (from "
+        "5.3.0 on it makes no optimizer there).",
         tables=(
             TARGETS,
             Table(
