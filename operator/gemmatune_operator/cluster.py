@@ -230,19 +230,21 @@ class KubernetesCluster:
                 return answer
             except _BusyError as error:
                 if error.code == 401:
-                    await self._log_in_again(login, error)
+                    await self._log_in_again(login, error, last=attempt == ATTEMPTS)
                 if attempt == ATTEMPTS:
                     raise
                 asked = error.retry_after
             await asyncio.sleep(_backoff(attempt) if asked is None else asked)
         raise AssertionError("the last attempt answers or raises")
 
-    async def _log_in_again(self, login: Configuration, error: _BusyError) -> None:
+    async def _log_in_again(self, login: Configuration, error: _BusyError, *, last: bool) -> None:
         """A login that has run out is replaced; a server that has just started refuses good ones for a moment, too."""
         try:
-            await self._session.renew(login)
+            renewed = await self._session.renew(login)
         except LoginError as failed:
             raise _BusyError(401, error.reason, f"{error}: {failed}") from failed
+        if last and not renewed:
+            raise _BusyError(401, error.reason, f"{error}: {self._session.gives_up()}") from error
 
     async def _measured(self, request: _Request) -> Object:
         verb, kind = request.verb, request.kind

@@ -150,22 +150,30 @@ class Session:
         """Its connections."""
         return self._client.rest_client
 
-    async def renew(self, refused: Configuration) -> None:
+    async def renew(self, refused: Configuration) -> bool:
         """Logs in again, unless that was done since: the API server has refused this login.
+
+        Returns:
+            Whether there is another login now; False where the one that is refused is itself a new one.
 
         Raises:
             LoginError: there are no new credentials.
         """
         if self.configuration is not refused:
-            return
+            return True
         if self._under_way is None and self._clock() >= self._not_before:
             self._under_way = asyncio.create_task(self._again(), name="login")
         if self._under_way is not None:
             await asyncio.shield(self._under_way)  # it goes on for the others where this request is given up
-        elif not self.failure:
-            self.failure = REFUSED  # what was just logged in with
-        if self.failure and self.configuration is refused:
+        renewed = self.configuration is not refused
+        if self.failure not in ("", REFUSED) and not renewed:
             raise LoginError(self.failure)
+        return renewed
+
+    def gives_up(self) -> str:
+        """A request was refused to the end, with a new login too: why there is none that works."""
+        self.failure = self.failure or REFUSED
+        return self.failure
 
     def works(self) -> None:
         """A request was answered."""
