@@ -85,7 +85,7 @@ test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/trainer)
 
 test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
-	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest tests/xla)
+	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest -n 2 --dist loadfile tests/xla)
 
 soak-upgrade: setup setup-xla setup-keras ## Runs that former releases left midway go on, with xla and keras too; all moves
 	$(call step,upgrade of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_upgrade.py)
@@ -97,7 +97,7 @@ soak-xla: setup-xla ## Backend xla on eight virtual devices, and on the real Gem
 	$(call step,two processes of xla,GEMMATUNE_SOAK=1 $(IN_XLA) run --frozen --no-sync pytest tests/xla/test_hosts.py)
 
 test-keras: setup setup-keras kube ## Backend keras on virtual devices, and a TPU resource on the real control plane
-	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest tests/keras)
+	$(call step,keras tests,$(IN_KERAS) run --frozen --no-sync pytest -n 2 --dist loadfile tests/keras)
 
 soak-keras: setup setup-keras kube ## Backend keras at full counts: every generation, the real Gemma 3 270M on eight devices, one host
 	$(call step,Gemma 3 270M,$(RUN) python -c "from gemmatune_cli.local.model import gemma_3_270m; gemma_3_270m(print)")
