@@ -112,7 +112,7 @@ node: ## Build kubelet and BuildKit into the cache, for the real node of the tes
 test-images: setup ## Build the operator's image as root, and run it without root, network or a writable system
 	$(call step,images,$(PYTEST) -s tests/images)
 
-soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; takes 35 GB of disk
+soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; needs 30 GB of free disk
 	$(call step,images,GEMMATUNE_SOAK=1 $(PYTEST) -s tests/images tests/e2e/test_real_trainer.py)
 
 image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)

@@ -36,6 +36,8 @@ NODE = ("busybox-static", "containerd", "containernetworking-plugins", "runc")
 CERTIFICATES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
 """Where a network's own certificate authority is named; the builds get it as a secret."""
 UP_SECONDS = 30.0
+ROOM = {"operator": 2 * 10**9, "torch": 21 * 10**9, "xla": 27 * 10**9, "keras": 8 * 10**9}
+"""Bytes of disk that BuildKit takes for each image: its layers as files and packed, and the archive."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,34 @@ def _wait_up(socket: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.1)
 
 
+def make_room(socket: Path, wanted: int) -> None:
+    """Empties BuildKit's cache where fewer than `wanted` bytes of disk are free: it has no bound of its own.
+
+    Errors: BuildError where that is not enough.
+    """
+    if _free() >= wanted:
+        return
+    with timed(f"{_free() / 1e9:.0f} GB of disk are free, {wanted / 1e9:.0f} GB are needed: emptying BuildKit's cache"):
+        command = [str(_program("buildctl")), f"--addr=unix://{socket}", "prune"]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    if (free := _free()) < wanted:
+        raise BuildError(
+            f"{cache_dir()}: {free / 1e9:.0f} GB of disk are free, {wanted / 1e9:.0f} GB are needed; "
+            "make room there, or name a folder on a larger disk by XDG_CACHE_HOME"
+        )
+
+
+def _free() -> int:
+    return shutil.disk_usage(cache_dir()).free
+
+
 def build(socket: Path, name: str) -> Built:
     """Builds one image by BuildKit into an OCI archive, which replaces an older one only when it is whole.
 
-    Errors: BuildError with the end of BuildKit's words.
+    Errors: BuildError with the end of BuildKit's words, or where the disk has not the room.
     """
     start = time.monotonic()
+    make_room(socket, ROOM[name])
     archive = cache_dir() / "images" / f"{name}.tar"
     partial = archive.with_suffix(".partial")
     file = ROOT / CONTAINERFILES[name]
@@ -172,6 +196,7 @@ def build(socket: Path, name: str) -> Built:
             [*command, f"--output={output}", "--progress=plain"], capture_output=True, text=True, check=False
         )
     if done.returncode != 0:
+        partial.unlink(missing_ok=True)
         raise BuildError(f"{image_name(name)} was not built:\n" + "\n".join(done.stderr.splitlines()[-30:]))
     partial.replace(archive)
     return Built(name, archive, time.monotonic() - start)

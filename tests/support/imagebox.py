@@ -24,7 +24,11 @@ class ImageBox:
         self._folder = Path(tempfile.mkdtemp(prefix="gftb-"))
         self._root = self._folder / "rootfs"
         self._root.mkdir()
-        self._unpack(archive)
+        try:
+            self._unpack(archive)
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
 
     def run(
         self, *command: str, variables: Mapping[str, str] | None = None, timeout: float = 120
@@ -66,10 +70,13 @@ class ImageBox:
     def _unpack(self, archive: Path) -> None:
         with tarfile.open(archive) as content:
             for layer in self.image.manifest["layers"]:
-                name = f"blobs/{layer['digest'].replace(':', '/')}"
-                content.extract(name, self._folder, filter="data")
-                subprocess.run(["tar", "-xf", str(self._folder / name), "-C", str(self._root)], check=True)
-                (self._folder / name).unlink()
+                packed = content.extractfile(f"blobs/{layer['digest'].replace(':', '/')}")
+                assert packed is not None
+                command = ["tar", "-x", *(["-z"] if layer["mediaType"].endswith("gzip") else []), "-C", str(self._root)]
+                with packed, subprocess.Popen(command, stdin=subprocess.PIPE) as unpacking:
+                    assert unpacking.stdin is not None
+                    shutil.copyfileobj(packed, unpacking.stdin, 1 << 20)
+                assert unpacking.returncode == 0, layer
 
     def _configure(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
         user, group = (int(part) for part in self.image.config["User"].split(":"))
