@@ -109,7 +109,7 @@ test-parity: setup setup-xla setup-keras ## The same run by torch, xla and keras
 node: ## Build kubelet and BuildKit into the cache, for the real node of the tests (once)
 	$(call step,node,if [ "$$(id -u)" = 0 ]; then python3 tools/kube.py kubelet buildkit; else echo "a real node needs root: not built"; fi)
 
-test-images: setup ## Build the operator's image as root, and run it without root, network or a writable system
+test-images: setup ## Build the images of operator and keras as root, and run them without root, network or a writable system
 	$(call step,images,$(PYTEST) -s tests/images)
 
 soak-images: setup kube node ## Build all four images, run each, and train in that of torch on a real kubelet; needs 30 GB of free disk

@@ -40,6 +40,10 @@ ROOM = {"operator": 2 * 10**9, "torch": 21 * 10**9, "xla": 27 * 10**9, "keras": 
 """Bytes of disk that BuildKit takes for each image: its layers as files and packed, and the archive."""
 
 
+class RoomError(BuildError):
+    """The disk has not the room for a build."""
+
+
 @dataclass(frozen=True)
 class Built:
     """One image: where it lies, and how long it took."""
@@ -154,7 +158,7 @@ def _wait_up(socket: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
 def make_room(socket: Path, wanted: int) -> None:
     """Empties BuildKit's cache where fewer than `wanted` bytes of disk are free: it has no bound of its own.
 
-    Errors: BuildError where that is not enough.
+    Errors: RoomError where that is not enough.
     """
     if _free() >= wanted:
         return
@@ -162,7 +166,7 @@ def make_room(socket: Path, wanted: int) -> None:
         command = [str(_program("buildctl")), f"--addr=unix://{socket}", "prune"]
         subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if (free := _free()) < wanted:
-        raise BuildError(
+        raise RoomError(
             f"{cache_dir()}: {free / 1e9:.0f} GB of disk are free, {wanted / 1e9:.0f} GB are needed; "
             "make room there, or name a folder on a larger disk by XDG_CACHE_HOME"
         )
@@ -175,7 +179,7 @@ def _free() -> int:
 def build(socket: Path, name: str) -> Built:
     """Builds one image by BuildKit into an OCI archive, which replaces an older one only when it is whole.
 
-    Errors: BuildError with the end of BuildKit's words, or where the disk has not the room.
+    Errors: BuildError with the end of BuildKit's words; RoomError.
     """
     start = time.monotonic()
     make_room(socket, ROOM[name])

@@ -1,6 +1,7 @@
 """Each image is built from its Containerfile, stays within its size, and runs without root or a writable system.
 
-CI builds the operator's; GEMMATUNE_SOAK=1 builds all, of which torch alone takes 6 GB.
+CI builds the operator's and that of keras, the smallest of a trainer; GEMMATUNE_SOAK=1 builds all, of which torch and
+xla take 7 and 8 GB.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ BACKENDS = {
 TOOLS = ("pip", "pip3", "uv", "cc", "gcc", "g++", "make", "git", "curl")
 
 
-@pytest.fixture(scope="module", params=["operator", *(["torch", "xla", "keras"] if SOAK else [])])
+@pytest.fixture(scope="module", params=["operator", "keras", *(["torch", "xla"] if SOAK else [])])
 def box(request: pytest.FixtureRequest) -> Iterator[tuple[str, ImageBox]]:
     """An image that was built just now, and its name; that of a trainer is not kept."""
     if reason := images.why_not_buildkit():
         pytest.skip(reason)
     with images.buildkit() as socket:
-        archive = images.build(socket, request.param).archive
-        assert archive is not None
-        images.make_room(socket, archive.stat().st_size)
+        try:
+            archive = images.build(socket, request.param).archive
+            assert archive is not None
+            images.make_room(socket, archive.stat().st_size)
+        except images.RoomError as error:
+            pytest.skip(str(error))
     print(f"{images.image_name(request.param)}: {archive.stat().st_size / 1e6:.0f} MB")
     assert archive.stat().st_size < BUDGET_MB[request.param] * 1e6
     with ImageBox(archive) as found:

@@ -62,7 +62,7 @@ def test_the_cache_is_emptied_where_the_disk_is_short(buildctl: Path, monkeypatc
 def test_a_disk_that_stays_short(buildctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before minutes are spent, and before other programs find the disk full."""
     disk(monkeypatch, 5 * GB)
-    with pytest.raises(BuildError) as told:
+    with pytest.raises(images.RoomError) as told:
         images.build(buildctl, "keras")
     assert str(told.value) == (
         f"{tmp_path}: 5 GB of disk are free, 8 GB are needed; "
