@@ -28,8 +28,12 @@ CONTAINERFILES = {
     "xla": "trainer_image/Containerfile.xla",
     "keras": "trainer_image/Containerfile.keras",
 }
-BASE = ("base-files", "bash", "ca-certificates", "coreutils", "dash", "libc-bin", "libstdc++6", "python3")
-"""What every image stands on here: a shell, the C++ library that wheels ask for, and Python without pip."""
+LIBPYTHON = r'?name("^libpython3\.[0-9]+(t64)?$")'
+"""Python as a library, a pattern of apt: the packages' name has Python's version in it."""
+BASE = ("base-files", "bash", "ca-certificates", "coreutils", "dash", "libc-bin", "libstdc++6", "python3", LIBPYTHON)
+"""What every image stands on here: a shell, the C++ library that wheels ask for, and Python without pip, also as the
+library that torch_xla asks for.
+"""
 BASES = {"base": BASE, "build": (*BASE, "python3-pip")}
 NODE = ("busybox-static", "containerd", "containernetworking-plugins", "runc")
 """What runs containers, on the real node and for BuildKit."""
