@@ -30,9 +30,12 @@ TRAINER = Path(__file__).parent / "trainer"
 PLENTY = {"cpu": "10000", "memory": "100Ti", "ephemeral-storage": "1000Ti", "pods": "10000", "nvidia.com/gpu": "10000"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plant(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    """Nodes, namespaces with their quotas, and the history of it all."""
+    """Nodes, namespaces with their quotas, and the history of it all; gone with the module.
+
+    The tests of other modules play the kubelet themselves: KWOK would run their pods, too.
+    """
     folder, api = tmp_path_factory.mktemp("faults"), crd.api
     wait_for(lambda: _served(api), "the API server to serve the resource")
     _namespaces(api)
@@ -55,7 +58,7 @@ def plant(crd: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Plant(crd, history, node, folder, environment)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def operators(plant: Plant) -> Iterator[None]:
     """The real operator's process, and one that runs several nodes; at the end neither has logged an exception."""
     prices = plant.folder / "prices.yaml"
@@ -91,7 +94,7 @@ def _operator(plant: Plant, name: str, process: OperatorProcess) -> Iterator[Non
     assert "Traceback" not in log, log[-8000:]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def results(plant: Plant, operators: None, request: pytest.FixtureRequest) -> Runner:
     """Every selected fault, provoked FAULT_RUNS times."""
     faults = [item.callspec.params["fault"] for item in request.session.items if _is_fault(item)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import requests
 import yaml
 
 from gemmatune_api import names
 from gemmatune_api.names import Role
-from tests.support.api import Object
+from tests.support.api import ApiError, Object
 from tests.support.controlplane import ControlPlane
 from tests.support.play import PREPARED
 from tests.support.servers import LOOPBACK, Server
@@ -64,13 +66,14 @@ STAYS = {f"{PREFIX}stays": "yes"}
 
 
 class Kwok:
-    """The KWOK process; a context manager."""
+    """The KWOK process and its nodes; a context manager."""
 
     def __init__(self, control_plane: ControlPlane, folder: Path) -> None:
         self._control_plane = control_plane
         folder.mkdir(parents=True, exist_ok=True)
         self._stages = folder / "stages.yaml"
         self.log = folder / "kwok.log"
+        self._nodes: list[str] = []
 
     def __enter__(self) -> Kwok:
         program = kube.find("kwok")
@@ -92,6 +95,9 @@ class Kwok:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.stop()
+        for path in self._nodes:
+            with contextlib.suppress(ApiError, requests.RequestException):
+                self._control_plane.api.delete(path)
 
     def node(
         self,
@@ -119,6 +125,7 @@ class Kwok:
                 "status": {"capacity": capacity, "allocatable": capacity},
             },
         )
+        self._nodes.append(path)
 
         def usable() -> bool:
             self._server.check()
