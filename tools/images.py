@@ -159,6 +159,11 @@ def _wait_up(socket: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.1)
 
 
+def archive_of(name: str) -> Path:
+    """Where BuildKit puts an image, there or not."""
+    return cache_dir() / "images" / f"{name}.tar"
+
+
 def make_room(socket: Path, wanted: int) -> None:
     """Empties BuildKit's cache where fewer than `wanted` bytes of disk are free: it has no bound of its own.
 
@@ -187,7 +192,7 @@ def build(socket: Path, name: str) -> Built:
     """
     start = time.monotonic()
     make_room(socket, ROOM[name])
-    archive = cache_dir() / "images" / f"{name}.tar"
+    archive = archive_of(name)
     partial = archive.with_suffix(".partial")
     file = ROOT / CONTAINERFILES[name]
     command = [str(_program("buildctl")), f"--addr=unix://{socket}", "build", "--frontend=dockerfile.v0"]
