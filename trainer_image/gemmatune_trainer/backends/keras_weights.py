@@ -89,6 +89,8 @@ def build(config: Mapping[str, Any], dtype: str) -> Any:
 def _mend(block: Any, index: int, family: str, text: Mapping[str, Any]) -> None:
     """Sets what KerasHub's blocks have built in: how queries are scaled, and which layers slide, with which RoPE."""
     attention = block.attention
+    # On a TPU they would take Keras's fused attention, which leaves out the cap of scores where the mask is traced.
+    attention._use_fused_attention_op = lambda: False
     attention.query_head_dim_normalize = block.query_head_dim_normalize
     kinds = text.get("layer_types")
     if kinds is not None and hasattr(attention, "use_sliding_window_attention"):
