@@ -1,6 +1,8 @@
 """What metrics show of single runs and namespaces: a few numbers of each, as the watches have brought them.
 
 Series are bounded: only runs that have not ended have some, at most RUNS of them, and they go with the resource.
+The stalls of a run are shown for a while after its end: the look that counts the last one also ends the run, and no
+scrape before it can have seen that.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from gemmatune_api import accelerators
@@ -21,6 +23,8 @@ from gemmatune_operator.views import mapping
 
 RUNS = 1000
 """Runs that have series of their own; those that were there first."""
+AFTERWARDS = timedelta(hours=1)
+"""How long the stalls of an ended run are shown: as long as the alert looks back."""
 NAMESPACES = 500
 """Namespaces that are named; what lies in others counts as OTHER."""
 OTHER = "other"
@@ -45,6 +49,8 @@ class Card:
     """By the name of the metric without its beginning."""
     waiting_since: datetime | None
     heartbeat: datetime | None
+    ended: datetime | None = None
+    """When the run ended; its numbers are then its stalls alone."""
 
 
 class Board:
@@ -60,8 +66,8 @@ class Board:
         self._namespaces: dict[str, None] = {}
         self._lock = threading.Lock()
 
-    def cards(self) -> dict[Key, Card]:
-        """The cards of the runs that have not ended."""
+    def cards(self, now: datetime) -> dict[Key, Card]:
+        """The cards of the runs that have not ended, then those of runs that have lately, where they stalled."""
         with self._lock:
             found: dict[Key, tuple[int, Card | None]] = {}
             for key, version, text in self._documents():
@@ -69,7 +75,10 @@ class Board:
                 old = self._cards.get(key)
                 found[key] = old if old is not None and 0 < version == old[0] else (version, _card(json.loads(text)))
             self._cards = found
-            return {key: card for key, (_, card) in found.items() if card is not None}
+        cards = {key: card for key, (_, card) in found.items() if card is not None}
+        going = {key: card for key, card in cards.items() if card.ended is None}
+        lately = {key: card for key, card in cards.items() if card.ended and now - card.ended < AFTERWARDS}
+        return {**going, **lately}
 
     @property
     def namespaces(self) -> list[str]:
@@ -103,10 +112,10 @@ def accelerators_of(status: FineTuneStatus) -> tuple[str, int]:
 
 
 def _card(body: Mapping[str, Any]) -> Card | None:
-    """The card of a run; None where it has ended."""
+    """The card of a run; None where it has ended without a stall."""
     status = status_of(body.get("status"))
     if status.phase in _ENDED:
-        return None
+        return _last_card(status)
     progress = status.progress or Progress()
     phase = status.phase or Phase.PENDING
     trains = phase == Phase.TRAINING
@@ -131,6 +140,17 @@ def _card(body: Mapping[str, Any]) -> Card | None:
         waiting_since=_since(status, body) if _waits(status, phase) else None,
         heartbeat=parse_time(progress.heartbeat) if trains else None,
     )
+
+
+def _last_card(status: FineTuneStatus) -> Card | None:
+    """The card of a run that has ended: its stalls, where it has any."""
+    stalls = status.counters.stalls if status.counters else 0
+    finished = find(status.conditions, ConditionType.FINISHED)
+    ended = parse_time(finished.last_transition_time) if finished is not None else None
+    if not stalls or ended is None:
+        return None
+    kind, _ = accelerators_of(status)
+    return Card(kind, 0, 0.0, {"stalls": float(stalls)}, waiting_since=None, heartbeat=None, ended=ended)
 
 
 def _waits(status: FineTuneStatus, phase: str) -> bool:

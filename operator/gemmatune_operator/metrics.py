@@ -32,6 +32,7 @@ class Gauges:
     leader: Callable[[], float]
     phases: Callable[[], Mapping[str, int]]
     board: Board
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 class _Phases(Collector):
@@ -59,7 +60,7 @@ RUN_GAUGES = {
     "heartbeat_age_seconds": "Time since the trainer's last sign of life, while the run trains.",
 }
 """Numbers of a single run by namespace and name."""
-RUN_COUNTERS = {"stalls": "Attempts of the run that stalled."}
+RUN_COUNTERS = {"stalls": "Attempts of the run that stalled; for an hour after its end too, where there are any."}
 NAMESPACE = "run_namespace"
 """Not `namespace`: a Prometheus in the cluster gives that name to the place of the operator's own pod."""
 _RUN = (NAMESPACE, "run")
@@ -68,11 +69,12 @@ _RUN = (NAMESPACE, "run")
 class _Runs(Collector):
     """Runs that have not ended, and the accelerators that train now by namespace; made at each scrape."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, board: Board, now: Callable[[], datetime]) -> None:
+        self._board, self._now = board, now
 
     def collect(self) -> Iterator[Metric]:
-        cards, now = self._board.cards(), datetime.now(UTC)
+        now = self._now()
+        cards = self._board.cards(now)
         yield from self._namespaces(cards.items())
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"gemmatune_run_{name}", text, labels=_RUN) for name, text in RUN_GAUGES.items()
@@ -118,7 +120,7 @@ class Metrics:
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
         self._board = gauges.board
-        self.registry.register(_Runs(gauges.board))
+        self.registry.register(_Runs(gauges.board, gauges.now))
         self.registry.register(_Phases(gauges.phases))
         self._requests = Counter(
             "gemmatune_api_requests_total",

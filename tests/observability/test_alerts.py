@@ -6,11 +6,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
+from gemmatune_api.names import Phase, Reason
 from gemmatune_operator.board import Board
 from gemmatune_operator.metrics import Gauges, Metrics
 from tests.support import chart
+from tests.support.play import NAME, NAMESPACE, Play, spec
 from tests.support.prometheus import program
 from tools import dashboard
 
@@ -34,6 +37,64 @@ def test_alerts_come_when_they_must(tmp_path: Path) -> None:
     tested = {item["alertname"] for case in cases["tests"] for item in case["alert_rule_test"] if item["exp_alerts"]}
     assert rules == tested, "every alert is seen to come"
     (tmp_path / "test.yaml").write_text(text.replace("[ALERTS]", f"[{ALERTS}]"))
+    promtool("test", "rules", str(tmp_path / "test.yaml"))
+
+
+class Watched(Play):
+    """A run whose operator has it from the watches, and a scrape of that operator."""
+
+    watching = True
+
+    def scrape(self, name: str) -> str:
+        """The run's value of a metric; `_`, as promtool writes it, where there is none."""
+        self.tell()
+        assert self.tools.cache is not None
+        board = Board(self.tools.cache.documents)
+        text = Metrics(Gauges(lambda: 0.0, lambda: 0.0, lambda: 1.0, dict, board, lambda: self.now)).text().decode()
+        (found,) = re.findall(rf'^{name}{{run="{NAME}",run_namespace="{NAMESPACE}"}} (.*)', text, re.MULTILINE) or "_"
+        return str(found)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_stall_is_told_also_where_it_ends_the_run(retries: int, tmp_path: Path) -> None:
+    """What the operator really shows, minute by minute, brings the alert; it stays for an hour."""
+    play = Watched(spec(limits={"maxRetries": retries}))
+    play.prepared()
+    seen: list[str] = []
+    stalls: list[int] = []
+
+    def minute() -> None:
+        play.wait(60)
+        seen.append(play.scrape("gemmatune_run_stalls_total"))
+
+    for number in range(1, retries + 2):
+        play.runs(f"{NAME}-t{number}")
+        play.steps(5 * number)
+        while play.status.attempts[number - 1].end_time is None:
+            minute()
+        stalls.append(len(seen) - 1)
+        for _ in range(70):
+            minute()
+    assert (play.status.phase, play.status.reason) == (Phase.FAILED, Reason.STALLED)
+    assert seen[-1] == "_", "the series of an ended run goes"
+
+    series = f'gemmatune_run_stalls_total{{run_namespace="{NAMESPACE}",run="{NAME}"}}'
+    query = f'count(ALERTS{{alertname="GemmatuneRunStalled",run="{NAME}"}})'
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": " ".join(seen)}],
+        "promql_expr_test": [
+            {
+                "expr": query,
+                "eval_time": f"{stall + after}m",
+                "exp_samples": [{"labels": "{}", "value": 1}] * (0 <= after < 60),
+            }
+            for stall in stalls
+            for after in (-1, 0, 58, 65)
+        ],
+    }
+    test = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [case]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(test))
     promtool("test", "rules", str(tmp_path / "test.yaml"))
 
 

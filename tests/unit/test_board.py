@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gemmatune_operator import board as module
 from gemmatune_operator.board import Board, Key, numbers
 from gemmatune_operator.cache import Cache
+from gemmatune_operator.conditions import rfc3339
 from gemmatune_operator.metrics import Gauges, Metrics
 from tests.support.situations import resource
 
@@ -52,7 +54,7 @@ def scrape(cache: Cache) -> str:
 def test_a_run_that_trains() -> None:
     cache = Cache()
     cache.resource("ADDED", run("quotes", 1, **TRAINING))
-    (card,) = Board(cache.documents).cards().values()
+    (card,) = Board(cache.documents).cards(NOW).values()
     assert (card.accelerator, card.accelerators, card.price) == ("nvidia-l4", 1, 1.5)
     assert numbers(card, NOW) == {
         "step": 40.0,
@@ -80,7 +82,7 @@ def test_a_run_that_waits(phase: str, since: str | None, waits: float | None) ->
     cache = Cache()
     timers = {"timers": {"pendingSince": since}} if since else {}
     cache.resource("ADDED", run("quotes", 1, **{**TRAINING, **timers, "phase": phase}))
-    (card,) = Board(cache.documents).cards().values()
+    (card,) = Board(cache.documents).cards(NOW).values()
     found = numbers(card, NOW)
     assert found.get("pending_seconds") == waits
     assert not {"tokens_per_second", "heartbeat_age_seconds"} & set(found), "what it did before says nothing now"
@@ -102,7 +104,7 @@ def test_a_preparation_at_work_does_not_wait(phase: str, status: str, reason: st
     cache = Cache()
     prepared = {"type": "Prepared", "status": status, "reason": reason, "lastTransitionTime": "2026-03-01T12:59:00Z"}
     cache.resource("ADDED", run("quotes", 1, phase=phase, conditions=[prepared]))
-    (card,) = Board(cache.documents).cards().values()
+    (card,) = Board(cache.documents).cards(NOW).values()
     assert numbers(card, NOW).get("pending_seconds") == waits
 
 
@@ -119,7 +121,7 @@ def test_a_preparation_at_work_does_not_wait(phase: str, status: str, reason: st
 def test_a_wait_begins_with_the_last_attempt_or_suspension(changes: dict[str, Any], waits: float) -> None:
     cache = Cache()
     cache.resource("ADDED", run("quotes", 1, **{**TRAINING, "phase": "Retrying", **changes}))
-    (card,) = Board(cache.documents).cards().values()
+    (card,) = Board(cache.documents).cards(NOW).values()
     assert numbers(card, NOW)["pending_seconds"] == waits
 
 
@@ -142,6 +144,48 @@ def test_series_go_with_the_end_and_with_the_resource() -> None:
     assert 'gemmatune_cost_per_hour{run_namespace="team"} 0.0' in text
 
 
+STALLED = {**TRAINING, "phase": "Failed", "reason": "Stalled", "counters": {"retries": 5, "stalls": 2}}
+
+
+def finished(minutes: float) -> dict[str, Any]:
+    """The condition of a run that ended so long before NOW."""
+    time = rfc3339(NOW - timedelta(minutes=minutes))
+    return {"conditions": [{"type": "Finished", "status": "True", "reason": "Stalled", "lastTransitionTime": time}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ({**STALLED, **finished(0)}, {"stalls": 2.0}),
+        ({**STALLED, **finished(59)}, {"stalls": 2.0}),
+        ({**STALLED, **finished(60)}, None),
+        ({**STALLED, **finished(1), "counters": {"stalls": 0}}, None),
+        ({**STALLED, **finished(1), "counters": None}, None),
+        ({**STALLED, **finished(1), "phase": "Succeeded"}, {"stalls": 2.0}),
+        (STALLED, None),
+    ],
+)
+def test_the_stalls_of_a_run_are_shown_for_an_hour_after_its_end(
+    status: dict[str, Any], shown: dict[str, float] | None
+) -> None:
+    cache = Cache()
+    cache.resource("ADDED", run("quotes", 1, **status))
+    found = [numbers(card, NOW) for card in Board(cache.documents).cards(NOW).values()]
+    assert found == ([] if shown is None else [shown])
+
+
+def test_runs_that_have_ended_take_no_series_of_those_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmatune_operator.metrics.RUNS", 2)
+    cache = Cache()
+    for number, status in enumerate(({**STALLED, **finished(1)}, TRAINING, {**STALLED, **finished(2)}, TRAINING)):
+        cache.resource("ADDED", run(f"run-{number}", number + 1, **status))
+    gauges = Gauges(lambda: 0.0, lambda: 0.0, lambda: 1.0, dict, Board(cache.documents), lambda: NOW)
+    text = Metrics(gauges).text().decode()
+    shown = re.findall(r'gemmatune_run_stalls_total{run="(.*?)"', text)
+    assert shown == ["run-1", "run-3"]
+    assert 'gemmatune_accelerators_in_use{run_namespace="team",type="nvidia-l4"} 2.0' in text
+
+
 def test_a_scrape_reads_only_what_has_changed() -> None:
     looked_at: list[str] = []
 
@@ -153,11 +197,11 @@ def test_a_scrape_reads_only_what_has_changed() -> None:
     text = Text(json.dumps(run("quotes", 7, **TRAINING)).encode())
     known: list[tuple[Key, int, bytes]] = [(("team", "quotes"), 7, text)]
     board = Board(lambda: known)
-    first = board.cards()
-    assert board.cards() == first
+    first = board.cards(NOW)
+    assert board.cards(NOW) == first
     assert len(looked_at) == 1
     known[0] = (("team", "quotes"), 8, text)
-    board.cards()
+    board.cards(NOW)
     assert len(looked_at) == 2
 
 
