@@ -87,6 +87,12 @@ def history(config: RunConfig) -> tuple[list[float], list[float]]:
     return [point["loss"] for point in found["points"]], [item["loss"] for item in found["evaluations"]]
 
 
+def rates(config: RunConfig) -> list[float]:
+    """Learning rates of the steps, from the same file."""
+    found = json.loads(max(output(config).glob("checkpoints/*/history.json")).read_text())
+    return [point["learning_rate"] for point in found["points"]]
+
+
 def held_out(config: RunConfig, cache: Path) -> list[Row]:
     """The rows that the preparation has kept for evaluation."""
     storage = open_storage(config.output.uri)
@@ -132,6 +138,7 @@ def test_three_backends_agree(trained: Trained) -> None:
         assert before == pytest.approx(untrained, rel=SAME), backend
         assert after == pytest.approx(found[backend], rel=10 * SAME), backend
         assert len(steps) == STEPS
+        assert rates(config) == pytest.approx(rates(configs["torch"]), rel=1e-9), backend
     if path := os.environ.get("PARITY_RESULTS"):
         about.write({"results": results(untrained, found)}, Path(path))
     assert found["torch"] < 0.7 * untrained
@@ -167,6 +174,7 @@ def test_a_run_moves_to_another_backend(trained: Trained, tmp_path: Path, source
     (undisturbed, there), (steps, here) = history(trained.configs[source]), history(config)
     assert len(steps) == STEPS
     assert steps[:SAVED] == undisturbed[:SAVED], "the history moves too"
+    assert rates(config) == pytest.approx(rates(trained.configs[source]), rel=1e-9)
     said = json.loads((tmp_path / f"{target}-termination").read_text())["message"]
     if "keras" in (source, target):
         assert f"The optimizer began anew after step {SAVED}" in said

@@ -12,11 +12,13 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends import adapter
 from gemmatune_trainer.backends.base import Step
 from gemmatune_trainer.backends.forward import labelled_loss
+from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.torch import TorchBackend
 from gemmatune_trainer.backends.torch_trainer import StepLoader
 from gemmatune_trainer.data.order import step_rows
@@ -153,6 +155,30 @@ def test_what_fails_in_the_background_ends_training(make_config: MakeConfig) -> 
         next(iter(StepLoader(make_config(), Broken(LENGTHS), len(LENGTHS), 4, 0, pad_id=0)))
 
 
+SCHEDULES = {
+    "linear": [0, 1 / 2, 1, 2 / 3, 1 / 3],
+    "cosine": [0, 1 / 2, 1, 3 / 4, 1 / 4],
+    "constant": [1, 1, 1, 1, 1],
+    "constant_with_warmup": [0, 1 / 2, 1, 1, 1],
+}
+"""Parts of the highest learning rate, by step: two of warm-up, three after them."""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_step_tells_the_learning_rate_that_it_was_made_with(make_config: MakeConfig, schedule: str) -> None:
+    """That of the optimizer, which backend keras computes by itself; not that of the step after it."""
+    config = make_config(schedule=schedule, warmup_steps=2, max_steps=5)
+    used: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda made, *_: used.append(float(made.param_groups[0]["lr"])))
+    try:
+        _, watched = train(config, steps=5)
+    finally:
+        hook.remove()
+    assert [step.learning_rate for step in watched.steps] == used
+    assert used == pytest.approx([config.training.learning_rate * part for part in SCHEDULES[schedule]], rel=1e-9)
+    assert used == pytest.approx([learning_rate(config.training, step, 5) for step in range(5)], rel=1e-9)
+
+
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.1, "micro_batch_size": 1}, {"optimizer": "adafactor"}])
 def test_a_saved_state_resumes_bit_equal(make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
     """fp32: steps 1-2 saved, steps 3-5 in a new backend = steps 1-5 in one."""
@@ -165,7 +191,8 @@ def test_a_saved_state_resumes_bit_equal(make_config: MakeConfig, tmp_path: Path
     rest = Watcher()
     second.train(rows, len(LENGTHS), 5, tmp_path / "state", rest)
     assert [step.number for step in rest.steps] == [3, 4, 5]
-    assert [step.loss for step in rest.steps] == [step.loss for step in save.steps[2:]]
+    for told in ("loss", "learning_rate"):
+        assert [getattr(step, told) for step in rest.steps] == [getattr(step, told) for step in save.steps[2:]]
     for name, value in weights(first).items():
         assert torch.equal(value, weights(second)[name]), name
 

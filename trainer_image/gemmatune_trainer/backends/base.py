@@ -30,7 +30,8 @@ class Step:
     """One optimizer step that was done.
 
     `number` counts from 1, `loss` is the mean over the step's labelled tokens (nats), `gradient_norm` is that before
-    clipping, `seconds` the time since the step before, `memory` the bytes that training takes of its device.
+    clipping, `learning_rate` is the one that it was made with, `seconds` the time since the step before, `memory` the
+    bytes that training takes of its device.
     """
 
     number: int

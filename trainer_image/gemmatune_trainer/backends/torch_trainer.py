@@ -127,7 +127,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self._random_states: dict[str, Any] = {}
         self._tokens = self._labelled = 0
         self._loss = torch.zeros(())
-        self._norm = 0.0
+        self._norm = self._rate = 0.0
         self._step_started = 0.0
         super().__init__(**settings)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the labelled tokens of the whole step
@@ -182,6 +182,10 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self._norm = float(gathered(found)) if found is not None else 0.0
         return found
 
+    def before_update(self) -> None:
+        """Remembers the step's learning rate: when the step has ended, the schedule has that of the next one."""
+        self._rate = float(self.lr_scheduler.get_last_lr()[0])
+
     def after_step(self) -> None:
         """Keeps the random states, for a checkpoint of this step, and tells the watcher."""
         self._random_states = random_states()
@@ -191,7 +195,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
             number=self.state.global_step,
             loss=loss,
             gradient_norm=self._norm,
-            learning_rate=float(self.lr_scheduler.get_last_lr()[0]),
+            learning_rate=self._rate,
             tokens=int(tokens),
             labelled_tokens=self._labelled,
             seconds=now - self._step_started,
@@ -264,8 +268,11 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
             set_seed(self.args.seed + self.state.global_step * size + self._ranks.rank)
 
 
-class _StepEnd(TrainerCallback):  # type: ignore[misc]
+class _Steps(TrainerCallback):  # type: ignore[misc]
     trainer: PackedTrainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.before_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.after_step()
@@ -285,7 +292,7 @@ def make_trainer(
     config, ranks = setting.config, setting.ranks
     adapted = hasattr(model, "peft_config")
     kept = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad and adapted}
-    callback = _StepEnd()
+    callback = _Steps()
     trainer = PackedTrainer(
         loader=StepLoader(config, rows, number_of_rows, total_steps, step_of(start), tokenizer.pad_id, ranks),
         watcher=watcher,
