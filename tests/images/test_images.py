@@ -90,6 +90,8 @@ def test_it_starts_and_gets_sigterm(box: tuple[str, ImageBox]) -> None:
         code = f"import gemmatune_trainer.backends.{module}; print('imported')"
         imported = image.run("python", "-c", code, variables=variables)
         assert imported.stdout.endswith("imported\n"), imported.stderr
+        found = image.run("python", "-c", "from importlib.util import find_spec as f; print(f('tensorflow'))")
+        assert found.stdout == "None\n", "KerasHub asks for it: 3 GB that no backend uses"
     wait = "import signal, sys; signal.signal(15, lambda *_: sys.exit(30)); print('up', flush=True); signal.pause()"
     code, _ = image.stop_after("up", "python", "-c", wait)
     assert code == 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -17,3 +18,8 @@ def test_this_environment_has_this_backend_alone() -> None:
     assert python_of("keras") == Path(sys.executable)
     with pytest.raises(InvalidConfig, match=r"backend torch, whose .* \(those of keras are"):
         backends.check("torch")
+
+
+def test_there_is_no_tensorflow() -> None:
+    """KerasHub asks for it, 3 GB that nothing here uses."""
+    assert [name for name in ("tensorflow", "tensorflow_text") if importlib.util.find_spec(name)] == []
