@@ -55,25 +55,49 @@ def test_a_model_outside_the_catalog_is_planned_for_another_accelerator() -> Non
     assert play.runs("quotes-t2").phase == "Training"
 
 
-def test_a_run_by_lora_moves_from_a_gpu_to_a_tpu() -> None:
+def trainer_of(play: Play, job: str) -> tuple[RunConfig, Object]:
+    """What a Job's trainer is told, and its container."""
+    (container,) = play.job(job)["spec"]["template"]["spec"]["containers"]
+    return RunConfig.from_env(container["env"][0]["value"]), container
+
+
+MOVED: dict[str, tuple[Object, str, Object, int, tuple[str, str]]] = {
+    "no method": ({}, "nvidia-l4", {"topology": "2x2"}, 4, ("qlora", "lora")),
+    "lora": ({"lora": {}}, "nvidia-l4", {"topology": "2x2"}, 4, ("lora", "lora")),
+    "full": ({"full": {}}, "nvidia-h100-80gb", {"topology": "2x4", "chipsPerNode": 8}, 8, ("full", "full")),
+}
+"""Blocks of a spec, the GPU that it begins on, the slice of one host that it moves to with its chips, and the methods
+there and here: without a name, the base is quantised where it can be.
+"""
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_run_moves_from_a_gpu_to_a_tpu(case: str) -> None:
     """Backend, image, device and mesh of the next attempt follow from the accelerator; a slice is refused first."""
-    play = suspended({**SPEC, "lora": {}}, checkpoint={"step": 43, "uri": "gs://b/checkpoints/step-00000043"})
+    blocks, gpu, one_host, chips, kinds = MOVED[case]
+    spec = {**SPEC, **blocks, "accelerator": {"gpu": {"type": gpu}}}
+    undisturbed = Play(spec)
+    undisturbed.training()
+    before, _ = trainer_of(undisturbed, "quotes-t1")
+    play = suspended(spec, checkpoint={"step": 43, "uri": "gs://b/checkpoints/step-00000043"})
 
-    def move(spec: Object, topology: str) -> None:
+    def move(spec: Object, shape: Object) -> None:
         spec["suspend"] = False
-        spec["accelerator"] = {"tpu": {"type": "tpu-v5-lite-podslice", "topology": topology}}
+        spec["accelerator"] = {"tpu": {"type": "tpu-v5-lite-podslice", **shape}}
 
-    status = play.change(lambda spec: move(spec, "4x4"))
+    status = play.change(lambda spec: move(spec, {"topology": "4x4"}))
     assert (status.phase, status.reason) == ("Failed", "NotSupportedYet")
     assert play.jobs() == [], "no node is paid for"
-    status = play.change(lambda spec: move(spec, "2x2"))
+    status = play.change(lambda spec: move(spec, one_host))
     assert status.plan is not None
-    assert (status.plan.backend, status.plan.chips, play.attempt.from_step) == ("xla", 4, 43)
-    (container,) = play.job("quotes-t2")["spec"]["template"]["spec"]["containers"]
-    config = RunConfig.from_env(container["env"][0]["value"])
+    assert (status.plan.backend, status.plan.chips, play.attempt.from_step) == ("xla", chips, 43)
+    config, container = trainer_of(play, "quotes-t2")
     assert (config.backend, config.device) == ("xla", "tpu")
+    assert (before.method.kind, config.method.kind) == kinds
+    quantised = {"kind", "bits", "quant_type", "double_quant"}
+    assert config.method.model_dump(exclude=quantised) == before.method.model_dump(exclude=quantised)
     assert container["image"] == "gemmatune-trainer-xla:latest"
-    assert container["resources"]["limits"]["google.com/tpu"] == "4"
+    assert container["resources"]["limits"]["google.com/tpu"] == str(chips)
     assert play.runs("quotes-t2").phase == "Training"
 
 
