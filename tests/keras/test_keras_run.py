@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gemmatune_api import memory_mesh
@@ -18,6 +19,7 @@ from gemmatune_api.names import ExitCode
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.models import fetch
 from tests.keras.conftest import MakeConfig
+from tests.support.soak import SOAK
 from tests.support.trainerhost import TrainerHost, TrainerProcess
 
 
@@ -112,32 +114,68 @@ def check_placed(config: RunConfig, done: TrainerProcess, wanted: dict[str, str]
     assert found == sorted(axes for axes in wanted.values() if axes != WHOLE for _ in range(moments))
 
 
-def resumed(host: TrainerHost, config: RunConfig, folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The result of a run that is done, and that of an attempt which finds its checkpoint of step 2 as the newest."""
+STEPS, RESUMED_AT = 5, 2
+"""The attempt that resumes has a step more than those that may compile."""
+
+
+def left(config: RunConfig, result: str) -> dict[str, bytes]:
+    """What a run that is done has written of its numbers: its result, and weights and moments after the last step."""
+    folders = (output(config) / result, output(config) / f"checkpoints/step-{STEPS:08d}")
+    paths = [path for folder in folders for path in folder.glob("*.safetensors")]
+    found = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+    assert len(found) >= 3
+    return found
+
+
+def resumed(host: TrainerHost, config: RunConfig, folder: Path, result: str) -> TrainerProcess:
+    """An attempt that finds the checkpoint of step RESUMED_AT as the newest of a run that was done."""
     out = output(config)
-    name = {"adapter": "adapter_model", "model": "model"}[kind]
-    first = load_file(out / kind / f"{name}.safetensors")
-    for gone in (out / "checkpoints" / "step-00000004", out / kind):
+    later = [path for path in (out / "checkpoints").iterdir() if path.name > f"step-{RESUMED_AT:08d}"]
+    assert len(later) == 2
+    for gone in (*later, out / result):
         shutil.rmtree(gone)
     (out / "manifest.json").unlink()
     again = host.run("train", config.model_copy(update={"attempt": 2}), folder / "again")
     assert again.poll() == ExitCode.DONE, again.log()
-    assert again.events("training")[0]["from_step"] == 2
-    return first, load_file(out / kind / f"{name}.safetensors")
+    assert again.events("training")[0]["from_step"] == RESUMED_AT
+    return again
 
 
-@pytest.mark.parametrize("kind", ["adapter", "model"])
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora"},
+    "full in bf16": {"kind": "full", "learning_rate": 1e-3, "precision": "bf16"},
+}
+if SOAK:
+    CASES["lora in bf16"] = {"kind": "lora", "precision": "bf16"}
+    CASES["full"] = {"kind": "full", "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_run_resumes_to_the_same_bits(
-    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path, kind: str
+    make_config: MakeConfig, trainer_host: TrainerHost, tmp_path: Path, case: str
 ) -> None:
-    changes: dict[str, Any] = {"kind": "full", "learning_rate": 1e-3} if kind == "model" else {}
-    config = make_config(max_steps=4, every_steps=2, keep=2, **changes)
+    """Result, weights and moments, and nothing is compiled after the second step of the attempt that resumes."""
+    full = CASES[case]["kind"] == "full"
+    config = make_config(max_steps=STEPS, every_steps=2, keep=3, **CASES[case])
+    result = "model" if full else "adapter"
     done = run(trainer_host, config, tmp_path)
-    first, second = resumed(trainer_host, config, tmp_path, kind)
-    assert first.keys() == second.keys()
-    assert all((first[name] == second[name]).all() for name in first)
+    first = left(config, result)
+    again = resumed(trainer_host, config, tmp_path, result)
+    assert left(config, result) == first
+    (compiled,) = again.events("compiled")
+    assert compiled["compilations"] > 0
+    assert json.loads((output(config) / "manifest.json").read_text())["compiled"]["afterStep2"] == 0
     (moments,) = [event for event in done.events("placed") if event["what"] == "optimizer"]
     share = moments["bytes_per_device"] / moments["bytes"]
-    assert share < 0.3 if kind == "model" else share == 1, "moments lie as their weights do; an adapter's everywhere"
-    if kind == "model":
+    assert share < 0.3 if full else share == 1, "moments lie as their weights do; an adapter's everywhere"
+    if full:  # also where it computes in bf16, weights and moments are fp32
         check_placed(config, done, WEIGHTS, moments=2)
+        kinds = kinds_of(output(config) / result / "model.safetensors")
+        assert kinds == {"BF16" if config.training.precision == "bf16" else "F32"}
+
+
+def kinds_of(file: Path) -> set[str]:
+    """Types of a file's numbers."""
+    with safe_open(file, "numpy") as found:
+        names = found.keys()
+        return {found.get_slice(name).get_dtype() for name in names}
