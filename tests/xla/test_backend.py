@@ -210,16 +210,19 @@ if SOAK:
 def test_a_saved_state_resumes_exactly_and_the_result_is_what_was_trained(
     make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Steps 1-2 saved and 3-4 in a new backend = steps 1-4 in one, to the bit; plain libraries load the result."""
-    config = make_config(global_batch_size=8, max_steps=4, **changes)
+    """Steps 1-2 saved and 3-5 in a new backend = steps 1-5 in one, to the bit; plain libraries load the result.
+
+    Step 5 is the first that must not compile after the resume.
+    """
+    config = make_config(global_batch_size=8, max_steps=5, **changes)
     rows = ListedRows(LENGTHS)
     first = loaded(config)
     save = Watcher(lambda step: first.snapshot()(tmp_path / "state") if step.number == 2 else None)
-    first.train(rows, len(LENGTHS), 4, None, save)
+    first.train(rows, len(LENGTHS), 5, None, save)
     first.save_weights(tmp_path / "end")
     second = loaded(config)
     rest = Watcher()
-    second.train(rows, len(LENGTHS), 4, tmp_path / "state", rest)
+    assert second.train(rows, len(LENGTHS), 5, tmp_path / "state", rest).late == 0
     assert [step.loss for step in rest.steps] == [step.loss for step in save.steps[2:]]
     second.save_weights(tmp_path / "again")
     for path in (tmp_path / "end").glob("*.safetensors"):
