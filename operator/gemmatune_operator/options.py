@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,6 +36,10 @@ class Options:
     port: int
     """Of probes and metrics; 0 takes a free one."""
     log_format: str
+    traces_endpoint: str = ""
+    """URL of a collector that takes traces by OTLP over HTTP; empty: none are made."""
+    traces_share: float = 1.0
+    """Of all looks so many are traced."""
     election: Terms | None = None
     """How a leader is elected; None: this is the only operator."""
 
@@ -56,6 +61,8 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         bind=found.bind,
         port=found.port,
         log_format=found.log_format,
+        traces_endpoint=found.traces_endpoint,
+        traces_share=found.traces_share,
         election=election,
     )
 
@@ -142,6 +149,13 @@ def _parser(
     add("port", 8080, "port of probes and metrics; 0 takes a free one", _port)
     add("log-format", "json", "json or console", _log_format)
     add(
+        "traces-endpoint",
+        "",
+        "URL that takes traces by OTLP over HTTP, as http://HOST:4318/v1/traces; empty: none",
+        _url,
+    )
+    add("traces-share", 1.0, "of all looks at runs so many are traced, 0 to 1", _share)
+    add(
         "leader-elect",
         "false",
         "true: of several replicas only the holder of a Lease works",
@@ -189,6 +203,23 @@ def _log_format(text: str) -> str:
     if text not in ("json", "console"):
         raise argparse.ArgumentTypeError(f"must be json or console (found {text!r})")
     return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise argparse.ArgumentTypeError(f"must be a URL of http or https (found {text!r})")
+    return text
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1 (found {text!r})")
+    return number
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import kopf
 import structlog
 
 from gemmatune_api import accelerators, catalog
-from gemmatune_operator import handlers, logs, probes
+from gemmatune_operator import handlers, logs, probes, traces
 from gemmatune_operator.board import Board
 from gemmatune_operator.cache import Cache, Key, Wake
 from gemmatune_operator.clock import SteadyClock
@@ -74,6 +74,7 @@ class Process:
             board=Board(self._cache.documents),
         )
         self._metrics = Metrics(gauges)
+        self._traces = traces.to(options.traces_endpoint, options.traces_share)
         self._journal = Journal(self._metrics, self._may_write)
         self._queue: WorkQueue[Key] = WorkQueue(
             self._look,
@@ -104,7 +105,7 @@ class Process:
         with serving:
             self._on_signals()
             async with self._session:
-                self._set_up(KubernetesCluster(self._session, self._metrics.request, self._failpoint, self._may_write))
+                self._set_up(KubernetesCluster(self._session, self._requested, self._failpoint, self._may_write))
                 if options.election is not None:
                     self._election = Election(self._reached, options.election)
                 self._part("event loop's pulse", self._health.beat())
@@ -201,6 +202,7 @@ class Process:
             await self._election.release()
         for task in self._parts.values():
             await _ended(task, 0.0)
+        await asyncio.to_thread(self._traces.end)
         log.info("stopped")
 
     def _on_signals(self) -> None:
@@ -232,9 +234,14 @@ class Process:
         namespace, name = key
         # Until the worker's next look: what the queue says of a failed one carries them too.
         structlog.contextvars.bind_contextvars(namespace=namespace, run=name)
-        wake = await look(self._tools, namespace, name, self._now())
+        with self._traces.look(namespace, name):
+            wake = await look(self._tools, namespace, name, self._now())
         log.debug("looked", wake=wake)
         return wake
+
+    def _requested(self, verb: str, kind: str, code: int, seconds: float) -> None:
+        self._metrics.request(verb, kind, code, seconds)
+        self._traces.request(verb, kind, code, seconds)
 
     @property
     def _reached(self) -> KubernetesCluster:

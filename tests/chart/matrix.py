@@ -33,6 +33,8 @@ CASES: dict[str, Object] = {
         "priorityClassName": "system-cluster-critical",
         "nodeSelector": {"cloud.google.com/gke-nodepool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
+        "traces.endpoint": "http://collector.monitoring:4318/v1/traces",
+        "traces.share": 0.1,
         "networkPolicy.enabled": True,
         "networkPolicy.scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
         "monitoring.serviceMonitor": True,

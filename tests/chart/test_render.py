@@ -50,6 +50,8 @@ VALUES: Object = {
     "hostMemory": "16Gi",
     "tpuWebhook": False,
     "logFormat": "console",
+    "traces.endpoint": "http://collector.monitoring:4318/v1/traces",
+    "traces.share": 0.5,
     "extraArgs": ["--workers=32"],
     "resources.requests": {"cpu": "2"},
     "resources.limits": {"memory": "1Gi"},
@@ -82,6 +84,7 @@ ON: Object = {
     "replicas": 3,
     "prices": {"nvidia-l4": 0.75},
     "networkPolicy.enabled": True,
+    "traces.endpoint": "https://collector.example.com/v1/traces",
     "monitoring.serviceMonitor": True,
     "monitoring.podMonitoring": True,
     **{path: True for path, file in SLOTS.items() if (chart.CHART / file).exists()},
@@ -154,6 +157,8 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("resources.request", {"cpu": "1"}),
         ("crd.install", "false"),
         ("logFormat", "text"),
+        ("traces.endpoint", "collector:4318"),
+        ("traces.share", 2),
         ("hostMemory", "16 GB"),
         ("extraArgs", ["workers=32"]),
         ("extraArgs", ["--port=9090"]),
@@ -326,7 +331,7 @@ def test_the_policy_knows_the_names() -> None:
 
 
 def test_the_operator_understands_its_arguments() -> None:
-    taken = ("trainer.", "extraArgs", "namespaces", "logFormat", "hostMemory", "replicas", "tpuWebhook")
+    taken = ("trainer.", "extraArgs", "namespaces", "logFormat", "traces", "hostMemory", "replicas", "tpuWebhook")
     documents = chart.render({path: VALUES[path] for path in VALUES if path.startswith(taken)})
     (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "gemmatune_operator"]
@@ -334,6 +339,7 @@ def test_the_operator_understands_its_arguments() -> None:
     assert found.namespaces == ("team-a", "team-b")
     assert found.workers == 32
     assert found.log_format == "console"
+    assert (found.traces_endpoint, found.traces_share) == ("http://collector.monitoring:4318/v1/traces", 0.5)
     assert found.settings.image == "registry.example.com/trainer:1"
     assert found.settings.image_pull_policy == "Always"
     assert found.settings.trainer_env == {"HF_ENDPOINT": "https://hub.example.com"}

@@ -1,14 +1,19 @@
-"""The real Prometheus scrapes the live operator: every query of the dashboard gives something, and an alert fires."""
+"""The real Prometheus scrapes the live operator: every query of the dashboard gives something, and an alert fires.
+
+A collector gets the traces of the same operator.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gemmatune_operator.conditions import rfc3339
+from tests.support.collector import Collector, Span, collecting
 from tests.support.controlplane import ControlPlane
 from tests.support.operator_process import OperatorProcess
 from tests.support.prometheus import Prometheus, program
@@ -30,15 +35,32 @@ def filled(query: str, namespace: str) -> str:
     return query
 
 
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """Takes the operator's traces."""
+    with collecting() as found:
+        yield found
+
+
+def check_traces(spans: list[Span], namespace: str) -> None:
+    """Of both runs there are looks, with the creations of their Jobs in them."""
+    looks = {span.id: span.attributes for span in spans if span.name == "look"}
+    assert {look["k8s.namespace.name"] for look in looks.values()} == {namespace}
+    created = [looks[span.parent]["gemmatune.run"] for span in spans if span.name == "create Job"]
+    assert set(created) == {"trains", "fails"}
+    assert created.count("trains") == 2, "a preparation and an attempt"
+    assert not any(span.failed for span in spans if span.name == "look")
+
+
 @pytest.mark.timeout(300)
-def test_every_panel_shows_something(crd: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_every_panel_shows_something(crd: ControlPlane, namespace: str, tmp_path: Path, collector: Collector) -> None:
     program("prometheus")
     (tmp_path / "prices.yaml").write_text("nvidia-l4: 3600\n")  # one a second: what is short costs something, too
     operator = OperatorProcess(
         crd.operator_kubeconfig,
         tmp_path / "operator.log",
         namespaces=[namespace],
-        arguments=["--prices", str(tmp_path / "prices.yaml")],
+        arguments=["--prices", str(tmp_path / "prices.yaml"), "--traces-endpoint", collector.url],
     )
     try:
         trains, fails = (Stage(crd.api, namespace, name) for name in ("trains", "fails"))
@@ -79,3 +101,4 @@ def test_every_panel_shows_something(crd: ControlPlane, namespace: str, tmp_path
             wait_for(lambda: "gemmatune_run_loss{" not in operator.metrics(), "the series to go with the resource")
     finally:
         assert operator.stop() == 0
+    check_traces(collector.spans, namespace)

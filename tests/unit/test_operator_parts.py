@@ -235,6 +235,8 @@ def test_arguments_win_over_the_environment(tmp_path: Path) -> None:
         ["--resync=0"],
         ["--resync=soon"],
         ["--log-format=xml"],
+        ["--traces-endpoint=collector:4318"],
+        ["--traces-share=1.5"],
         ["--surprise"],
     ],
 )
