@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
-from gemmatune_api.shapes import ATTENTION_TARGETS, LINEAR_TARGETS, DecoderShape, siglip_parameters
+from gemmatune_api.shapes import ATTENTION_TARGETS, LARGEST, LINEAR_TARGETS, DecoderShape, is_size, siglip_parameters
 from gemmatune_api.vision import KEYS, VisionShape, vision_of
 
 Preset = Literal["all-linear", "attention"]
@@ -216,8 +216,10 @@ def by_config(config: Mapping[str, Any]) -> GemmaModel | None:
         return None
     text = _text_config(config)
     try:
-        shape = _shape(text, known.generation)
-    except (KeyError, TypeError, ValueError):
+        shape, context = _shape(text, known.generation), int(text.get("max_position_embeddings") or 8192)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return None
+    if not (shape.is_possible and 0 < context < LARGEST):
         return None
     generation = known.generation
     if generation == "paligemma" and text.get("model_type") == "gemma2":
@@ -232,7 +234,7 @@ def by_config(config: Mapping[str, Any]) -> GemmaModel | None:
         generation=generation,
         model_class=known.model_class,
         multimodal=known.multimodal,
-        context_length=int(text.get("max_position_embeddings") or 8192),
+        context_length=context,
         towers=_towers(config, shape) if known.multimodal else 0,
         vision=tower,
         **{item.name: getattr(shape, item.name) for item in fields(DecoderShape)},
@@ -374,7 +376,7 @@ def _named(shape: DecoderShape, family: str, generation: str) -> GemmaModel | No
 def _towers(config: Mapping[str, Any], shape: DecoderShape) -> int:
     """Weights of the SigLIP tower that a config describes; 0 where it describes none of that kind."""
     vision = config.get("vision_config")
-    if not isinstance(vision, Mapping) or any(not isinstance(vision.get(key), int) for key in _VISION_KEYS):
+    if not isinstance(vision, Mapping) or any(not is_size(vision.get(key)) for key in _VISION_KEYS):
         return 0
     return siglip_parameters(
         hidden=vision["hidden_size"],

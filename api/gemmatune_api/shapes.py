@@ -27,6 +27,16 @@ class Matrix:
         return self.inputs * self.outputs * self.count
 
 
+_MOST_LAYERS = 10_000
+LARGEST = 2**31
+"""No number of a shape reaches it."""
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a whole number that something of a model can measure."""
+    return isinstance(value, int) and 0 < value < LARGEST
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
     """The numbers of a text decoder, in transformers' terms.
@@ -65,6 +75,22 @@ class DecoderShape:
     laurel_rank: int = 0
     attn_softcapping: float | None = None
     final_softcapping: float | None = None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a planner can count with these numbers: they may be anybody's, and it goes through all layers."""
+        sizes = (self.hidden, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab, self.ple_vocab)
+        some = (
+            self.sliding_window, self.global_every, self.global_head_dim, self.global_kv_heads, self.shared_kv_layers,
+            self.ple_width, self.experts, self.expert_ffn, self.experts_per_token, self.altup_inputs, self.laurel_rank,
+        )  # fmt: skip
+        caps = (self.attn_softcapping, self.final_softcapping)
+        return (
+            0 < self.layers <= _MOST_LAYERS
+            and all(is_size(value) for value in sizes)
+            and all(value in (None, 0) or is_size(value) for value in some)
+            and all(value is None or isinstance(value, int | float) for value in caps)
+        )
 
     def is_global(self, layer: int) -> bool:
         """Whether a layer (from 0) attends to everything."""

@@ -95,7 +95,7 @@ def _local(uri: str) -> GemmaModel | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return catalog.by_uri(uri)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CommandError(f"spec.model.uri {uri}: {file} cannot be read: {error}") from error
     found = catalog.by_config(config) if isinstance(config, dict) else None
     if found is None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from gemmatune_trainer.backends.base import Snapshot
 from gemmatune_trainer.backends.forms import begins_anew
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable, TrainerError, explain, naming
@@ -28,14 +30,31 @@ from gemmatune_trainer.storage import (
     files_below,
     generation_of,
 )
+from gemmatune_trainer.stored import Shape, Unreadable, shortened
 
 FOLDER = "checkpoints/"
 MANIFEST = "manifest.json"
 _VERSION = 1
 _NAME = re.compile(r"^checkpoints/step-(\d+)/")
 _LOOK_SECONDS = 0.1
+_NAMED = 5
+"""How many checkpoints that are passed over a status names: whoever writes to the bucket can put thousands there."""
 _TRIES = 3
 """How often files are sent that arrive damaged."""
+
+
+class _File(Shape):
+    name: str
+    size: int
+    crc32c: str
+
+
+class _Manifest(Shape):
+    version: int
+    step: int
+    resume_hash: str = Field(alias="resumeHash")
+    data_hash: str = Field(alias="dataHash")
+    files: list[_File]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,33 +155,34 @@ class Checkpoints:
     def note(self) -> str:
         """A sentence on each checkpoint that `newest` has passed over, and `remark`, for people; often ""."""
         passed = [f"The checkpoint of step {step} is not used: {why}." for step, why in self._passed_over.items()]
+        if len(passed) > _NAMED:
+            passed[_NAMED:] = [f"Nor are {len(passed) - _NAMED} older ones."]
         return " ".join([*passed, self.remark]).strip()
 
     def _fetch(self, step: int, sizes: Mapping[str, int], folder: Path) -> str:
         """Downloads a checkpoint; what is wrong with it, "" where nothing is."""
         prefix = prefix_of(step)
         try:
-            manifest = json.loads(self._storage.read(f"{prefix}/{MANIFEST}"))
-            files = {str(item["name"]): (int(item["size"]), str(item["crc32c"])) for item in manifest["files"]}
-            said = {key: manifest[key] for key in ("version", "step", "resumeHash", "dataHash")}
-        except (ValueError, KeyError, TypeError):
-            return "its manifest cannot be read"
+            manifest = _Manifest.of(self._storage.read(f"{prefix}/{MANIFEST}"))
+        except Unreadable as error:
+            return f"its manifest cannot be read: {error}"
         expected = {**self._identity, "version": _VERSION, "step": step}
-        for key, value in said.items():
+        for key, value in manifest.model_dump(by_alias=True, exclude={"files"}).items():
             if value != expected[key]:
-                return f"its {key} is {value}, this run's is {expected[key]}"
+                return f"its {key} is {shortened(str(value))}, this run's is {expected[key]}"
+        files = {file.name: file for file in manifest.files}
         if not files:
             return "its manifest names no file"
-        for name, (size, _) in files.items():
+        for name, file in files.items():
             if not _stays_below(name):
-                return f"its manifest names {name!r}, which lies outside it"
-            if (found := sizes.get(f"{prefix}/{name}")) != size:
+                return f"its manifest names {shortened(repr(name))}, which lies outside it"
+            if (found := sizes.get(f"{prefix}/{name}")) != file.size:
                 there = "is missing" if found is None else f"has {found} bytes"
-                return f"{name} {there}, the manifest says {size} bytes"
+                return f"{shortened(name)} {there}, the manifest says {shortened(str(file.size))} bytes"
         self._storage.download({f"{prefix}/{name}": folder / name for name in files})
-        for name, (_, checksum) in files.items():
-            if (computed := crc32c(folder / name)) != checksum:
-                return f"{name} has CRC32C {computed}, the manifest says {checksum}"
+        for name, file in files.items():
+            if (computed := crc32c(folder / name)) != file.crc32c:
+                return f"{name} has CRC32C {computed}, the manifest says {shortened(file.crc32c)}"
         return ""
 
     def save(self, step: int, take: Callable[[], Snapshot], look: Callable[[], None] = lambda: None) -> None:

@@ -143,6 +143,7 @@ _COMPILE_REMEDY = (
     "Set mesh, training.microBatchSize, dataset.maxLength or gradientCheckpointing otherwise, or another backend; the "
     "pod's log has all of XLA's text."
 )
+_JSON_REMEDY = "Replace that file by the published one; the pod's log says where it was read."
 _DISK_REMEDY = "Free space on the file system named, or " + REASONS[Reason.DISK_FULL].remedy[:1].lower()
 _DISK_REMEDY += REASONS[Reason.DISK_FULL].remedy[1:]
 
@@ -236,6 +237,8 @@ def _operating_system(error: BaseException) -> TrainerError | None:
     message = text_of(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(message, _DISK_REMEDY)
+    if isinstance(error, RecursionError) and _of_json(error):
+        return InvalidConfig(f"a JSON file of the model or the output is nested too deep: {message}", _JSON_REMEDY)
     if isinstance(error, PermissionError):
         return AccessDenied(message, f"Give the trainer's user access to {error.filename or 'the path'}.")
     if any(words in message for words in _FULL):
@@ -249,6 +252,12 @@ def _operating_system(error: BaseException) -> TrainerError | None:
     if _of_xla(error) and any(words in message for words in _NOT_COMPILED):
         return InvalidConfig(f"XLA cannot make the run's program for these devices: {message}", _COMPILE_REMEDY)
     return None
+
+
+def _of_json(error: BaseException) -> bool:
+    """Whether an exception comes from the standard library's reader of JSON, which libraries of others use too."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("json.")
 
 
 def _of_xla(error: BaseException) -> bool:

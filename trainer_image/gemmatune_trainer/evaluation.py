@@ -10,15 +10,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend, Snapshot
 from gemmatune_trainer.data.prepared import PreparedData
 from gemmatune_trainer.errors import DataInvalid, naming
 from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.logs import log
+from gemmatune_trainer.stored import of_checkpoint
 
 _BEST = "best"
 _FACTS = "best.json"
+_NUMBERS = TypeAdapter(tuple[int, float])
 
 
 class Evaluation:
@@ -92,7 +96,9 @@ class Evaluation:
     def restore(self, folder: Path) -> None:
         """Takes over the best adapter of a checkpoint."""
         if self._best and (folder / _FACTS).exists():
-            self.chosen = Evaluated(*json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+            with of_checkpoint(folder / _FACTS):
+                step, loss = _NUMBERS.validate_json((folder / _FACTS).read_bytes(), strict=True)
+            self.chosen = Evaluated(step, loss)
             shutil.rmtree(self._folder, ignore_errors=True)
             shutil.copytree(folder / _BEST, self._folder)
 

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import Field
+
 from gemmatune_trainer.backends.base import Snapshot, Step
+from gemmatune_trainer.stored import Shape, of_checkpoint
 
 Item = TypeVar("Item")
 
@@ -51,6 +54,13 @@ class Evaluated:
     loss: float
 
 
+class _Kept(Shape):
+    points: list[Point]
+    evaluations: list[Evaluated]
+    attempts: list[Begun] = Field(default_factory=list)
+    waiting: list[Step] = Field(default_factory=list)
+
+
 class History:
     """Points every `every` steps, the evaluations, the attempts, and the speed of the newest steps of this one.
 
@@ -73,12 +83,11 @@ class History:
 
     @classmethod
     def restored(cls, every: int, folder: Path) -> History:
-        """The history that a checkpoint carries."""
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        points = [Point(**point) for point in data["points"]]
-        evaluations = [Evaluated(**item) for item in data["evaluations"]]
-        history = cls(every, points, evaluations, [Begun(**item) for item in data.get("attempts", [])])
-        history._waiting = [Step(**step) for step in data.get("waiting", [])]
+        """The history that a checkpoint carries. Raises InvalidConfig where it cannot be read."""
+        with of_checkpoint(folder / FILE):
+            found = _Kept.of((folder / FILE).read_bytes())
+        history = cls(every, found.points, found.evaluations, found.attempts)
+        history._waiting = found.waiting
         return history
 
     def snapshot(self) -> Snapshot:

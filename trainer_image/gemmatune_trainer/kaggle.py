@@ -25,6 +25,7 @@ from urllib3.util import Retry
 
 from gemmatune_trainer.errors import AccessDenied, HubUnavailable, InvalidConfig, text_of
 from gemmatune_trainer.resumable import RETRIES, download
+from gemmatune_trainer.stored import MISFITS, Unreadable, parsed
 
 ENDPOINT_VARIABLE = "KAGGLE_API_ENDPOINT"
 DEFAULT_ENDPOINT = "https://www.kaggle.com"
@@ -88,7 +89,10 @@ class Variation:
 
     def files(self) -> list[KaggleFile]:
         """All files of the version, by path."""
-        return sorted(self._entries(), key=lambda file: file.path)
+        try:
+            return sorted(self._entries(), key=lambda file: file.path)
+        except MISFITS as error:
+            raise HubUnavailable(f"{self._uri}: Kaggle's list of files has another form: {text_of(error)}") from error
 
     def _entries(self) -> Iterator[KaggleFile]:
         page = ""
@@ -120,8 +124,8 @@ class Variation:
     def _data(self, what: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         answer = self._get(what, query or {})
         try:
-            body = answer.json()
-        except ValueError as error:
+            body = parsed(answer.content)
+        except Unreadable as error:
             raise HubUnavailable(f"{self._uri}: Kaggle's answer is no JSON: {text_of(error)}") from error
         if not isinstance(body, dict):
             raise HubUnavailable(f"{self._uri}: Kaggle's answer is {type(body).__name__}")
@@ -165,8 +169,8 @@ def _md5_of(headers: Mapping[str, str]) -> str:
 def _message(answer: requests.Response) -> str:
     """What Kaggle says about a failure, on one line."""
     try:
-        body = answer.json()
-    except ValueError:
+        body = parsed(answer.content)
+    except Unreadable:
         body = {}
     told = body.get("message") if isinstance(body, dict) else None
     return " ".join(str(told or answer.reason or "").split())

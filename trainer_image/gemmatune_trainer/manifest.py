@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from gemmatune_api import serving
 from gemmatune_api.serving import Served
 from gemmatune_api.status import Artifacts
@@ -22,6 +24,7 @@ from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
 from gemmatune_trainer.result import Result
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, files_below, generation_of
+from gemmatune_trainer.stored import Shape, Unreadable
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
@@ -40,6 +43,14 @@ class ResultFile:
     sha256: str
 
 
+class _Manifest(Shape):
+    resume_hash: str = Field(alias="resumeHash")
+    steps: int
+    artifacts: Artifacts
+    adapter: list[ResultFile] | None = None
+    model: list[ResultFile] | dict[str, Any] | None = None  # beside an adapter, the source
+
+
 @dataclass(frozen=True)
 class Finished:
     """What the manifest of a finished run says."""
@@ -52,14 +63,13 @@ class Finished:
 def find(storage: Storage, resume_hash: str) -> Finished | None:
     """The finished run below the prefix, where it is this one; None where there is none, or another run's."""
     try:
-        found = json.loads(storage.read(NAME))
-        if found["resumeHash"] != resume_hash:
-            return None
-        listed = found[ADAPTER] if ADAPTER in found else found[MODEL]
-        files = (ResultFile(str(file["name"]), int(file["size"]), str(file["sha256"])) for file in listed)
-        return Finished(int(found["steps"]), Artifacts.model_validate(found["artifacts"]), tuple(files))
-    except (ObjectMissing, ValueError, KeyError, TypeError):
+        found = _Manifest.of(storage.read(NAME))
+    except (ObjectMissing, Unreadable):
         return None
+    files = found.model if found.adapter is None else found.adapter
+    if found.resume_hash != resume_hash or not isinstance(files, list):
+        return None
+    return Finished(found.steps, found.artifacts, tuple(files))
 
 
 def publish(result: Result, storage: Storage, fence: Fence, folder: Path, scratch: Path) -> Artifacts:

@@ -13,6 +13,7 @@ from gemmatune_trainer.errors import Interrupted
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.ownership import Fence
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, crc32c, files_below
+from gemmatune_trainer.stored import Shape, Unreadable
 from gemmatune_trainer.versions import versions
 
 FOLDER = "merged"
@@ -57,18 +58,30 @@ class Scores:
         )
 
 
+class _File(Shape):
+    name: str
+    size: int
+    crc32c: str
+
+
+class _Manifest(Shape):
+    inputs: Inputs
+    files: list[_File]
+    verified: Scores
+
+
 def find(storage: Storage, inputs: Inputs) -> Scores | None:
     """What the manifest of a whole merge of these inputs says; None where there is none."""
     try:
-        found = json.loads(storage.read(NAME))
-        if found["inputs"] != asdict(inputs):
-            return None
-        sizes = {item.name: item.size for item in storage.list(f"{FOLDER}/")}
-        if any(sizes.get(f"{FOLDER}/{file['name']}") != file["size"] for file in found["files"]):
-            return None
-        return Scores(**found["verified"])
-    except (ObjectMissing, ValueError, KeyError, TypeError):
+        found = _Manifest.of(storage.read(NAME))
+    except (ObjectMissing, Unreadable):
         return None
+    if found.inputs != inputs:
+        return None
+    sizes = {item.name: item.size for item in storage.list(f"{FOLDER}/")}
+    if any(sizes.get(f"{FOLDER}/{file.name}") != file.size for file in found.files):
+        return None
+    return found.verified
 
 
 def publish(
@@ -101,9 +114,18 @@ def publish(
         storage.write(NAME, text, if_generation_match=0)
     except PreconditionFailed as error:
         fence.check()
-        if json.loads(storage.read(NAME)).get("files") != document["files"]:
+        if not _is_there(storage, document):
             raise Interrupted(f"another process has written {storage.locate(NAME)}") from error
         log.warning("another process has written the manifest of the same merge")
+
+
+def _is_there(storage: Storage, document: Mapping[str, Any]) -> bool:
+    """Whether the manifest in the bucket names the same files."""
+    try:
+        found = _Manifest.of(storage.read(NAME))
+    except (ObjectMissing, Unreadable):
+        return False
+    return [file.model_dump() for file in found.files] == document["files"]
 
 
 def _document(files: Mapping[str, Path], inputs: Inputs, scores: Scores) -> dict[str, Any]:

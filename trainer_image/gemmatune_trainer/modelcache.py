@@ -17,6 +17,7 @@ from gemmatune_trainer import hubs
 from gemmatune_trainer.hubs import HubFile
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, StoredObject, crc32c, open_storage
+from gemmatune_trainer.stored import Shape, Unreadable, shortened
 
 MANIFEST = "manifest.json"
 PATIENCE_SECONDS = 20.0
@@ -45,6 +46,11 @@ class CopiedFile:
     def fits(self, found: StoredObject | None) -> bool:
         """Whether the object of a listing is this file; a storage that knows no checksum is believed."""
         return found is not None and found.size == self.size and found.crc32c in ("", self.crc32c)
+
+
+class _Manifest(Shape):
+    version: int
+    files: list[CopiedFile]
 
 
 class Copy:
@@ -129,21 +135,16 @@ class Copy:
 
     def _manifest(self) -> Mapping[str, CopiedFile]:
         try:
-            found = json.loads(self._storage.read(MANIFEST))
-            files = [
-                CopiedFile(str(item["name"]), int(item["size"]), str(item["sha256"]), str(item["crc32c"]))
-                for item in found["files"]
-            ]
-            version = found["version"]
+            found = _Manifest.of(self._storage.read(MANIFEST))
         except ObjectMissing as error:
             raise Unusable("there is none yet") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except Unreadable as error:
             raise Unusable(f"{MANIFEST} cannot be read: {error}") from error
-        if version != _VERSION:
-            raise Unusable(f"{MANIFEST} has version {version}, this trainer reads {_VERSION}")
-        if odd := [file.name for file in files if not hubs.wanted(file.name)]:
-            raise Unusable(f"{MANIFEST} names {odd[0]!r}, which is no file of a model")
-        return {file.name: file for file in files}
+        if found.version != _VERSION:
+            raise Unusable(f"{MANIFEST} has version {found.version}, this trainer reads {_VERSION}")
+        if odd := [file.name for file in found.files if not hubs.wanted(file.name)]:
+            raise Unusable(f"{MANIFEST} names {shortened(repr(odd[0]))}, which is no file of a model")
+        return {file.name: file for file in found.files}
 
 
 def digest_of(path: Path, kind: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from gemmatune_trainer.hubs import HubFile, hub_name, listing_hash, wanted
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.modelcache import Copy, Unusable
 from gemmatune_trainer.storage import local_path, open_storage
+from gemmatune_trainer.stored import Unreadable, parsed
 from gemmatune_trainer.tokens import model_token
 
 _HASHED_BYTES = 1 << 20
@@ -50,10 +50,10 @@ class ModelFiles:
     def config(self) -> Mapping[str, Any]:
         """config.json. Raises InvalidConfig."""
         try:
-            found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            found = parsed((self.folder / "config.json").read_bytes())
         except FileNotFoundError as error:
             raise InvalidConfig(f"{self.uri} has no config.json", "Name a model in Hugging Face's format.") from error
-        except ValueError as error:
+        except Unreadable as error:
             raise InvalidConfig(f"config.json of {self.uri} is no JSON: {error}") from error
         if not isinstance(found, dict):
             raise InvalidConfig(f"config.json of {self.uri} is no JSON object")

@@ -28,6 +28,7 @@ from urllib3.util import Retry
 from gemmatune_trainer import blocks
 from gemmatune_trainer.errors import AccessDenied, HubUnavailable, InvalidConfig, text_of
 from gemmatune_trainer.resumable import BROKEN, RETRIES, download
+from gemmatune_trainer.stored import MISFITS, Unreadable, parsed
 
 Kind = Literal["models", "datasets"]
 ENDPOINT_VARIABLE = "MODELSCOPE_ENDPOINT"
@@ -85,6 +86,12 @@ class Repository:
         Raises:
             InvalidConfig: there is no such revision; the message lists those that there are.
         """
+        try:
+            return self._files()
+        except MISFITS as error:
+            raise HubUnavailable(f"{self._uri}: the hub's list of files has another form: {text_of(error)}") from error
+
+    def _files(self) -> list[HubFile]:
         entries = list(self._entries())
         if not entries and self._asked is not None and self._asked not in (known := self._revisions()):
             raise InvalidConfig(
@@ -156,8 +163,8 @@ class Repository:
         """The `Data` of an answer; the hub tells some refusals inside an answer that is HTTP 200."""
         answer = self._get(what, query)
         try:
-            body = answer.json()
-        except ValueError as error:
+            body = parsed(answer.content)
+        except Unreadable as error:
             raise HubUnavailable(f"{self._uri}: the hub's answer is no JSON: {text_of(error)}") from error
         if not isinstance(body, dict) or body.get("Code") != HTTPStatus.OK:
             told = str(body.get("Message") if isinstance(body, dict) else body)
@@ -195,8 +202,8 @@ class Repository:
 def _message(answer: requests.Response) -> str:
     """What the hub says about a failure, on one line."""
     try:
-        body = answer.json()
-    except ValueError:
+        body = parsed(answer.content)
+    except Unreadable:
         body = {}
     told = body.get("Message") if isinstance(body, dict) else None
     return " ".join(str(told or answer.reason or "").split())

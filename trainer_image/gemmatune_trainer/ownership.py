@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import requests
+from pydantic import Field
 
 from gemmatune_api.names import ConditionType
 from gemmatune_api.resume import resume_hash
@@ -28,6 +29,7 @@ from gemmatune_trainer.errors import Interrupted, InvalidConfig, OutputInUse, St
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage
 from gemmatune_trainer.storage_file import FileStorage
+from gemmatune_trainer.stored import Shape, Unreadable
 
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts/"
@@ -36,6 +38,19 @@ WRITTEN_BY_RUNS = (FINAL_MANIFEST, "checkpoints/", "adapter/", "model/", "merged
 _LOCK = "owner"
 _MERGE = "merge-"
 _TRIES = 5
+
+
+class _Record(Shape):
+    uid: str
+    namespace: str
+    name: str
+    resume_hash: str = Field(alias="resumeHash")
+    data_hash: str = Field(alias="dataHash")
+    model_revision: str = Field(alias="modelRevision")
+
+
+class _Attempt(Shape):
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +85,10 @@ class Claim:
     def from_bytes(cls, data: bytes, where: str) -> Claim:
         """Reads a record. Raises OutputInUse where something else lies under its name."""
         try:
-            record = json.loads(data)
-            return cls(
-                *(record[key] for key in ("uid", "namespace", "name", "resumeHash", "dataHash", "modelRevision"))
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            record = _Record.of(data)
+        except Unreadable as error:
             raise OutputInUse(f"{where} is no record of a run", "Use another output.uri.") from error
+        return cls(**record.model_dump())
 
 
 def claim(
@@ -270,8 +283,8 @@ def _attempt_records(storage: Storage) -> list[tuple[str, str]]:
 def _uid_of(storage: Storage, record: str) -> str:
     """The uid in an attempt's record; "" where it cannot be read."""
     try:
-        return str(json.loads(storage.read(record)).get("uid", ""))
-    except (ObjectMissing, ValueError, AttributeError):
+        return _Attempt.of(storage.read(record)).uid
+    except (ObjectMissing, Unreadable):
         return ""
 
 
@@ -282,7 +295,7 @@ def _attempts(storage: Storage, uid: str, kind: str = "", above: int = 0) -> lis
     """
     prefix = f"{ATTEMPTS}{kind}"
     numbers = ((item.name, item.name.removeprefix(prefix)) for item in storage.list(prefix))
-    newer = ((name, int(number)) for name, number in numbers if number.isdigit() and int(number) > above)
+    newer = ((name, int(number)) for name, number in numbers if number.isdecimal() and int(number) > above)
     return [number for name, number in newer if _uid_of(storage, name) == uid]
 
 

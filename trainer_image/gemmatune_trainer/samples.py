@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pydantic import Field
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
@@ -17,10 +19,17 @@ from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.stop import StopFlag
 from gemmatune_trainer.storage import ObjectMissing, Storage
+from gemmatune_trainer.stored import Shape, Unreadable
 
 BEFORE = "samples/before.json"
 _TEXT_SHARE = 3
 """A row of text is asked to be continued from this part of it on."""
+
+
+class _Before(Shape):
+    prompts: list[str]
+    tokens: int = Field(alias="maxNewTokens")
+    answers: list[str]
 
 
 class Samples:
@@ -66,17 +75,24 @@ class Samples:
     def before(self, backend: Backend, storage: Storage) -> list[str]:
         """The base model's answers: made by the first attempt, read from the bucket by the later ones."""
         asked = {"prompts": self.prompts, "maxNewTokens": self._config.samples.max_new_tokens}
-        try:
-            found = json.loads(storage.read(BEFORE))
-            if {key: found.get(key) for key in asked} == asked:
-                return [str(answer) for answer in found["answers"]]
-        except (ObjectMissing, ValueError, KeyError):
-            log.debug("no samples of an earlier attempt")
+        if (left := left_before(storage, asked)) is not None:
+            return left
         with self._stop.nothing_new("the samples before training"):
             answers = self.answers(backend, "before")
         text = json.dumps({**asked, "answers": answers}, ensure_ascii=False, indent=2)
         storage.write(BEFORE, text.encode())
         return answers
+
+
+def left_before(storage: Storage, asked: Mapping[str, Any]) -> list[str] | None:
+    """The answers that an earlier attempt left of exactly these questions; None where it left none."""
+    try:
+        found = _Before.of(storage.read(BEFORE))
+    except (ObjectMissing, Unreadable):
+        log.debug("no samples of an earlier attempt")
+        return None
+    same = found.model_dump(by_alias=True, exclude={"answers"}) == asked and len(found.answers) == len(found.prompts)
+    return found.answers if same else None
 
 
 def _beginnings(config: RunConfig, evaluation: PreparedData | None) -> Iterator[tuple[list[int], Any]]:

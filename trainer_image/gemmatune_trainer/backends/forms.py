@@ -7,13 +7,14 @@ than the weights themselves; so a run that moves trains on the matrices that it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from gemmatune_trainer.stored import Shape, of_checkpoint
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 KERAS_WEIGHTS = "keras-weights-*.safetensors"
@@ -33,6 +34,10 @@ _HEADS_LAST = "o_proj"
 Arrays = dict[str, Any]
 
 
+class _State(Shape):
+    global_step: int
+
+
 def begins_anew(folder: Path, backend: str) -> str:
     """What to say where a backend cannot take over the optimizer of a checkpoint; "" where it can."""
     if (folder / OPTIMIZER[backend]).exists():
@@ -46,7 +51,8 @@ def begins_anew(folder: Path, backend: str) -> str:
 
 def step_of(folder: Path) -> int:
     """Optimizer steps that a saved state has behind it, whichever backend wrote it."""
-    return int(json.loads((folder / STATE).read_text(encoding="utf-8"))[STEP])
+    with of_checkpoint(folder / STATE):
+        return _State.of((folder / STATE).read_bytes()).global_step
 
 
 def matrices(a: Any, b: Any, name: str) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
 from gemmatune_api.catalog import GenerationRules
 from gemmatune_api.runconfig import RunDataset
@@ -35,6 +36,7 @@ from gemmatune_trainer.data.templates import render
 from gemmatune_trainer.data.tokenize import RowTokenizer, Tokens, fit
 from gemmatune_trainer.errors import DataInvalid
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, crc32c
+from gemmatune_trainer.stored import Shape, Unreadable, shortened
 
 ROWS = "rows.arrow"
 EVALUATION = "evaluation.arrow"
@@ -275,7 +277,7 @@ def find(storage: Storage, name: str) -> DataStatus | None:
     try:
         files = _manifest_files(storage, name)
         sizes = {item.name: item.size for item in storage.list(f"{prefix}/")}
-        if any(sizes.get(f"{prefix}/{file['name']}") != file["size"] for file in files):
+        if any(sizes.get(f"{prefix}/{file.name}") != file.size for file in files):
             return None
         return DataStatus.model_validate_json(storage.read(f"{prefix}/{STATISTICS}"))
     except (ObjectMissing, ValueError):
@@ -299,15 +301,25 @@ def publish(storage: Storage, name: str, folder: Path) -> None:
         return  # another preparation of the same rows was faster
 
 
-def _manifest_files(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """The files of a manifest. Raises ObjectMissing; ValueError where it is none of this hash."""
-    manifest = json.loads(storage.read(f"{prefix_of(name)}/{MANIFEST}"))
-    if not isinstance(manifest, dict) or manifest.get("dataHash") != name:
-        raise ValueError("a manifest of something else")
-    files = manifest["files"]
-    if {file["name"] for file in files} - {EVALUATION, IMAGES} != {ROWS, STATISTICS}:
-        raise ValueError("a manifest of other files")
-    return list(files)
+class _File(Shape):
+    name: str
+    size: int
+    crc32c: str
+
+
+class _Manifest(Shape):
+    data_hash: str = Field(alias="dataHash")
+    files: list[_File]
+
+
+def _manifest_files(storage: Storage, name: str) -> list[_File]:
+    """The files of a manifest. Raises ObjectMissing; Unreadable where it is none of this hash."""
+    manifest = _Manifest.of(storage.read(f"{prefix_of(name)}/{MANIFEST}"))
+    if manifest.data_hash != name:
+        raise Unreadable("a manifest of something else")
+    if {file.name for file in manifest.files} - {EVALUATION, IMAGES} != {ROWS, STATISTICS}:
+        raise Unreadable("a manifest of other files")
+    return manifest.files
 
 
 class PreparedData:
@@ -380,25 +392,28 @@ def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedD
     try:
         files = _manifest_files(storage, name)
         folder = cache / name
-        wanted = {file["name"]: file for file in files}
+        wanted = {file.name: file for file in files}
         if any(not _fits(folder / file, entry) for file, entry in wanted.items()):
             folder.mkdir(parents=True, exist_ok=True)
             storage.download({f"{prefix_of(name)}/{file}": folder / file for file in wanted})
-    except (ObjectMissing, ValueError, KeyError, TypeError) as error:
+    except (ObjectMissing, Unreadable) as error:
         raise DataInvalid(f"{where} is not whole: {error}", remedy) from error
     damaged = next((file for file, entry in wanted.items() if not _fits(folder / file, entry)), None)
     if damaged is not None:
         raise DataInvalid(f"{where}/{damaged} does not fit its manifest", remedy)
-    statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
 
     def rows(name: str, evaluation: Any = None) -> Any:
         if IMAGES in wanted:
             return PreparedImages(folder / name, statistics, folder / IMAGES, evaluation)
         return PreparedData(folder / name, statistics, evaluation)
 
-    found: PreparedData = rows(ROWS, rows(EVALUATION) if EVALUATION in wanted else None)
+    try:
+        statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
+        found: PreparedData = rows(ROWS, rows(EVALUATION) if EVALUATION in wanted else None)
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise DataInvalid(f"{where} cannot be read: {shortened(str(error))}", remedy) from error
     return found
 
 
-def _fits(path: Path, entry: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == entry["size"] and crc32c(path) == entry["crc32c"]
+def _fits(path: Path, entry: _File) -> bool:
+    return path.is_file() and path.stat().st_size == entry.size and crc32c(path) == entry.crc32c
