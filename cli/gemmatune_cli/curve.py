@@ -15,7 +15,7 @@ def curve(xs: Sequence[float], ys: Sequence[float], columns: int, lines: int) ->
     """The points joined by lines, with the bounds of y on the left and those of x below.
 
     Args:
-        xs: not decreasing.
+        xs: not decreasing, or what is drawn is no curve.
         ys: as many.
         columns: of the whole text.
         lines: of the curve; one more holds the bounds of x.
@@ -45,6 +45,8 @@ def _drawn(points: Sequence[tuple[float, float]], bounds: tuple[float, float], c
     cells = [[_BLANK] * columns for _ in range(lines)]
     (start, _), (end, _) = points[0], points[-1]
     low, high = bounds
+    span = high / 2 - low / 2  # of halves: the whole may be more than a number can hold
+    last = lines * _HIGH - 1
     segment = 0
     before: int | None = None
     for column in range(columns * _WIDE):
@@ -52,8 +54,10 @@ def _drawn(points: Sequence[tuple[float, float]], bounds: tuple[float, float], c
         while segment < len(points) - 2 and points[segment + 1][0] <= x:
             segment += 1
         (x0, y0), (x1, y1) = points[segment], points[segment + 1]
-        y = y1 if x1 == x0 else y0 + (y1 - y0) * min(1.0, (x - x0) / (x1 - x0))
-        row = round((high - y) / (high - low) * (lines * _HIGH - 1)) if high > low else lines * _HIGH // 2
+        part = 1.0 if x1 == x0 else max(0.0, min(1.0, (x - x0) / (x1 - x0)))
+        y = y0 * (1 - part) + y1 * part
+        row = round((high / 2 - y / 2) / span * last) if span else lines * _HIGH // 2
+        row = max(0, min(last, row))
         # A steep piece is drawn through, so that the curve has no gaps.
         for each in range(
             min(row, before if before is not None else row), max(row, before if before is not None else row) + 1

@@ -72,9 +72,10 @@ anything = st.recursive(
 )
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of a value and of all that is in it."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, child in children for place in _places(child, (*path, key)))]
+    return [path, *(place for key, child in children for place in places(child, (*path, key)))]
 
 
 @st.composite
@@ -82,7 +83,7 @@ def resources(draw: st.DrawFn, values: st.SearchStrategy[Any] = anything) -> dic
     """A resource of BASES in which up to three values of the spec are replaced, or a field is added."""
     document: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(BASES)))
     for _ in range(draw(st.integers(1, 3))):
-        *way, last = draw(st.sampled_from(_places(document["spec"])[1:]))
+        *way, last = draw(st.sampled_from(places(document["spec"])[1:]))
         block: Any = document["spec"]
         for part in way:
             block = block[part]

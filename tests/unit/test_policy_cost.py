@@ -122,6 +122,8 @@ def test_the_cost_is_written_only_with_another_change() -> None:
         (Progress(step=1, total_steps=9, eta="1h"), 4.1),
         (Progress(step=9, total_steps=9, eta="0s"), 0.5),
         (Progress(step=9, total_steps=9), 0.5),
+        (Progress(step=1, total_steps=9, eta=f"{'9' * 400}h"), None),
+        (Progress(step=1, total_steps=9, eta=f"1{'0' * 308}s"), None),
     ],
 )
 def test_the_estimate(progress: Progress | None, estimated: float | None) -> None:

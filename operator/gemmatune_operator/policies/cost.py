@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gemmatune_api import prices
 from gemmatune_api.base import seconds
 from gemmatune_api.errors import Problem, shown
@@ -81,7 +83,12 @@ def shown_cost(situation: Situation, decision: Decision) -> Decision:
     began = parse_time(attempt.training_time) if attempt is not None else None
     trained = (situation.now - began).total_seconds() if began is not None else 0.0
     so_far = decision.timers.spent + (price or 0.0) * trained / HOUR
-    return decision.update(cost=Cost(so_far=round(so_far, 2), estimated=_estimated(decision, so_far)))
+    return decision.update(cost=Cost(so_far=_shown(so_far), estimated=_shown(_estimated(decision, so_far))))
+
+
+def _shown(amount: float | None) -> float | None:
+    """With two digits; a status that was written by hand may lead to more than JSON can say."""
+    return round(amount, 2) if amount is not None and math.isfinite(amount) else None
 
 
 def _estimated(decision: Decision, so_far: float) -> float | None:
@@ -91,8 +98,8 @@ def _estimated(decision: Decision, so_far: float) -> float | None:
     if progress is None or price is None:
         return None
     if progress.total_steps and progress.step >= progress.total_steps:
-        return round(so_far, 2)
+        return so_far
     try:
-        return round(so_far + price * seconds(progress.eta) / HOUR, 2)
-    except ValueError:
+        return so_far + price * seconds(progress.eta) / HOUR
+    except (ValueError, OverflowError):  # a trainer may write any text: no time, or more hours than a float has
         return None
