@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from gemmatune_cli.local.environments import python_of
 from gemmatune_trainer.data import prepared
 from gemmatune_trainer.storage import open_storage
 from tests.keras.conftest import device_environment
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, only_in_soak
 from tests.support.tinymodels import write_model
 from tests.trainer.conftest import run_config, write_quotes
 from tests.xla.devices import virtual
@@ -47,11 +48,11 @@ SAME = 1e-4
 """The same for what is the same computation: fp32, summed in another order."""
 
 
-def config_of(backend: Backend, model: Path, folder: Path) -> RunConfig:
-    """The same run for each of them: a quarter of 96 rows is held out."""
+def config_of(backend: Backend, model: Path, folder: Path, steps: int = STEPS, **changes: Any) -> RunConfig:
+    """The same run for each of them, saved after two thirds: a quarter of 96 rows is held out."""
     data, out = write_quotes(folder / "quotes.jsonl", 400), folder / backend
-    changes = {"max_steps": STEPS, "every_steps": SAVED, "global_batch_size": 8, "rank": 8, "eval_fraction": 0.25}
-    found = run_config(model, data, out, prompts=[], **changes)
+    given = {"max_steps": steps, "every_steps": steps * 2 // 3, "global_batch_size": 8, "rank": 8, **changes}
+    found = run_config(model, data, out, prompts=[], eval_fraction=0.25, **given)
     mesh = None if backend == "torch" else RunMesh(data=2, model=2)
     return found.model_copy(update={"backend": backend, "mesh": mesh})
 
@@ -161,15 +162,24 @@ if SOAK:  # the first and the third of these are, from what a release has left, 
     MOVES += [("xla", "torch"), ("xla", "keras"), ("keras", "torch"), ("keras", "xla")]
 
 
+def moved(source: RunConfig, target: RunConfig, folder: Path) -> RunConfig:
+    """A finished run goes on from the first of its two checkpoints, as the run of `target` does it: its configuration.
+
+    All that it leaves is below `folder`.
+    """
+    out = source.output.model_copy(update={"uri": (folder / "out").as_uri()})
+    config = target.model_copy(update={"attempt": 2, "output": out})
+    shutil.copytree(output(source), output(config))
+    for later in (output(config) / "manifest.json", max(output(config).glob("checkpoints/*/manifest.json"))):
+        later.unlink()
+    ended(start("train", config, folder))
+    return config
+
+
 @pytest.mark.parametrize(("source", "target"), MOVES)
 def test_a_run_moves_to_another_backend(trained: Trained, tmp_path: Path, source: Backend, target: Backend) -> None:
     """From step SAVED on it does what the undisturbed run does: the same but for rounding between torch and xla."""
-    moved = trained.configs[target].model_copy(update={"attempt": 2, "output": trained.configs[source].output})
-    config = moved.model_copy(update={"output": moved.output.model_copy(update={"uri": (tmp_path / "out").as_uri()})})
-    shutil.copytree(output(moved), output(config))
-    for later in (output(config) / "manifest.json", output(config) / f"checkpoints/step-{STEPS:08d}/manifest.json"):
-        later.unlink()
-    ended(start("train", config, tmp_path))
+    config = moved(trained.configs[source], trained.configs[target], tmp_path)
 
     (undisturbed, there), (steps, here) = history(trained.configs[source]), history(config)
     assert len(steps) == STEPS
@@ -186,4 +196,25 @@ def test_a_run_moves_to_another_backend(trained: Trained, tmp_path: Path, source
         assert here[-1] == pytest.approx(there[-1], rel=10 * SAME)
     base = AutoModelForCausalLM.from_pretrained(trained.model, dtype=torch.float32).eval()
     tuned = PeftModel.from_pretrained(base, output(config) / "adapter").eval()
+    assert loss(tuned, held_out(config, tmp_path / "rows")) == pytest.approx(here[-1], rel=10 * SAME)
+
+
+@only_in_soak
+@pytest.mark.parametrize(("source", "target"), [("torch", "xla"), ("xla", "torch")])
+def test_full_tuning_moves_to_another_backend(tmp_path: Path, source: Backend, target: Backend) -> None:
+    """From the checkpoint on it does what the undisturbed run does; its result is the model that it has measured."""
+    model, steps, saved = write_model(tmp_path / "model", "3"), 30, 20
+    changes = {"kind": "full", "learning_rate": 1e-3}
+    first, then = (config_of(backend, model, tmp_path, steps, **changes) for backend in (source, target))
+    for role in ("prepare", "train"):
+        ended(start(role, first, tmp_path))
+    config = moved(first, then, tmp_path)
+    (undisturbed, there), (losses, here) = history(first), history(config)
+    assert len(losses) == steps
+    assert losses[:saved] == undisturbed[:saved], "the history moves too"
+    assert losses[saved:] == pytest.approx(undisturbed[saved:], rel=SAME)
+    assert rates(config) == pytest.approx(rates(first), rel=1e-9)
+    assert here[-1] == pytest.approx(there[-1], rel=10 * SAME)
+    assert undisturbed[-1] < 0.95 * undisturbed[0]
+    tuned = AutoModelForCausalLM.from_pretrained(output(config) / "model", dtype=torch.float32).eval()
     assert loss(tuned, held_out(config, tmp_path / "rows")) == pytest.approx(here[-1], rel=10 * SAME)

@@ -1,4 +1,4 @@
-"""Backend xla goes on from the state of an 8-bit optimizer, as a GPU leaves it."""
+"""Backend xla goes on from the state of an 8-bit optimizer, as a GPU leaves it, and from full tuning by torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from gemmatune_api.runconfig import RunConfig
+from tests.support.torchstate import trained_by_torch
 from tests.trainer.conftest import ListedRows
-from tests.xla.test_backend import LENGTHS, Watcher, loaded
+from tests.xla.conftest import MESHES
+from tests.xla.test_backend import LENGTHS, TOLERANCE, Watcher, loaded
 
 BLOCK = 256
 SAVED, STEPS = 2, 4
@@ -64,3 +67,13 @@ def test_a_state_in_8_bits_is_read_as_what_it_means(make_config: Callable[..., R
 
 
 KEYS = (("", "1"), ("_sq", "2"))
+
+
+def test_full_tuning_goes_on_from_what_torch_left(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Weights, moments and schedule of the real backend torch: the losses that follow are those that it has itself."""
+    config = make_config(kind="full", learning_rate=1e-3, global_batch_size=8, max_steps=6, mesh=MESHES[1])
+    undisturbed = trained_by_torch(config, LENGTHS, SAVED, tmp_path / "state")
+    rest = Watcher()
+    loaded(config).train(ListedRows(LENGTHS), len(LENGTHS), 6, tmp_path / "state", rest)
+    assert [step.number for step in rest.steps] == [3, 4, 5, 6]
+    assert [step.loss for step in rest.steps] == pytest.approx(undisturbed[SAVED:], rel=TOLERANCE)
