@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from tests.support.wait import wait_for
 pytestmark = pytest.mark.cluster
 RELEASE = "allowing"
 VALUES: Object = {
-    "allowed.images": ["registry.example.com/ours/"],
+    "allowed.images": ["registry.example.com/ours/", "europe-docker.pkg.dev/my-project", "quay.io/tuning/trainer:1"],
     "allowed.buckets": ["ours"],
     "allowed.accelerators": ["nvidia-l4", "tpu-v5-lite-podslice"],
 }
@@ -93,6 +95,32 @@ def test_what_is_not_listed_is_refused(create: Callable[..., Object], changes: A
         create("refused", changes)
     assert refused.value.status == 403
     assert words in refused.value.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("image", "accepted"),
+    [
+        ("europe-docker.pkg.dev/my-project/trainers/torch:1", True),
+        ("europe-docker.pkg.dev/my-project", True),
+        ("europe-docker.pkg.dev/my-project:1", True),
+        ("europe-docker.pkg.dev/my-project@sha256:0f", True),
+        ("europe-docker.pkg.dev/my-project-evil/t:1", False),
+        ("europe-docker.pkg.dev/my-project:5000/t:1", False),
+        ("europe-docker.pkg.dev/my-project@evil/t", False),
+        ("europe-docker.pkg.dev/other/europe-docker.pkg.dev/my-project/t:1", False),
+        ("quay.io/tuning/trainer:1", True),
+        ("quay.io/tuning/trainer:1@sha256:0f", True),
+        ("quay.io/tuning/trainer:10", False),
+        ("quay.io/tuning/trainer", False),
+        ("registry.example.com/ours", False),
+        ("registry.example.com/ours-not/t:1", False),
+    ],
+)
+def test_an_image_is_allowed_by_whole_names(create: Callable[..., Object], image: str, accepted: bool) -> None:
+    """The project my-project-evil may be anybody's."""
+    words = f"spec.pod.image: {image} is not allowed here; images and folders that are: registry.example.com/ours/, "
+    with nullcontext() if accepted else pytest.raises(ApiError, match=re.escape(words)):
+        create("image", {"pod": {"image": image}}, dryRun="All")
 
 
 def test_a_run_that_exists_may_be_labelled_but_not_led_astray(create: Callable[..., Object], crd: ControlPlane) -> None:
