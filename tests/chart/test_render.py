@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gemmatune_api import names, prices, yamlio
+from gemmatune_api import accelerators, names, prices, yamlio
 from gemmatune_api.placement import SecretRef, Toleration
 from gemmatune_api.site_defaults import SiteDefaults
 from gemmatune_operator import options
@@ -170,12 +170,27 @@ def _paths(values: Object, above: str = "") -> Iterator[str]:
         ("monitoring.serviceMonitors", True),
         ("allowed.bucket", ["tuning"]),
         ("allowed.images", ["' + 'x"]),
+        ("allowed.images", ["https://registry.example.com/"]),
+        ("allowed.buckets", ["gs://tuning"]),
+        ("allowed.buckets", ["tuning/"]),
+        ("allowed.accelerators", ["nvidia-l44"]),
+        ("allowed.byNamespace", {"team-a": {"buckets": ["gs://tuning"]}}),
+        ("allowed.byNamespace", {"team-a": {"accelerators": ["nvidia-l44"]}}),
+        ("prices", {"nvidia-l44": 1}),
     ],
 )
 def test_a_misspelt_value_is_refused(path: str, value: Any) -> None:
     done = chart.helm("template", "x", str(chart.CHART), *chart.values_flags({path: value}), check=False)
     assert done.returncode != 0
     assert path.split(".")[-1] in done.stderr or path.split(".")[0] in done.stderr, done.stderr
+
+
+def test_accelerators_are_those_of_the_catalog() -> None:
+    schema = json.loads((chart.CHART / "values.schema.json").read_text())
+    known = ["cpu", *(found.type for found in (*accelerators.gpus(), *accelerators.tpus()))]
+    assert schema["$defs"]["accelerators"]["items"]["enum"] == known
+    assert list(schema["properties"]["prices"]["properties"]) == known
+    chart.render({"allowed.accelerators": known, "prices": dict.fromkeys(known, 1)})
 
 
 def test_every_option_of_the_operator_has_one_value() -> None:
