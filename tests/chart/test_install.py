@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from gemmatune_api import names
+from gemmatune_api.generate import KEEP
 from tests.support import chart
-from tests.support.api import Object
+from tests.support.api import APPLY, ApiError, Object
 from tests.support.controlplane import ControlPlane
 from tests.support.play import SPEC
 from tests.support.wait import wait_for
@@ -18,6 +24,13 @@ pytestmark = pytest.mark.cluster
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 DEFINITION = f"{names.PLURAL}.{names.GROUP}"
+FORMER = sorted((chart.CHART.parents[1] / "tests/data").glob("[0-9]*"))
+"""What each release has left: its definition, and resources midway with their status."""
+TRAINERS: Object = {
+    "progress": {"step": 4, "totalSteps": 8, "stepText": "4/8", "loss": 6.4, "historySteps": [4], "historyLoss": [6.4]},
+    "checkpoint": {"step": 4, "uri": "gs://former/runs/quotes/checkpoints/step-00000004"},
+}
+"""A trainer's part of the status, which stored resources have not."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +132,91 @@ def test_a_definition_that_was_applied_by_hand(cluster: ControlPlane, helm: Helm
     labels = cluster.api.get(f"{DEFINITIONS}/{DEFINITION}")["metadata"]["labels"]
     assert labels["app.kubernetes.io/managed-by"] == "Helm"
     helm("uninstall", "gemmatune", *flags)
+
+
+@pytest.mark.parametrize("release", FORMER, ids=lambda folder: folder.name)
+def test_resources_of_a_former_release_stay_valid(
+    release: Path, cluster: ControlPlane, helm: Helm, restricted: str, tmp_path: Path
+) -> None:
+    """They were stored under its definition. After the upgrade they are as they were, can be written, and made again.
+
+    Made again, since of a resource that exists the API server checks only what changes.
+    """
+    flags = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", restricted)
+    cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")
+    helm("install", "gemmatune", str(_former_chart(release, tmp_path / "chart")), *flags)
+    wait_for(lambda: _is_served(cluster), "the former definition to be served")
+    former = {folder.parent.name: json.loads(folder.read_text()) for folder in release.glob("*/resource.json")}
+    wait_for(lambda: _refusal_of_mark(cluster, restricted) == "", "the former definition to be in force")
+    for name, resource in former.items():
+        _apply(cluster, restricted, name, resource["spec"])
+        _apply_status(cluster, restricted, name, resource["status"])
+    before = {name: _stored(cluster, restricted, name) for name in former}
+
+    helm("upgrade", "gemmatune", str(chart.CHART), *flags)
+    wait_for(lambda: MARK in _refusal_of_mark(cluster, restricted), "the new definition to be in force")
+    for name, resource in former.items():
+        assert _stored(cluster, restricted, name) == before[name], "nothing is lost"
+        _apply(cluster, restricted, name, resource["spec"] | {"limits": {"maxRetries": 5}})
+        _apply_status(cluster, restricted, name, resource["status"] | {"phase": "Training"})
+        _apply(cluster, restricted, f"{name}-again", resource["spec"])
+        _apply_status(cluster, restricted, f"{name}-again", resource["status"])
+        assert _stored(cluster, restricted, f"{name}-again") == before[name]
+    helm("uninstall", "gemmatune", *flags)
+
+
+MARK = "ofAFormerRelease"
+"""A field that the former definition gets: a request tells which of the two is in force."""
+
+
+def _former_chart(release: Path, folder: Path) -> Path:
+    """The chart with a former release's definition."""
+    shutil.copytree(chart.CHART, folder)
+    definition = yaml.safe_load((release / "crd.yaml").read_text())
+    definition["metadata"]["annotations"] = KEEP
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"][MARK] = {"type": "boolean"}
+    (folder / "files/crd.yaml").write_text(json.dumps(definition))
+    return folder
+
+
+def _refusal_of_mark(cluster: ControlPlane, namespace: str) -> str:
+    """What the API server says of a resource with that field; nothing where it takes it."""
+    path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "probe"}}
+    try:
+        cluster.api.call(
+            "POST", path, {**document, "spec": {**SPEC, MARK: True}}, dryRun="All", fieldValidation="Strict"
+        )
+    except ApiError as error:
+        return str(error)
+    return ""
+
+
+def _apply(cluster: ControlPlane, namespace: str, name: str, spec: Object) -> None:
+    """As people do."""
+    meta = {"name": name, "namespace": namespace}
+    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "spec": spec}
+    cluster.kubectl("apply", "--validate=strict", "-f", "-", input=document)
+
+
+def _apply_status(cluster: ControlPlane, namespace: str, name: str, status: Object) -> None:
+    """As operator and trainer do; a field that the definition does not know is an error."""
+    path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}/{name}/status"
+    for manager, fields in ((names.FIELD_MANAGER_OPERATOR, status), (names.FIELD_MANAGER_TRAINER, TRAINERS)):
+        document = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {"name": name},
+            "status": fields,
+        }
+        cluster.api.patch(path, document, APPLY, fieldManager=manager, force="true", fieldValidation="Strict")
+
+
+def _stored(cluster: ControlPlane, namespace: str, name: str) -> tuple[Any, Any]:
+    """Spec and status."""
+    found = cluster.api.get(f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}/{name}")
+    return found["spec"], found["status"]
 
 
 def _pod(cluster: ControlPlane, namespace: str) -> Object:

@@ -2,7 +2,7 @@
 
 Once for each release and backend, by the release's own code and in the backend's environment. A stored run is never
 written anew: the trainers of later versions are held against it, as they meet it when an operator is upgraded while
-runs are under way.
+runs are under way. So is their CustomResourceDefinition, by the resources and the one that they were stored under.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from gemmatune_api.names import (
     ENV_RUN,
     ENV_STATUS_FILE,
     ENV_TERMINATION_LOG,
+    GROUP,
+    PLURAL,
     ExitCode,
 )
 from gemmatune_trainer.checkpoints import prefix_of
@@ -49,6 +51,8 @@ SHAPE = {
     "num_key_value_heads": 1,
     "query_pre_attn_scalar": 16,
 }
+DEFINITION = "crd.yaml"
+"""The release's CustomResourceDefinition, beside the backends' runs."""
 RESULT = "adapter/adapter_model.safetensors"
 BACKENDS: Mapping[str, dict[str, Any]] = {
     "torch": {"lora": {"rank": 2, "dropout": 0.1}},
@@ -213,6 +217,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         record(Path(folder), backend)
         shutil.copytree(folder, target)
+    if not (definition := target.parent / DEFINITION).exists():
+        shutil.copy(ROOT / f"crds/{PLURAL}.{GROUP}.yaml", definition)
     print(f"{target.relative_to(ROOT)}: {sum(path.stat().st_size for path in target.rglob('*')) / 1e3:.0f} kB")
 
 
