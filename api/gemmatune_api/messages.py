@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gemmatune_api.base import StatusModel
 from gemmatune_api.names import TERMINATION_MESSAGE_BYTES
@@ -46,6 +46,18 @@ class PreparedModel(StatusModel):
     """Resolved commit of a hub repository, or a hash of the files elsewhere."""
     shape: dict[str, Any] = Field(default_factory=dict)
     """The numbers of config.json that the planner reads."""
+
+    @field_validator("shape")
+    @classmethod
+    def _flat(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        """Without what no planner reads: a status that is nested deep would keep whoever reads it from reading."""
+        return {
+            name: {part: number for part, number in value.items() if not isinstance(number, dict | list)}
+            if isinstance(value, dict)
+            else value
+            for name, value in shape.items()
+            if not isinstance(value, list)
+        }
 
 
 class PrepareResult(TerminationMessage):

@@ -286,7 +286,10 @@ class KubernetesCluster:
             raise _BusyError(0, "", f"{type(error).__name__}: {error}") from error
         document = _document(text)
         if answer.status < 400:
+            if document is None:  # an empty list would say that everything is gone
+                raise _BusyError(0, "", f"an answer that is no JSON object: {text[:200].decode(errors='replace')}")
             return answer.status, document
+        document = document or {"message": text.decode(errors="replace")[:500]}
         reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
         if answer.status in (401, 429) or answer.status >= 500 or _lacks_rights(answer.status, message):
             raise _BusyError(answer.status, reason, message, _retry_after(answer.headers.get("Retry-After")))
@@ -320,12 +323,12 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
     return "/" + "/".join(parts)
 
 
-def _document(text: bytes) -> dict[str, Any]:
+def _document(text: bytes) -> dict[str, Any] | None:
     try:
         document = from_json(text or b"{}")
     except ValueError:
-        return {"message": text.decode(errors="replace")[:500]}
-    return document if isinstance(document, dict) else {}
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _event(resource: Object, type_: str, reason: str, message: str) -> Object:

@@ -127,15 +127,18 @@ async def test_without_rights(crd: ControlPlane, namespace: str, monkeypatch: py
 class Script:
     """Answers in turn; the last one for ever."""
 
-    def __init__(self, *answers: tuple[int, dict[str, str]], message: str = "m") -> None:
+    def __init__(self, *answers: tuple[int, dict[str, str]], message: str = "m", body: bytes = b"") -> None:
         self.answers = list(answers)
         self.message = message
+        self.body = body
         self.requests = 0
 
     async def answer(self, _: web.Request) -> web.Response:
         self.requests += 1
         code, headers = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         status = {"kind": "Status", "reason": "Scripted", "message": self.message}
+        if self.body:
+            return web.Response(body=self.body, status=code, headers=headers)
         return web.json_response(status, status=code, headers=headers)
 
 
@@ -198,6 +201,17 @@ async def test_a_server_that_does_not_know_our_rights_yet(serve: Any) -> None:
     with pytest.raises(RefusedError, match="exceeded quota"):
         await port.create(account("ns", "x"))
     assert script.requests == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"items": [{', b'{"items":' + b"[" * 300 + b"]" * 300 + b"}"])
+async def test_an_answer_that_cannot_be_read_is_no_empty_list(serve: Any, body: bytes) -> None:
+    """A proxy's page, or what is nested too deep: not one run is gone."""
+    port = await serve(Script((200, {}), body=body))
+    with pytest.raises(UnavailableError, match="no JSON object"):
+        await port.list_objects(names.KIND, "", {})
+    refusing = await serve(Script((422, {}), body=body))
+    with pytest.raises(RefusedError):
+        await refusing.get("Job", "ns", "x")
 
 
 async def test_a_server_that_stays_busy(serve: Any) -> None:

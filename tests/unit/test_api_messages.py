@@ -89,3 +89,16 @@ def test_fields_of_a_newer_trainer_are_passed_over() -> None:
 @given(st.text())
 def test_reading_never_raises(text: str) -> None:
     from_text(text, PrepareResult)
+
+
+def test_a_shape_keeps_numbers_alone() -> None:
+    """What a trainer, or the model that it has read, nests hundreds deep comes into no status."""
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    shape = {"model_type": "gemma2", "use_double_wide_mlp": deep, "text_config": {"head_dim": 8, "x": {"y": deep}}}
+    text = json.dumps({"model": {"family": "gemma2", "shape": shape}})
+    read = from_text(text, PrepareResult)
+    assert read is not None
+    assert read.model is not None
+    assert read.model.shape == {"model_type": "gemma2", "text_config": {"head_dim": 8}}
