@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from gemmatune_api import cel, names
@@ -199,19 +200,28 @@ class _Structural:
         """A field of several types, which a structural schema can only describe by what each value is not."""
         found: Schema = {_ANYTHING: True}
         if self.bounds:
-            found["anyOf"] = [self.branch(branch) for branch in branches]
+            found["anyOf"] = [one for branch in branches for one in self.branches(branch)]
+            for branch in branches:  # what a value holds has its type, or it could be nested without end
+                inside = self.convert(branch)
+                found |= {key: inside[key] for key in ("items", "properties") if key in inside}
         return found
 
-    def branch(self, node: Schema) -> Schema:
-        """The validation of one branch without its type: a bound that only values of the type can break, negated."""
+    def branches(self, node: Schema) -> list[Schema]:
+        """The validation of one branch without its type: a bound that only values of the type can break, negated.
+
+        An object has a branch for each number of its optional fields, since others than its own are not pruned here.
+        """
         if "enum" in node:
-            return {"enum": node["enum"]}
-        empty, most = {
-            "string": ("maxLength", "maxLength"),
-            "array": ("maxItems", "maxItems"),
-            "object": ("maxProperties", "required"),
-        }[node["type"]]
-        return {"not": {empty: 0}, **({most: node[most]} if most in node else {})}
+            return [{"enum": node["enum"]}]
+        if node["type"] == "object":
+            required = list(node["required"])
+            optional = [name for name in node["properties"] if name not in required]
+            sets = [
+                required + list(some) for number in range(len(optional) + 1) for some in combinations(optional, number)
+            ]
+            return [{"not": {"maxProperties": 0}, "maxProperties": len(names), "required": names} for names in sets]
+        bound = {"string": "maxLength", "array": "maxItems"}[node["type"]]
+        return [{"not": {bound: 0}, **({bound: node[bound]} if bound in node else {})}]
 
 
 def _joined(field: str | None, block: str) -> str:
