@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemmatune_api import gke
+from gemmatune_api import gke, names
+from gemmatune_api.runconfig import RunConfig
 from tests.keras.conftest import device_environment, torch_python
 from tests.support.api import Object
 from tests.support.controlplane import ControlPlane
@@ -25,6 +26,7 @@ from tests.support.plainlogits import plain_logits
 from tests.support.soak import SOAK, only_in_soak
 from tests.support.stage import Stage
 from tests.support.tpuslice import ONE_HOST, TWO_HOSTS, Slice, applied, downloaded, events, nodes
+from tests.support.trainerhost import TrainerHost
 
 pytestmark = pytest.mark.cluster
 
@@ -124,9 +126,10 @@ def test_a_slice_of_two_hosts(
     fake_gcs: FakeGcs,
     bucket: str,
     tiny_model: Callable[[str], Path],
+    trainer_host: TrainerHost,
     tmp_path: Path,
 ) -> None:
-    """An Indexed Job of two pods trains on eight devices.
+    """An Indexed Job of two pods trains on eight devices what one process does, the losses within 1e-5.
 
     In a soak SIGKILL ends the second pod on the way: that ends the attempt, and the next one goes on.
     """
@@ -160,6 +163,29 @@ def test_a_slice_of_two_hosts(
     assert events(leader, "checkpoint saved")
     assert not events(follower, "checkpoint saved")
     check_adapter(model, downloaded(fake_gcs, bucket, "runs/quotes/adapter/", tmp_path / "adapter"), tmp_path)
+    newest = max(name for name in fake_gcs.names(bucket, "runs/quotes/checkpoints/") if name.endswith("/history.json"))
+    together = losses(fake_gcs.read(bucket, newest))
+    assert len(together) == steps
+    assert together == pytest.approx(alone(trainer_host, fake_gcs, first, tmp_path / "alone"), rel=1e-5)
+
+
+def losses(history: bytes) -> list[float]:
+    """Losses of all steps, unrounded, as a checkpoint has them."""
+    return [point["loss"] for point in json.loads(history)["points"]]
+
+
+def alone(host: TrainerHost, fake_gcs: FakeGcs, pod: Object, folder: Path) -> list[float]:
+    """Losses of what a pod's trainer was told, by one process that has all eight devices."""
+    (container,) = pod["spec"]["containers"]
+    (told,) = [item["value"] for item in container["env"] if item["name"] == names.ENV_RUN]
+    config = RunConfig.from_env(told)
+    output = config.output.model_copy(update={"uri": (folder / "out").as_uri()})
+    environment = {**device_environment(8), names.ENV_GCS_ENDPOINT: fake_gcs.endpoint}
+    for role in ("prepare", "train"):
+        done = host.run(role, config.model_copy(update={"output": output}), folder / role, environment)
+        assert done.poll() == names.ExitCode.DONE, done.log()
+    newest = max((folder / "out" / "checkpoints").iterdir())
+    return losses((newest / "history.json").read_bytes())
 
 
 def check_container(pod: Object, node: str) -> None:
