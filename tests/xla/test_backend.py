@@ -5,28 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, get_scheduler, set_seed
-from transformers.optimization import Adafactor
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from gemmatune_api import memory_xla
 from gemmatune_api.memory import Setting
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer import backends
-from gemmatune_trainer.backends import adapter, forward, whole, xla_forward
+from gemmatune_trainer.backends import forward, xla_forward
 from gemmatune_trainer.backends.base import Step
 from gemmatune_trainer.backends.xla import XlaBackend
-from gemmatune_trainer.data.order import step_rows
 from gemmatune_trainer.data.pack import collate
 from gemmatune_trainer.errors import InvalidConfig
 from gemmatune_trainer.models import fetch
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
 from tests.support.otherrank import OtherToldToStop
+from tests.support.plaintraining import reference
 from tests.support.soak import SOAK
 from tests.trainer.conftest import ListedRows
 from tests.xla.conftest import DEVICES, MESHES
@@ -57,62 +56,6 @@ def loaded(config: RunConfig) -> XlaBackend:
     assert isinstance(backend, XlaBackend)
     backend.load()
     return backend
-
-
-def norm(values: list[torch.Tensor]) -> torch.Tensor:
-    """Root of the summed squares, summed in fp64: on a CPU torch's own is off by percents for 262,144 x 640 numbers."""
-    return torch.stack([value.double().square().sum() for value in values]).sum().sqrt()
-
-
-class ExactAdafactor(Adafactor):
-    """transformers' Adafactor with an exact mean square, to which it scales the update of a weight."""
-
-    @staticmethod
-    def _rms(tensor: torch.Tensor) -> torch.Tensor:
-        return (norm([tensor]) / tensor.numel() ** 0.5).float()
-
-
-def reference(config: RunConfig, rows: ListedRows) -> list[float]:
-    """Losses of the same run in plain PyTorch: every document alone, its loss that of the torch backend."""
-    training, files = config.training, fetch(config.model, weights=True)
-    model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=torch.float32, attn_implementation="eager")
-    model.requires_grad_(False)
-    set_seed(training.seed)
-    if config.method.kind == "full":
-        whole.prepare(model)
-    else:
-        model = get_peft_model(model, adapter.lora_config(config, files.model.rules))
-    trained = [value for value in model.parameters() if value.requires_grad]
-    decaying = set(Trainer.get_decay_parameter_names(cast(Any, None), model))
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [value for name, value in named if (name in decaying) == decays], "weight_decay": decay}
-        for decays, decay in ((True, training.weight_decay), (False, 0.0))
-    ]
-    if training.optimizer == "adafactor":
-        made: Any = ExactAdafactor(groups, lr=training.learning_rate, scale_parameter=False, relative_step=False)
-    else:
-        made = torch.optim.AdamW(groups, lr=training.learning_rate)
-    schedule = get_scheduler(training.schedule, made, training.warmup(training.max_steps), training.max_steps)
-    losses = []
-    for step in range(training.max_steps or 0):
-        chosen = step_rows(training.seed, step, len(rows.items), training.global_batch_size)
-        alone = [collate([rows.row(index)], [[0]], 0) for index in chosen]
-        labelled = sum(batch.labelled_tokens for batch in alone)
-        total = torch.zeros(())
-        for batch in alone:
-            arrays = (torch.from_numpy(array) for array in (batch.input_ids, batch.position_ids, batch.labels))
-            loss = forward.labelled_loss(model, *arrays) / labelled
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grads_with_norm_(
-            trained, training.max_grad_norm, norm([value.grad for value in trained if value.grad is not None])
-        )
-        made.step()
-        schedule.step()
-        made.zero_grad()
-        losses.append(float(total))
-    return losses
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -171,7 +114,7 @@ def test_losses_of_20_steps_equal_those_of_plain_pytorch(make_config: MakeConfig
     watcher = Watcher()
     tally = backend.train(rows, len(LENGTHS), 20, None, watcher)
     losses = [step.loss for step in watcher.steps]
-    expected = reference(config, rows)
+    expected = [step.loss for step in reference(config, rows)]
     assert losses[-1] < 0.95 * losses[0]
     assert max(abs(one / other - 1) for one, other in zip(losses, expected, strict=True)) <= TOLERANCE
     assert tally.late == 0
@@ -308,5 +251,5 @@ def test_the_real_gemma(gemma_270m: Path, make_config: MakeConfig, changes: dict
     assert backend.train(rows, len(LENGTHS), 20, None, watcher).late == 0
     check_division(backend, 1 << 20, moments=False)
     del backend
-    expected = reference(config, rows)
+    expected = [step.loss for step in reference(config, rows)]
     assert max(abs(step.loss / other - 1) for step, other in zip(watcher.steps, expected, strict=True)) <= TOLERANCE

@@ -26,8 +26,9 @@ from gemmatune_trainer.backends import (
 )
 from gemmatune_trainer.backends.base import Placement, Rows, Snapshot, Step, Tally, Training, Verification
 from gemmatune_trainer.backends.keras_batches import Batch, Batches, lengths_of
-from gemmatune_trainer.backends.keras_steps import Steps, optimizer
+from gemmatune_trainer.backends.keras_steps import Steps
 from gemmatune_trainer.backends.keras_tally import Counter
+from gemmatune_trainer.backends.keras_updates import optimizer
 from gemmatune_trainer.backends.schedules import learning_rate
 from gemmatune_trainer.backends.usage import resident
 from gemmatune_trainer.data.pack import IGNORED

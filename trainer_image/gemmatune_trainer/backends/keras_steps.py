@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from gemmatune_api.memory_mesh import HEAD_CHUNK
-from gemmatune_api.runconfig import RunTraining
 from gemmatune_trainer.backends import keras_mesh
 from gemmatune_trainer.backends.keras_batches import Batch
 from gemmatune_trainer.data.pack import IGNORED
@@ -21,15 +20,6 @@ _SMALL = 1e-6
 """Keeps the clipping from dividing by zero (PyTorch's)."""
 
 Arrays = Sequence[jax.Array]
-
-
-def optimizer(training: RunTraining) -> Any:
-    """AdamW as torch has it; its learning rate is set anew for every step."""
-    found = keras.optimizers.AdamW(
-        learning_rate=training.learning_rate, weight_decay=training.weight_decay, beta_1=0.9, beta_2=0.999, epsilon=1e-8
-    )
-    found.exclude_from_weight_decay(var_names=["scale", "bias", "gamma", "beta"])
-    return found
 
 
 class Steps:
