@@ -148,18 +148,19 @@ def test_resources_of_a_former_release_stay_valid(
     wait_for(lambda: _is_served(cluster), "the former definition to be served")
     former = {folder.parent.name: json.loads(folder.read_text()) for folder in release.glob("*/resource.json")}
     wait_for(lambda: _refusal_of_mark(cluster, restricted) == "", "the former definition to be in force")
+    specs = {name: resource["spec"] for name, resource in former.items()}
+    _apply(cluster, restricted, specs)
     for name, resource in former.items():
-        _apply(cluster, restricted, name, resource["spec"])
         _apply_status(cluster, restricted, name, resource["status"])
     before = {name: _stored(cluster, restricted, name) for name in former}
 
     helm("upgrade", "gemmatune", str(chart.CHART), *flags)
     wait_for(lambda: MARK in _refusal_of_mark(cluster, restricted), "the new definition to be in force")
+    assert {name: _stored(cluster, restricted, name) for name in former} == before, "nothing is lost"
+    changed = {name: spec | {"limits": {"maxRetries": 5}} for name, spec in specs.items()}
+    _apply(cluster, restricted, {**changed, **{f"{name}-again": spec for name, spec in specs.items()}})
     for name, resource in former.items():
-        assert _stored(cluster, restricted, name) == before[name], "nothing is lost"
-        _apply(cluster, restricted, name, resource["spec"] | {"limits": {"maxRetries": 5}})
         _apply_status(cluster, restricted, name, resource["status"] | {"phase": "Training"})
-        _apply(cluster, restricted, f"{name}-again", resource["spec"])
         _apply_status(cluster, restricted, f"{name}-again", resource["status"])
         assert _stored(cluster, restricted, f"{name}-again") == before[name]
     helm("uninstall", "gemmatune", *flags)
@@ -193,10 +194,11 @@ def _refusal_of_mark(cluster: ControlPlane, namespace: str) -> str:
     return ""
 
 
-def _apply(cluster: ControlPlane, namespace: str, name: str, spec: Object) -> None:
-    """As people do."""
-    meta = {"name": name, "namespace": namespace}
-    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "spec": spec}
+def _apply(cluster: ControlPlane, namespace: str, specs: Object) -> None:
+    """As people do: resources by name, at once."""
+    head = {"apiVersion": names.API_VERSION, "kind": names.KIND}
+    items = [{**head, "metadata": {"name": name, "namespace": namespace}, "spec": spec} for name, spec in specs.items()]
+    document = {"apiVersion": "v1", "kind": "List", "items": items}
     cluster.kubectl("apply", "--validate=strict", "-f", "-", input=document)
 
 
