@@ -1,10 +1,11 @@
 """Backend keras against plain transformers and PEFT, on 8 virtual devices: logits of the base, and of the adapter.
 
-A soak does it for every generation, and for the real Gemma 3 270M.
+A soak does it for every generation, and for the real Gemma 3 270M after training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,11 @@ from gemmatune_trainer.backends import keras_mesh
 from gemmatune_trainer.models import fetch
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
-from tests.keras.conftest import MakeConfig, torch_python
+from tests.keras.conftest import MakeConfig, Watcher, torch_python
+from tests.keras.onehost import LENGTHS
 from tests.support.plainlogits import plain_logits
 from tests.support.soak import SOAK, only_in_soak
+from tests.trainer.conftest import ListedRows
 
 CLOSE = 1e-4
 """Largest difference of logits, in fp32."""
@@ -34,18 +37,18 @@ def loaded(config: RunConfig) -> Any:
     return backend
 
 
-def shaken(backend: Any, scale: float) -> None:
+def shaken(backend: Any) -> None:
     """Gives the adapter a B, as training does."""
     random = np.random.default_rng(3)
     for item in backend._adapted:
         b = item.layer.lora_kernel_b
-        keras_mesh.put(b, random.normal(0, scale, b.shape).astype(np.float32))
+        keras_mesh.put(b, random.normal(0, 0.05, b.shape).astype(np.float32))
 
 
-def compared(backend: Any, config: RunConfig, ids: list[int], folder: Path, scale: float) -> None:
-    """Base and adapter give the logits that plain transformers and PEFT give."""
+def compared(backend: Any, config: RunConfig, ids: list[int], folder: Path, change: Callable[[Any], None]) -> None:
+    """The base, and the adapter after `change`, give the logits that plain transformers and PEFT give."""
     plain = backend.logits(ids)
-    shaken(backend, scale)
+    change(backend)
     trained = backend.logits(ids)
     backend.save_result(folder / "adapter")
     model = Path(config.model.uri.removeprefix("file://"))
@@ -62,7 +65,7 @@ def test_logits_of_tiny_models(
 ) -> None:
     """43 tokens: more than twice the sliding window."""
     config = make_config(generation, target_modules=targets)
-    compared(loaded(config), config, [2, *range(108, 150)], tmp_path, 0.05)
+    compared(loaded(config), config, [2, *range(108, 150)], tmp_path, shaken)
 
 
 @pytest.mark.parametrize("generation", ["1", "2", "3"] if SOAK else ["2"])
@@ -73,13 +76,28 @@ def test_logits_where_keras_finds_a_tpu(
     config = make_config(generation)
     backend = loaded(config)
     monkeypatch.setattr(jax, "devices", lambda *_: [SimpleNamespace(platform="tpu")])
-    compared(backend, config, [2, *range(108, 150)], tmp_path, 0.05)
+    compared(backend, config, [2, *range(108, 150)], tmp_path, shaken)
 
 
 @only_in_soak
 @pytest.mark.model
-def test_logits_of_the_real_gemma_3_270m(make_config: MakeConfig, gemma_270m: Path, tmp_path: Path) -> None:
-    """One head of keys, which no mesh divides, and a table of 262,144 tokens that it does."""
-    config = make_config()
+def test_the_real_gemma_3_270m_trained_and_resumed(make_config: MakeConfig, gemma_270m: Path, tmp_path: Path) -> None:
+    """Three steps are saved, and two more follow in another backend, to the bit; the logits are then those of PEFT.
+
+    It has one head of keys, which no mesh divides, and a table of 262,144 tokens that it does.
+    """
+    config = make_config(max_steps=5, weight_decay=0.1)
     config = config.model_copy(update={"model": config.model.model_copy(update={"uri": gemma_270m.as_uri()})})
-    compared(loaded(config), config, [2, *range(1000, 1047)], tmp_path, 0.01)
+    rows, state = ListedRows(LENGTHS, vocabulary=200_000), tmp_path / "state"
+
+    def trained(backend: Any, start: Path | None) -> list[float]:
+        watcher = Watcher(lambda step: backend.snapshot()(state) if step.number == 3 else None)
+        backend.train(rows, len(LENGTHS), 5, start, watcher)
+        return [step.loss for step in watcher.steps]
+
+    first = trained(loaded(config), None)
+
+    def goes_on(backend: Any) -> None:
+        assert trained(backend, state) == first[3:]
+
+    compared(loaded(config), config, [2, *range(1000, 1047)], tmp_path, goes_on)

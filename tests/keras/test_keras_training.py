@@ -43,9 +43,9 @@ if SOAK:
     CASES |= {
         "full 1": {"generation": "1", **FULL, "schedule": "constant_with_warmup"},
         "full 3": {"generation": "3", **FULL, "schedule": "cosine", "gradient_checkpointing": True},
-        "lora 1": {"generation": "1", **LORA},
+        "lora 1": {"generation": "1", **LORA, "max_grad_norm": 0.8},
         "lora 2": {"generation": "2", **LORA},
-        "lora 3 in PEFT's form": {"generation": "3", **LORA, "target_modules": "all-linear"},
+        "lora 3 in PEFT's form": {"generation": "3", **LORA, "target_modules": "all-linear", "max_grad_norm": 0.8},
     }
 
 
