@@ -49,7 +49,9 @@ class Repository:
 class Hub(LoopbackServer):
     """The server. Processes reach it by HF_ENDPOINT = `endpoint`."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
+        """What may read every repository."""
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and token of every request so far."""
         self.sent = 0
@@ -124,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(self.hub.sent)
         elif self.hub.failing is not None:
             self._send(self.hub.failing, b"the hub is out of order")
-        elif self._token not in ("", TOKEN, STRANGER):
+        elif self._token not in ("", self.hub.token, STRANGER):
             self._send(HTTPStatus.UNAUTHORIZED, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
         else:
             try:
@@ -185,13 +187,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, kind: str, name: str) -> Repository:
         found = self.hub.find(kind, name)
-        if found is None or (found.access == "private" and self._token != TOKEN):
+        if found is None or (found.access == "private" and self._token != self.hub.token):
             raise _Refused("RepoNotFound")
         return found
 
     def _check_content(self, repository: Repository) -> None:
         """A gated repository's description is public, its files are not."""
-        if repository.access == "gated" and self._token != TOKEN:
+        if repository.access == "gated" and self._token != self.hub.token:
             raise _Refused("GatedRepo")
 
     def _commit(self, repository: Repository, revision: str) -> str:
