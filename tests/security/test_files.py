@@ -18,7 +18,7 @@ from gemmatune_api.names import ENV_CACHE, ENV_CLAIMS
 from gemmatune_api.runconfig import RunDataset, RunModel
 from gemmatune_cli import results
 from gemmatune_cli.console import harmless
-from gemmatune_trainer import checkpoints, claims
+from gemmatune_trainer import checkpoints, claims, manifest
 from gemmatune_trainer.checkpoints import Checkpoints
 from gemmatune_trainer.data.sources import open_rows
 from gemmatune_trainer.errors import InvalidConfig, TrainerError, explain
@@ -126,6 +126,23 @@ def test_a_checkpoint_writes_nothing_outside_its_folder(name: str, tmp_path: Pat
     fault = reader._fetch(100, {f"{prefix}/{name}": 1}, tmp_path / "scratch" / "restored")
     assert "which lies outside it" in fault
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter/../../outside", "adapter//tmp/outside", "/tmp/outside", "other/x", "adapter/"]
+)
+def test_a_merge_writes_nothing_outside_its_folder(name: str, tmp_path: Path) -> None:
+    """It downloads what the manifest of the run names: one with such a name is no manifest of a run."""
+    storage = open_storage((tmp_path / "out").as_uri())
+
+    def found(name: str) -> manifest.Finished | None:
+        files = [{"name": name, "size": 1, "sha256": "x"}]
+        document = {"resumeHash": "r", "steps": 1, "artifacts": {}, "adapter": files}
+        storage.write(manifest.NAME, json.dumps(document).encode())
+        return manifest.find(storage, "r")
+
+    assert found("adapter/adapter_model.safetensors") is not None
+    assert found(name) is None
 
 
 def test_a_volume_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -30,7 +30,7 @@ from gemmatune_trainer.storage import (
     files_below,
     generation_of,
 )
-from gemmatune_trainer.stored import Shape, Unreadable, shortened
+from gemmatune_trainer.stored import Shape, Unreadable, shortened, stays_below
 
 FOLDER = "checkpoints/"
 MANIFEST = "manifest.json"
@@ -174,7 +174,7 @@ class Checkpoints:
         if not files:
             return "its manifest names no file"
         for name, file in files.items():
-            if not _stays_below(name):
+            if not stays_below(name):
                 return f"its manifest names {shortened(repr(name))}, which lies outside it"
             if (found := sizes.get(f"{prefix}/{name}")) != file.size:
                 there = "is missing" if found is None else f"has {found} bytes"
@@ -363,12 +363,6 @@ class Checkpoints:
 def _is(found: StoredObject | None, size: int, checksum: str) -> bool:
     """Whether an object has arrived as it was sent; a storage that knows no checksum is believed."""
     return found is not None and found.size == size and found.crc32c in ("", checksum)
-
-
-def _stays_below(name: str) -> bool:
-    """Whether a name, as a path, leads to a file below the folder it is joined to: a bucket's names may hold `..`."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _step(name: str) -> int:

@@ -20,11 +20,12 @@ from gemmatune_trainer.backends.base import Tally
 from gemmatune_trainer.data.templates import chat_template
 from gemmatune_trainer.errors import Interrupted, StorageUnavailable
 from gemmatune_trainer.generation import write_generation_config
+from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.ownership import FINAL_MANIFEST, Fence
 from gemmatune_trainer.result import Result
 from gemmatune_trainer.storage import ObjectMissing, PreconditionFailed, Storage, files_below, generation_of
-from gemmatune_trainer.stored import Shape, Unreadable
+from gemmatune_trainer.stored import Shape, Unreadable, stays_below
 
 NAME = FINAL_MANIFEST
 ADAPTER = "adapter"
@@ -68,6 +69,10 @@ def find(storage: Storage, resume_hash: str) -> Finished | None:
         return None
     files = found.model if found.adapter is None else found.adapter
     if found.resume_hash != resume_hash or not isinstance(files, list):
+        return None
+    kind = MODEL if found.adapter is None else ADAPTER
+    if not all(file.name.startswith(f"{kind}/") and stays_below(file.name[len(kind) + 1 :]) for file in files):
+        log.warning("the manifest names files that lie outside of the result", manifest=storage.locate(NAME))
         return None
     return Finished(found.steps, found.artifacts, tuple(files))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -63,6 +63,12 @@ def of_checkpoint(path: Path) -> Iterator[None]:
             f"{path.name} of the checkpoint to resume from cannot be read: {shortened(str(error))}",
             "Delete the newest folder below checkpoints/ in output.uri: the one before it is then used.",
         ) from error
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name, as a path, leads to a file below the folder it is joined to: a bucket's names may hold `..`."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def shortened(text: str) -> str:
