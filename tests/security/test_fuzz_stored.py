@@ -33,7 +33,7 @@ from gemmatune_trainer.models import ModelFiles
 from gemmatune_trainer.modelscope import Repository
 from gemmatune_trainer.ownership import Claim, Fence
 from gemmatune_trainer.storage import Storage, crc32c, open_storage
-from tests.security.mutations import _places, anything
+from tests.security.mutations import anything, places
 from tests.security.test_fuzz import fuzzed, told
 
 DEEP, INFINITE = b"[" * 200_000, b'{"size": Infinity}'
@@ -54,7 +54,7 @@ def stored(draw: st.DrawFn, sound: Any) -> bytes:
         return draw(st.sampled_from(EXHAUSTING))
     document = draw(anything) if kind == "json" else copy.deepcopy(sound)
     for _ in range(draw(st.integers(0, 2)) if kind == "near" else 0):
-        *way, last = draw(st.sampled_from(_places(document)[1:] or [("at",)]))
+        *way, last = draw(st.sampled_from(places(document)[1:] or [("at",)]))
         block = document
         for part in way:
             block = block[part]
