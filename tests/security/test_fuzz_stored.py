@@ -364,9 +364,10 @@ def test_a_library_that_reads_json_which_is_nested_too_deep_ends_a_run_for_good(
 
 
 def test_numbers_of_the_state_are_what_they_were(tmp_path: Path) -> None:
-    """Infinities and NaN that a run may have seen come back."""
-    point = {**POINT, "gradient_norm": float("inf"), "loss": float("nan")}
+    """Infinities and NaN that a run may have seen come back, and what a backend has counted in floats."""
+    point = {**POINT, "gradient_norm": float("inf"), "loss": float("nan"), "memory": 2.0}
     (tmp_path / "history.json").write_text(json.dumps({**KEPT, "points": [point]}))
     (found,) = History.restored(1, tmp_path).points
     assert np.isinf(found.gradient_norm)
     assert np.isnan(found.loss)
+    assert found.memory == 2

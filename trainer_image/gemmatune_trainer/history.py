@@ -54,7 +54,7 @@ class Evaluated:
     loss: float
 
 
-class _Kept(Shape):
+class _Kept(Shape, strict=False):  # a backend may count in whole floats
     points: list[Point]
     evaluations: list[Evaluated]
     attempts: list[Begun] = Field(default_factory=list)
