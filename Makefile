@@ -118,7 +118,7 @@ soak-images: setup kube node ## Build all four images, run each, and train in th
 image: ## Build the images: operator, torch, xla, keras (IMAGES="operator torch": only these)
 	$(call step,images,python3 -m tools.images $(IMAGES))
 
-e2e: setup kube node ## kubectl apply -> operator -> Jobs -> trainer -> bucket; the chart on a real kubelet
+e2e: setup kube node ## kubectl apply -> operator -> Jobs -> trainer -> bucket; as root also in containers of a real kubelet
 	$(call step,end to end,$(PYTEST) tests/e2e)
 
 lint: setup ## Style, types, import directions, generated files, and the chart where Helm is built

@@ -185,14 +185,16 @@ def _free() -> int:
     return shutil.disk_usage(cache_dir()).free
 
 
-def build(socket: Path, name: str) -> Built:
+def build(socket: Path, name: str, archive: Path | None = None) -> Built:
     """Builds one image by BuildKit into an OCI archive, which replaces an older one only when it is whole.
+
+    `archive` is where; without it, where BuildKit puts the image (`archive_of`).
 
     Errors: BuildError with the end of BuildKit's words; RoomError.
     """
     start = time.monotonic()
     make_room(socket, ROOM[name])
-    archive = archive_of(name)
+    archive = archive or archive_of(name)
     partial = archive.with_suffix(".partial")
     file = ROOT / CONTAINERFILES[name]
     command = [str(_program("buildctl")), f"--addr=unix://{socket}", "build", "--frontend=dockerfile.v0"]

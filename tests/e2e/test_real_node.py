@@ -1,20 +1,24 @@
-"""The operator as its chart installs it, and runs of a stand-in trainer, in containers of a real kubelet.
+"""The operator as its chart installs it, and its runs, in containers of a real kubelet.
 
 Real are the operator's image, built here from its Containerfile, the chart, kubelet, containerd and runc, Pod Security
-`restricted`, the projected tokens and the admission policy. The trainer's package is a stand-in, added to the
-operator's image, which takes a second where the torch image of 6 GB takes minutes.
+`restricted`, the projected tokens and the admission policy. One run is a real one: the image of backend keras, built
+here too, trains a tiny model from a storage server to the same. The others tell how containers end: their trainer is a
+stand-in, added to the operator's image, which takes a second for each.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gemmatune_api.names import ConditionType, ExitCode, Reason
-from tests.support import chart
+from gemmatune_api.names import ENV_GCS_ENDPOINT, ConditionType, ExitCode, Reason
+from tests.support import chart, realrun
 from tests.support.api import Object
+from tests.support.builds import built
+from tests.support.fakegcs import FakeGcs
 from tests.support.nodecluster import TEAM, NodeCluster
 from tests.support.realnode import why_not
 from tests.support.wait import wait_for
@@ -23,25 +27,35 @@ from tools import images, kube
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 STANDIN = Path(__file__).parent / "standin"
 IMAGE = "docker.io/library/gemmatune-trainer-standin:1"
+STEPS = 200
+"""Of the real run: a suspension takes less than a second to reach it, the steps take several."""
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
+def gcs() -> Iterator[FakeGcs]:
+    """The storage server of the real run."""
+    with realrun.storage() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(gcs: FakeGcs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
     """The installation; skipped with the reason where this machine cannot have one."""
-    if reason := why_not() or images.why_not_buildkit():
+    if reason := why_not():
         pytest.skip(reason)
     kube.ensure(("kubelet",))
-    with images.buildkit() as socket:
-        operator = images.build(socket, "operator").archive
-    assert operator is not None
     files = tmp_path_factory.mktemp("standin")
     package = files / "opt/gemmatune/gemmatune_trainer"
     package.mkdir(parents=True)
     for path in (STANDIN / "gemmatune_trainer").glob("*.py"):
         (package / path.name).write_text(path.read_text())
-    with NodeCluster() as running:
-        running.install(operator, f"trainer.image={IMAGE}")
-        running.node.load_addition(operator, files, IMAGE)
+    with contextlib.ExitStack() as stack:
+        with built("operator") as operator:
+            running = stack.enter_context(NodeCluster())
+            running.reach(gcs.port)
+            endpoint = f"trainer.env.{ENV_GCS_ENDPOINT}={gcs.outside_endpoint}"
+            running.install(operator, f"trainer.image={IMAGE}", endpoint)
+            running.node.load_addition(operator, files, IMAGE)
         yield running
 
 
@@ -66,6 +80,42 @@ def run(cluster: NodeCluster, name: str, fault: str = "wait", **blocks: object) 
 def test_helm_test_passes(cluster: NodeCluster) -> None:
     shown = cluster.helm("test", chart.RELEASE).stdout
     assert "Phase:          Succeeded" in shown
+
+
+def test_the_operator_ends_when_the_kubelet_asks(cluster: NodeCluster) -> None:
+    """The image's own process gets SIGTERM and ends by itself, long before it would be killed; another one follows."""
+    selector = f"app.kubernetes.io/name=gemmatune,app.kubernetes.io/instance={chart.RELEASE}"
+    pods = f"/api/v1/namespaces/{chart.NAMESPACE}/pods"
+    api = cluster.control_plane.api
+    (pod,) = api.get(pods, labelSelector=selector)["items"]
+    state = cluster.end_of(chart.NAMESPACE, selector, lambda: api.delete(f"{pods}/{pod['metadata']['name']}"))
+    assert (state["exitCode"], state["reason"]) == (0, "Completed"), state
+    cluster.control_plane.kubectl("rollout", "status", "-n", chart.NAMESPACE, f"deployment/{chart.OPERATOR}",
+                                  "--timeout=2m")  # fmt: skip
+
+
+@pytest.mark.timeout(1800)
+def test_a_real_trainer_is_suspended_and_goes_on_to_its_adapter(cluster: NodeCluster, gcs: FakeGcs) -> None:
+    """Backend keras as its image is built: kubelet's SIGTERM, checkpoint, and a second attempt that resumes from it."""
+    with built("keras", copies=3) as archive:
+        cluster.node.load(archive)
+    realrun.apply(
+        cluster,
+        "real",
+        STEPS,
+        {
+            "backend": "keras",
+            "lora": {"rank": 4, "targetModules": ["q_proj", "v_proj"]},
+            "training": {"precision": "fp32"},
+            # Compiled quickly, not well: there are seconds to train.
+            "pod": {"env": [{"name": "JAX_DISABLE_MOST_OPTIMIZATIONS", "value": "1"}]},
+        },
+    )
+    reached = realrun.suspend(cluster, "real", STEPS)
+    realrun.resume(cluster, "real")
+    status = realrun.check_end(cluster, gcs, "real", STEPS, images.image_name("keras"))
+    assert [attempt.get("fromStep") for attempt in status["attempts"]] == [None, reached], status["attempts"]
+    assert status["progress"]["loss"] < status["progress"]["historyLoss"][0]
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,17 @@ class ImageBox:
             raise
 
     def run(
-        self, *command: str, variables: Mapping[str, str] | None = None, timeout: float = 120
+        self,
+        *command: str,
+        variables: Mapping[str, str] | None = None,
+        data: Path | None = None,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """A command in the image, with its environment and user; `/tmp` and `/cache` are the only places to write."""
-        self._configure(command, variables or {})
+        """A command in the image, with its environment and user; without one, what the image starts.
+
+        `/tmp` and `/cache` are the only places to write, and `/data`: the folder `data` where there is one.
+        """
+        self._configure(command, variables or {}, data)
         return subprocess.run(
             [self._runc, "run", "--bundle", str(self._folder), self._folder.name],
             capture_output=True,
@@ -43,15 +50,19 @@ class ImageBox:
             check=False,
         )
 
-    def stop_after(self, said: str, *command: str, variables: Mapping[str, str] | None = None) -> tuple[int, str]:
+    def stop_after(
+        self, said: str, *command: str, variables: Mapping[str, str] | None = None, data: Path | None = None
+    ) -> tuple[int, str]:
         """Sends SIGTERM to the container's first process once it has written `said`: its exit code, what it wrote."""
-        self._configure(command, variables or {})
+        self._configure(command, variables or {}, data)
         log = self._folder / "log"
         with log.open("wb") as output:
             start = [self._runc, "run", "--bundle", str(self._folder), self._folder.name]
             process = subprocess.Popen(start, stdout=output, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: said in log.read_text() or process.poll() is not None, said, detail=log.read_text)
+            wait_for(
+                lambda: said in log.read_text() or process.poll() is not None, said, seconds=300, detail=log.read_text
+            )
             subprocess.run([self._runc, "kill", self._folder.name, "TERM"], check=False, capture_output=True)
             code = process.wait(30)
         finally:
@@ -78,11 +89,12 @@ class ImageBox:
                     shutil.copyfileobj(packed, unpacking.stdin, 1 << 20)
                 assert unpacking.returncode == 0, layer
 
-    def _configure(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def _configure(self, command: Sequence[str], variables: Mapping[str, str], data: Path | None) -> None:
         user, group = (int(part) for part in self.image.config["User"].split(":"))
         environment = [*self.image.config["Env"], *(f"{key}={value}" for key, value in variables.items())]
         kinds = ["pid", "ipc", "uts", "mount", "network"]
         tmp = {"type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777", "size=64m"]}
+        bound = [{"destination": "/data", "type": "bind", "source": str(data), "options": ["bind", "nosuid", "nodev"]}]
         config = {
             "ociVersion": "1.0.2",
             "process": {
@@ -101,6 +113,7 @@ class ImageBox:
                 {"destination": "/cache", **tmp},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/dev/shm", **tmp},
+                *(bound if data is not None else []),
             ],
             "linux": {"namespaces": [{"type": kind} for kind in kinds], "rootfsPropagation": "private"},
         }

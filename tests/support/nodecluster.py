@@ -11,14 +11,17 @@ from typing import Any
 
 from gemmatune_api import names
 from tests.support import chart
-from tests.support.api import Object
+from tests.support.api import STRATEGIC, Object
 from tests.support.controlplane import ControlPlane
+from tests.support.network import SERVICE_ADDRESS
 from tests.support.realnode import RealNode
 from tests.support.wait import wait_for
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TEAM = "team"
 """The namespace of the runs."""
+HOLD = "gemmatune.dev/tests"
+"""Finalizer of a pod whose end is to be read: the kubelet deletes a pod right after it has told how it ended."""
 
 
 class NodeCluster:
@@ -36,6 +39,11 @@ class NodeCluster:
         image = ("image.repository=gemmatune-operator", "image.tag=latest", "image.pullPolicy=Never")
         flags = [f"--set={value}" for value in (*image, "trainer.imagePullPolicy=Never", *values)]
         self.helm("install", chart.RELEASE, str(chart.CHART), *flags, "--wait", "--timeout=5m")
+
+    def reach(self, port: int) -> None:
+        """Lets pods reach a port of this machine's loopback, at SERVICE_ADDRESS."""
+        assert self.node.network is not None
+        self.node.network.forward(SERVICE_ADDRESS, port, port)
 
     def helm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Helm in the operator's namespace."""
@@ -69,6 +77,26 @@ class NodeCluster:
     def finished(self, name: str, seconds: float = 240) -> dict[str, Any]:
         """The status of a run that has ended, either way."""
         found: dict[str, Any] = self.wait(name, lambda s: s.get("phase") in ("Succeeded", "Failed"), "its end", seconds)
+        return found
+
+    def end_of(self, namespace: str, selector: str, end: Callable[[], object], seconds: float = 120) -> Object:
+        """How the container of the one pod of a selector has ended, once `end` was called: its state `terminated`."""
+        api, pods = self.control_plane.api, f"/api/v1/namespaces/{namespace}/pods"
+        (pod,) = api.get(pods, labelSelector=selector)["items"]
+        path = f"{pods}/{pod['metadata']['name']}"
+
+        def terminated() -> Object | None:
+            (container,) = api.get(path)["status"]["containerStatuses"]
+            found: Object | None = container["state"].get("terminated")
+            return found
+
+        api.patch(path, {"metadata": {"finalizers": [HOLD]}}, STRATEGIC)
+        try:
+            end()
+            found = wait_for(terminated, f"the end of {path}", seconds=seconds, detail=self.told)
+        finally:
+            api.patch(path, {"metadata": {"$deleteFromPrimitiveList/finalizers": [HOLD]}}, STRATEGIC)
+        assert found is not None
         return found
 
     def told(self) -> str:

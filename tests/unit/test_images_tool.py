@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.support import builds
 from tools import images
 from tools.kube import BuildError
 
@@ -76,3 +78,40 @@ def test_half_an_archive_is_not_left(buildctl: Path, tmp_path: Path, monkeypatch
     with pytest.raises(BuildError, match="keras:latest was not built:\nno space left on device"):
         images.build(buildctl, "keras")
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["keras.tar"]
+
+
+@pytest.fixture
+def builds_well(buildctl: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """BuildKit's client, every build of which writes an archive."""
+    buildctl.write_text(FAILS.replace("exit 1", "exit 0"))
+    monkeypatch.setattr(images, "why_not_buildkit", lambda: "")
+    monkeypatch.setattr(images, "buildkit", lambda: contextlib.nullcontext(buildctl))
+    monkeypatch.setattr(builds, "cache_dir", lambda: images.archive_of("keras").parent.parent)
+    return buildctl
+
+
+def test_each_test_has_an_archive_of_its_own(
+    builds_well: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `make image` left stays, and of what tests build nothing does."""
+    disk(monkeypatch, 100 * GB)
+    (tmp_path / "images/keras.tar").write_text("of make image")
+    with builds.built("keras") as one, builds.built("keras") as other:
+        assert one != other
+        assert (one.read_text(), other.read_text()) == ("half\n", "half\n")
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["keras.tar"]
+    assert (tmp_path / "images/keras.tar").read_text() == "of make image"
+
+
+@pytest.mark.parametrize("free", [(5 * GB,), (9 * GB, 0, 0)], ids=["for the build", "for what becomes of it"])
+@pytest.mark.parametrize("soak", [False, True])
+def test_a_test_without_room_is_skipped(
+    free: tuple[int, ...], soak: bool, builds_well: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But no soak goes on without."""
+    disk(monkeypatch, *free)
+    monkeypatch.setattr(builds, "SOAK", soak)
+    told = images.RoomError if soak else pytest.skip.Exception
+    with pytest.raises(told, match="GB of disk are free"), builds.built("keras"):
+        pass
+    assert list((tmp_path / "images").iterdir()) == []
