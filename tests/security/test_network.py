@@ -1,4 +1,7 @@
-"""The operator is no proxy: it speaks to the API server, and no URI of a spec ever makes it fetch anything."""
+"""The operator is no proxy: it speaks to the API server, and to the collector of traces that its installation names.
+
+No URI of a spec ever makes it fetch anything.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,16 @@ from tests.support.resources import resource
 
 OPERATOR = Path(__file__).parents[2] / "operator/gemmatune_operator"
 CLIENTS = {"requests", "urllib", "urllib3", "aiohttp", "httpx", "socket", "http", "google", "huggingface_hub"}
-KNOWN = {"probes.py": {"http"}, "cluster.py": {"aiohttp", "urllib"}, "election.py": {"socket"}}
-"""The one server, of probes and metrics; the errors and the proxy of the Kubernetes client; the name of this host."""
+CLIENTS |= {"opentelemetry"}
+KNOWN = {
+    "probes.py": {"http"},
+    "cluster.py": {"aiohttp", "urllib"},
+    "election.py": {"socket"},
+    "traces.py": {"opentelemetry"},
+    "options.py": {"urllib"},
+}
+"""The one server, of probes and metrics; the errors and the proxy of the Kubernetes client; the name of this host; what
+sends traces; and what takes its URL apart."""
 INSIDE = ("http://169.254.169.254/x", "https://metadata.google.internal/x", "ftp://x/y", "unix:///run/x", "gopher://x")
 
 
