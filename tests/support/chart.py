@@ -118,3 +118,14 @@ def token(control_plane: ControlPlane, namespace: str, account: str, pod: Object
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
     answer: str = control_plane.api.create(path, {"spec": spec})["status"]["token"]
     return answer
+
+
+def one(documents: list[Object], kind: str) -> Object:
+    """The object of that kind; of the ClusterRoles that of the operator."""
+    (found,) = [document for document in documents if document["kind"] == kind and not of_people(document)]
+    return found
+
+
+def of_people(document: Object) -> bool:
+    """Whether a role is one that Kubernetes gives people a part of, not the operator's."""
+    return any("/aggregate-to-" in label for label in document["metadata"].get("labels", {}))
