@@ -15,7 +15,6 @@ import pytest
 from gemmatune_api.names import ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunMesh
 from gemmatune_cli.local.environments import python_of
-from gemmatune_trainer.backends.base import Step
 from tests.support.tinymodels import write_model
 from tests.support.trainerhost import TrainerHost
 from tests.trainer.conftest import run_config, write_quotes
@@ -83,22 +82,6 @@ def make_config(
         return config.model_copy(update={"backend": "keras", "mesh": RunMesh(data=mesh[0], model=mesh[1])})
 
     return make
-
-
-class Watcher:
-    """A training that keeps the steps; `at` is called after each."""
-
-    def __init__(self, at: Callable[[Step], None] = lambda step: None) -> None:
-        self.steps: list[Step] = []
-        self._at = at
-
-    def micro_batch(self) -> None:
-        """Nothing."""
-
-    def step_done(self, step: Step) -> None:
-        """Keeps it."""
-        self.steps.append(step)
-        self._at(step)
 
 
 def torch_python() -> Path:

@@ -20,9 +20,10 @@ from gemmatune_trainer.backends import keras_mesh
 from gemmatune_trainer.models import fetch
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
-from tests.keras.conftest import MakeConfig, Watcher, torch_python
+from tests.keras.conftest import MakeConfig, torch_python
 from tests.support.plainlogits import plain_logits
 from tests.support.soak import SOAK, only_in_soak
+from tests.support.watcher import Watcher
 from tests.trainer.conftest import ListedRows
 
 CLOSE = 1e-4

@@ -21,10 +21,11 @@ import pytest
 from gemmatune_api.names import ENV_CACHE
 from gemmatune_api.runconfig import RunConfig, RunMesh
 from gemmatune_trainer.backends import keras_updates
-from tests.keras.conftest import Watcher, torch_python
+from tests.keras.conftest import torch_python
 from tests.keras.onehost import LENGTHS
 from tests.keras.test_keras_parity import loaded
 from tests.support.soak import SOAK
+from tests.support.watcher import Watcher
 from tests.trainer.conftest import ListedRows, run_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,6 @@ from gemmatune_api.memory import Setting
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer import backends
 from gemmatune_trainer.backends import forward, xla_forward
-from gemmatune_trainer.backends.base import Step
 from gemmatune_trainer.backends.xla import XlaBackend
 from gemmatune_trainer.data.pack import collate
 from gemmatune_trainer.errors import InvalidConfig
@@ -27,28 +26,13 @@ from gemmatune_trainer.stop import StopFlag
 from tests.support.otherrank import OtherToldToStop
 from tests.support.plaintraining import reference
 from tests.support.soak import SOAK
+from tests.support.watcher import Watcher
 from tests.trainer.conftest import ListedRows
 from tests.xla.conftest import DEVICES, MESHES
 
 MakeConfig = Callable[..., RunConfig]
 LENGTHS = [40, 5, 38, 6, 39, 4, 41, 7, 20, 30, 33, 12, 90, 100, 17, 22]
 TOLERANCE = 1e-4
-
-
-class Watcher:
-    """Keeps the steps; `at` is called after each."""
-
-    def __init__(self, at: Callable[[Step], None] = lambda step: None) -> None:
-        self.steps: list[Step] = []
-        self._at = at
-
-    def micro_batch(self) -> None:
-        """Nothing."""
-
-    def step_done(self, step: Step) -> None:
-        """Keeps it."""
-        self.steps.append(step)
-        self._at(step)
 
 
 def loaded(config: RunConfig) -> XlaBackend:

@@ -12,9 +12,10 @@ import torch
 
 from gemmatune_api.runconfig import RunConfig
 from tests.support.torchstate import trained_by_torch
+from tests.support.watcher import Watcher
 from tests.trainer.conftest import ListedRows
 from tests.xla.conftest import MESHES
-from tests.xla.test_backend import LENGTHS, TOLERANCE, Watcher, loaded
+from tests.xla.test_backend import LENGTHS, TOLERANCE, loaded
 
 BLOCK = 256
 SAVED, STEPS = 2, 4

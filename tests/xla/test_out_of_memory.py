@@ -10,9 +10,10 @@ import pytest
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.fixed import FixedBatches
 from gemmatune_trainer.errors import AcceleratorOutOfMemory
+from tests.support.watcher import Watcher
 from tests.trainer.conftest import ListedRows
 from tests.xla.conftest import DEVICES
-from tests.xla.test_backend import LENGTHS, Watcher, loaded
+from tests.xla.test_backend import LENGTHS, loaded
 
 
 def exhausted(*arguments: Any) -> None:
