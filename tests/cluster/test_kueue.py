@@ -92,7 +92,8 @@ class Kueue:
 
     def admit(self, suffix: str, flavor: str) -> Object:
         """Sets the flavor's node selector and toleration while the Job is suspended, then lets it go."""
-        template = self._stage.job(suffix)["spec"]["template"]["spec"]
+        job = wait_for(lambda: _takes_a_flavor(self._stage.job(suffix)), f"Job {suffix} to be wound down")
+        template = job["spec"]["template"]["spec"]
         pod = {
             "nodeSelector": {**template.get("nodeSelector", {}), "flavor": flavor},
             "tolerations": [*template["tolerations"], {"key": "flavor", "operator": "Exists"}],
@@ -103,6 +104,17 @@ class Kueue:
     def evict(self, suffix: str) -> None:
         """Takes the admission back."""
         self._stage.api.patch(self.path(suffix), {"spec": {"suspend": True}})
+
+
+def _takes_a_flavor(job: Object) -> Object | None:
+    """The Job once the API server lets its pod template change.
+
+    That is later than the end of its last pod: the Job controller writes down first that it stands still.
+    """
+    status = job.get("status") or {}
+    states = {each["type"]: each["status"] for each in status.get("conditions") or []}
+    started = "startTime" in status and states.get("Suspended") != "True"
+    return None if started or status.get("active") else job
 
 
 def _age(moment: str) -> timedelta:
