@@ -19,6 +19,7 @@ from gemmatune_api.names import ENV_CACHE, ENV_GCS_ENDPOINT
 from gemmatune_api.runconfig import RunConfig, RunMesh
 from gemmatune_api.spec import ImageTextFormat
 from gemmatune_trainer.data import images, prepared
+from gemmatune_trainer.data.mapped import PreparedImages
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig, TrainerError
 from gemmatune_trainer.prepare import prepare
 from gemmatune_trainer.stop import StopFlag
@@ -83,12 +84,12 @@ def configure(folder: Path, tmp_path: Path) -> Configure:
     return make
 
 
-def loaded(config: RunConfig, tmp_path: Path) -> prepared.PreparedImages:
+def loaded(config: RunConfig, tmp_path: Path) -> PreparedImages:
     result = prepare(config, StopFlag())
     assert result.data is not None
     storage = open_storage(config.output.uri)
     found = prepared.load(storage, config.output.uri, result.data.hash or "", tmp_path / "loaded")
-    assert isinstance(found, prepared.PreparedImages)
+    assert isinstance(found, PreparedImages)
     return found
 
 

@@ -22,6 +22,7 @@ from gemmatune_trainer import checkpoints, manifest, merged, modelcache, samples
 from gemmatune_trainer.backends import forms
 from gemmatune_trainer.checkpoints import Checkpoints
 from gemmatune_trainer.data import prepared
+from gemmatune_trainer.data.mapped import SCHEMA
 from gemmatune_trainer.errors import DataInvalid, Interrupted, InvalidConfig, OutputInUse, TrainerError, explain
 from gemmatune_trainer.evaluation import Evaluation
 from gemmatune_trainer.generation import _published
@@ -176,8 +177,8 @@ def rows(storage: Storage, tmp_path: Path) -> dict[str, Any]:
     """A manifest of rows that are there."""
     folder = tmp_path / "out" / prepared.prefix_of("d" * 16)
     folder.mkdir(parents=True)
-    with pa.OSFile(str(folder / prepared.ROWS), "wb") as sink, pa.ipc.new_file(sink, prepared._SCHEMA) as writer:
-        writer.write_batch(pa.record_batch([[[1, 2]], [[True, False]]], schema=prepared._SCHEMA))
+    with pa.OSFile(str(folder / prepared.ROWS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([[[1, 2]], [[True, False]]], schema=SCHEMA))
     (folder / prepared.STATISTICS).write_text(STATUS.model_dump_json(by_alias=True))
     files = [
         {"name": path.name, "size": path.stat().st_size, "crc32c": crc32c(path)} for path in sorted(folder.iterdir())

@@ -15,6 +15,7 @@ from gemmatune_api.names import ENV_GCS_ENDPOINT
 from gemmatune_api.runconfig import RunDataset
 from gemmatune_trainer.data import prepared, spool
 from gemmatune_trainer.data.formats import Conversation, Document, Text, Turn
+from gemmatune_trainer.data.mapped import PreparedData
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.templates import render
 from gemmatune_trainer.data.tokenize import RowTokenizer
@@ -63,7 +64,7 @@ def test_statistics_and_rows(tmp_path, tokenizer):
     kept = spooled(tmp_path, *DOCUMENTS)
     status = prepared.write(kept, dataset(), tokenizer, tmp_path / "rows")
     expected = [tokenizer.encode(render(document, RULES)) for document in DOCUMENTS]
-    data = prepared.PreparedData(tmp_path / "rows" / prepared.ROWS, status)
+    data = PreparedData(tmp_path / "rows" / prepared.ROWS, status)
     assert data.rows == 4
     assert [data.row(index) for index in range(4)] == [(row.input_ids, row.labels) for row in expected]
     assert data.lengths().tolist() == [len(row.input_ids) for row in expected]
@@ -123,7 +124,7 @@ def test_more_rows_than_a_batch(tmp_path, tokenizer, monkeypatch, name, bound):
     monkeypatch.setattr(prepared, name, bound)
     documents = [Text("Hello " * (number % 5 + 1)) for number in range(50)]
     kept = spooled(tmp_path, *documents)
-    data = prepared.PreparedData(
+    data = PreparedData(
         tmp_path / "rows" / prepared.ROWS, prepared.write(kept, dataset(), tokenizer, tmp_path / "rows")
     )
     assert data.rows == 50

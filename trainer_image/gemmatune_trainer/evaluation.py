@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend, Snapshot
-from gemmatune_trainer.data.prepared import PreparedData
+from gemmatune_trainer.data.mapped import PreparedData
 from gemmatune_trainer.errors import DataInvalid, naming
 from gemmatune_trainer.history import Evaluated, History
 from gemmatune_trainer.logs import log

@@ -8,6 +8,7 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer import access, backends, manifest
 from gemmatune_trainer.backends.base import Rows
 from gemmatune_trainer.data import prepared
+from gemmatune_trainer.data.mapped import PreparedData
 from gemmatune_trainer.models import ModelFiles, cache_folder, fetch
 from gemmatune_trainer.ranks import Ranks
 from gemmatune_trainer.stop import StopFlag
@@ -31,7 +32,7 @@ def follow(config: RunConfig, stop: StopFlag, ranks: Ranks) -> TerminationMessag
         return TerminationMessage(reason=Reason.COMPLETED, message="The run is finished already.")
     ranks.join(config.device, config.backend)
 
-    def fetched() -> tuple[ModelFiles, prepared.PreparedData]:
+    def fetched() -> tuple[ModelFiles, PreparedData]:
         files = fetch(config.model, weights=True, revision=claimed.model_revision)
         return files, prepared.load(storage, config.output.uri, claimed.data_hash, cache_folder("data"))
 

@@ -15,6 +15,7 @@ from gemmatune_api.runconfig import RunConfig
 from gemmatune_api.status import Artifacts
 from gemmatune_trainer import access, manifest, merged, ownership
 from gemmatune_trainer.data import prepared
+from gemmatune_trainer.data.mapped import PreparedData
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.errors import DataInvalid, InvalidConfig, naming
 from gemmatune_trainer.generation import terminator_ids
@@ -84,7 +85,7 @@ def _merged(
     config: RunConfig,
     files: ModelFiles,
     adapter: Path,
-    rows: prepared.PreparedData,
+    rows: PreparedData,
     folder: Path,
     alive: Callable[[str], None],
 ) -> Scores:
@@ -122,7 +123,7 @@ def fetch_adapter(storage: Storage, finished: manifest.Finished, folder: Path) -
     return folder
 
 
-def known_rows(rows: prepared.PreparedData) -> list[Row]:
+def known_rows(rows: PreparedData) -> list[Row]:
     """The first rows, until they have KNOWN_TOKENS tokens."""
     found: list[Row] = []
     tokens = 0

@@ -17,6 +17,7 @@ from gemmatune_trainer import access, backends, manifest, ownership, report
 from gemmatune_trainer.backends.base import Backend, Snapshot, Step, Tally
 from gemmatune_trainer.checkpoints import Checkpoints, Restored, Schedule
 from gemmatune_trainer.data import prepared
+from gemmatune_trainer.data.mapped import PreparedData
 from gemmatune_trainer.data.order import steps_per_epoch
 from gemmatune_trainer.divergence import LossWatch
 from gemmatune_trainer.errors import DataInvalid, Interrupted, LossDiverged, TrainerError, explain, naming
@@ -140,7 +141,7 @@ def _verify(
     backend: Backend,
     samples: Samples,
     folder: Path,
-    rows: prepared.PreparedData,
+    rows: PreparedData,
     watchdog: Watchdog,
     stop: StopFlag,
 ) -> None:
@@ -288,7 +289,7 @@ class Attempt:
         planned = config.checkpoint
         self._schedule = Schedule(planned.every_steps, planned.every_seconds, time.monotonic())
 
-    def train(self, rows: prepared.PreparedData) -> None:
+    def train(self, rows: PreparedData) -> None:
         """Trains to the last step.
 
         Raises:

@@ -12,8 +12,8 @@ from pydantic import Field
 from gemmatune_api.runconfig import RunConfig
 from gemmatune_trainer.backends.base import Backend
 from gemmatune_trainer.data import images
+from gemmatune_trainer.data.mapped import PreparedData, PreparedImages
 from gemmatune_trainer.data.pack import IGNORED
-from gemmatune_trainer.data.prepared import PreparedData, PreparedImages
 from gemmatune_trainer.data.templates import prompt as render_prompt
 from gemmatune_trainer.logs import log
 from gemmatune_trainer.models import ModelFiles

@@ -1,9 +1,8 @@
-"""Tokenised rows under the output prefix, by the hash of what they were made from: written once, loaded memory-mapped.
+"""Tokenised rows under the output prefix, by the hash of what they were made from: written once, then only loaded.
 
-`prepared/DATAHASH/` holds rows.arrow (Arrow IPC: input_ids as list<int32>, trained as list<bool>, of rows with images
-also the image's place as int32), evaluation.arrow where rows are kept for evaluation, images.bin (imagestore.py) where
-they have images, statistics.json and, written last, manifest.json with the sizes and CRC32C of all. Without it nothing
-there exists.
+`prepared/DATAHASH/` holds rows.arrow (mapped.py), evaluation.arrow where rows are kept for evaluation, images.bin
+(imagestore.py) where they have images, statistics.json and, written last, manifest.json with the sizes and CRC32C of
+all. Without it nothing there exists.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
@@ -29,7 +27,8 @@ from gemmatune_api.runconfig import RunDataset
 from gemmatune_api.status import DataStatus
 from gemmatune_trainer.data.digests import held_out
 from gemmatune_trainer.data.formats import Document, ImageText, characters
-from gemmatune_trainer.data.imagestore import ImageStore, pixels
+from gemmatune_trainer.data.imagestore import ImageStore
+from gemmatune_trainer.data.mapped import SCHEMA, PreparedData, PreparedImages, with_images
 from gemmatune_trainer.data.pack import IGNORED
 from gemmatune_trainer.data.spool import Spool
 from gemmatune_trainer.data.templates import render
@@ -49,8 +48,6 @@ BATCH_LENGTH = 1 << 20
 Item = TypeVar("Item")
 _VERSION = 1
 """To be raised when the same documents would become other tokens or labels."""
-_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
-_IMAGE, _IMAGE_SIZE = "image", b"imageSize"
 
 
 def prefix_of(data_hash: str) -> str:
@@ -129,7 +126,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained, held = _split(spool, dataset, evaluation)
-    schema = _schema(images)
+    schema = SCHEMA if images is None else with_images(images.size)
 
     def tokenised(documents: Iterable[tuple[str, Document]], name: str) -> _Counts:
         counts = _Counts()
@@ -157,12 +154,6 @@ def write(
     if images is not None:
         images.finish(folder / IMAGES)
     return status
-
-
-def _schema(images: ImageStore | None) -> pa.Schema:
-    if images is None:
-        return _SCHEMA
-    return _SCHEMA.append(pa.field(_IMAGE, pa.int32())).with_metadata({_IMAGE_SIZE: str(images.size)})
 
 
 _Documents = Iterable[tuple[str, Document]]
@@ -322,65 +313,6 @@ def _manifest_files(storage: Storage, name: str) -> list[_File]:
     return manifest.files
 
 
-class PreparedData:
-    """Tokenised rows, memory-mapped: opening costs nothing, whatever their number."""
-
-    def __init__(self, path: Path, statistics: DataStatus, evaluation: PreparedData | None = None) -> None:
-        self.statistics = statistics
-        """What prepare counted."""
-        self.evaluation = evaluation
-        """The rows kept for evaluation."""
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._metadata = reader.schema.metadata or {}
-        self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        self._begins = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self._begins[-1])
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of every row, shape [rows]."""
-        parts = [np.diff(batch.column(0).offsets.to_numpy()) for batch in self._batches]
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-
-    def row(self, index: int) -> tuple[list[int], list[int]]:
-        """Input ids and labels of a row (labels IGNORED where not trained).
-
-        Raises:
-            IndexError: no such row.
-        """
-        batch, place = self._place(index)
-        column, labels = batch.column(0), batch.column(1)
-        begin, end = column.offsets.to_numpy()[place : place + 2].tolist()
-        ids = column.values.to_numpy()[begin:end]
-        trained = labels.values[begin:end].to_numpy(zero_copy_only=False)
-        return ids.tolist(), np.where(trained, ids, IGNORED).tolist()
-
-    def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
-        """A row's batch and place in it."""
-        if not 0 <= index < self.rows:
-            raise IndexError(f"row {index} of {self.rows}")
-        found = int(np.searchsorted(self._begins, index, side="right")) - 1
-        return self._batches[found], index - int(self._begins[found])
-
-
-class PreparedImages(PreparedData):
-    """Tokenised rows with an image each, memory-mapped too."""
-
-    def __init__(
-        self, path: Path, statistics: DataStatus, images: Path, evaluation: PreparedImages | None = None
-    ) -> None:
-        super().__init__(path, statistics, evaluation)
-        self._pixels = pixels(images, int(self._metadata[_IMAGE_SIZE]))
-
-    def image(self, index: int) -> npt.NDArray[np.uint8]:
-        """The picture of a row, [height, width, 3] in bytes. Raises IndexError: no such row."""
-        batch, place = self._place(index)
-        return self._pixels[batch.column(2)[place].as_py()]
-
-
 def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedData:
     """The prepared rows of a hash, downloaded once into `cache`.
 
@@ -410,7 +342,7 @@ def load(storage: Storage, output_uri: str, name: str, cache: Path) -> PreparedD
     try:
         statistics = DataStatus.model_validate_json((folder / STATISTICS).read_bytes())
         found: PreparedData = rows(ROWS, rows(EVALUATION) if EVALUATION in wanted else None)
-    except (ValueError, KeyError, pa.ArrowException) as error:
+    except ValueError as error:
         raise DataInvalid(f"{where} cannot be read: {shortened(str(error))}", remedy) from error
     return found
 
