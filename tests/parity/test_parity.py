@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,12 @@ def test_a_run_moves_to_another_backend(trained: Trained, tmp_path: Path, source
 
 
 @only_in_soak
-@pytest.mark.parametrize(("source", "target"), [("torch", "xla"), ("xla", "torch")])
+@pytest.mark.parametrize(("source", "target"), list(permutations(BACKENDS, 2)))
 def test_full_tuning_moves_to_another_backend(tmp_path: Path, source: Backend, target: Backend) -> None:
-    """From the checkpoint on it does what the undisturbed run does; its result is the model that it has measured."""
+    """From the checkpoint on it does what the undisturbed run does; its result is the model that it has measured.
+
+    To and from keras the optimizer begins anew: there only the first loss is that of the undisturbed run.
+    """
     model, steps, saved = write_model(tmp_path / "model", "3"), 30, 20
     changes = {"kind": "full", "learning_rate": 1e-3}
     first, then = (config_of(backend, model, tmp_path, steps, **changes) for backend in (source, target))
@@ -212,9 +216,13 @@ def test_full_tuning_moves_to_another_backend(tmp_path: Path, source: Backend, t
     (undisturbed, there), (losses, here) = history(first), history(config)
     assert len(losses) == steps
     assert losses[:saved] == undisturbed[:saved], "the history moves too"
-    assert losses[saved:] == pytest.approx(undisturbed[saved:], rel=SAME)
     assert rates(config) == pytest.approx(rates(first), rel=1e-9)
-    assert here[-1] == pytest.approx(there[-1], rel=10 * SAME)
+    if "keras" in (source, target):
+        assert losses[saved] == pytest.approx(undisturbed[saved], rel=SAME)
+        assert here[-1] == pytest.approx(there[-1], rel=0.05)
+    else:
+        assert losses[saved:] == pytest.approx(undisturbed[saved:], rel=SAME)
+        assert here[-1] == pytest.approx(there[-1], rel=10 * SAME)
     assert undisturbed[-1] < 0.95 * undisturbed[0]
     tuned = AutoModelForCausalLM.from_pretrained(output(config) / "model", dtype=torch.float32).eval()
     assert loss(tuned, held_out(config, tmp_path / "rows")) == pytest.approx(here[-1], rel=10 * SAME)
