@@ -143,7 +143,8 @@ def test_long_documents_are_not_in_memory_together(tmp_path, tokenizer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "BATCH_LENGTH", 1 << 16)
-        assert peak(24) < 1.3 * peak(8)
+        # How many batches are under way at once depends on the threads; all of them would be six times as much.
+        assert peak(48) < 2 * peak(8)
 
 
 def test_the_hash_covers_what_decides_the_tokens(tmp_path, tokenizer):
