@@ -84,7 +84,7 @@ soak-chaos: setup ## 30 kills of the trainer, every fault of its storage, and wh
 test-trainer: setup ## The trainer, on tiny models and on the real Gemma 3 270M
 	$(call step,trainer tests,OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile tests/trainer)
 
-test-xla: setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
+test-xla: setup setup-xla kube ## Backend xla on virtual devices, and a TPU resource on the real control plane
 	$(call step,xla tests,$(IN_XLA) run --frozen --no-sync pytest -n 2 --dist loadfile tests/xla)
 
 soak-upgrade: setup setup-xla setup-keras ## Runs that former releases left midway go on, with xla and keras too; all moves
